@@ -1,0 +1,124 @@
+//! Header fields that belong to one connection and must not cross the proxy.
+
+use http::header::{
+    CONNECTION, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
+};
+
+/// Says on every refusal which one it is; its value is a stable code.
+pub const VALETKEY_ERROR: HeaderName = HeaderName::from_static("x-valetkey-error");
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+
+/// Takes out what is meant for this connection only: everything that `Connection` lists, and the
+/// fields that RFC 9110 section 7.6.1 names. `TE: trailers` is kept, for it is a promise that we keep.
+///
+/// Must run before injection, so that `Connection: authorization` cannot drop what we set.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        strip_listed(headers);
+    }
+    let wants_trailers = headers.get_all(TE).iter().any(accepts_trailers);
+    for name in [CONNECTION, KEEP_ALIVE, TE, TRANSFER_ENCODING, UPGRADE] {
+        headers.remove(name);
+    }
+    strip_proxy_fields(headers);
+    if wants_trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// Whether a field may be set by a rule: not one that frames a message or belongs to a connection.
+pub fn may_be_injected(name: &HeaderName) -> bool {
+    const FRAMING: [&str; 9] = [
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ];
+    !FRAMING.contains(&name.as_str()) && !is_proxy_field(name)
+}
+
+fn strip_listed(headers: &mut HeaderMap) {
+    let listed: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|token| token.trim().parse().ok())
+        .collect();
+    for name in listed {
+        headers.remove(name);
+    }
+}
+
+/// `Proxy-Authorization`, `Proxy-Connection` and their like: between the client and us.
+fn strip_proxy_fields(headers: &mut HeaderMap) {
+    let found: Vec<HeaderName> =
+        headers.keys().filter(|name| is_proxy_field(name)).cloned().collect();
+    for name in found {
+        headers.remove(name);
+    }
+}
+
+fn is_proxy_field(name: &HeaderName) -> bool {
+    name.as_str().starts_with("proxy-")
+}
+
+fn accepts_trailers(value: &HeaderValue) -> bool {
+    let is_trailers = |coding: &str| coding.trim().eq_ignore_ascii_case("trailers");
+    value.to_str().is_ok_and(|text| text.split(',').any(is_trailers))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stripped(fields: &[(&str, &str)]) -> Vec<String> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+        }
+        strip_hop_by_hop(&mut headers);
+        let mut left: Vec<String> = headers
+            .iter()
+            .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
+            .collect();
+        left.sort();
+        left
+    }
+
+    #[test]
+    fn only_end_to_end_fields_are_left() {
+        type Row = (&'static [(&'static str, &'static str)], &'static [&'static str]);
+        let table: &[Row] = &[
+            (&[("accept", "*/*"), ("connection", "keep-alive")], &["accept: */*"]),
+            (
+                &[("connection", "authorization, X-Own"), ("authorization", "a"), ("x-own", "b")],
+                &[],
+            ),
+            (
+                &[("connection", "a"), ("connection", "b"), ("a", "1"), ("b", "2"), ("c", "3")],
+                &["c: 3"],
+            ),
+            (&[("te", "gzip, Trailers")], &["te: trailers"]),
+            (&[("te", "gzip"), ("transfer-encoding", "chunked"), ("upgrade", "h2c")], &[]),
+            (&[("proxy-authorization", "Basic x"), ("proxy-connection", "keep-alive")], &[]),
+        ];
+        for (given, left) in table {
+            assert_eq!(stripped(given), *left, "{given:?}");
+        }
+    }
+
+    #[test]
+    fn framing_fields_are_not_for_rules() {
+        for name in ["host", "content-length", "proxy-authorization", "connection"] {
+            assert!(!may_be_injected(&HeaderName::from_static(name)), "{name}");
+        }
+        assert!(may_be_injected(&HeaderName::from_static("authorization")));
+    }
+}

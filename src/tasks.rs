@@ -1,0 +1,63 @@
+//! Spawns every task of the program, so that shutdown can wait for them.
+
+use std::future::Future;
+
+use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
+
+/// A set of tasks that ends together. Clones are the same set.
+///
+/// The program keeps two: one for connections, which shutdown may cut after a deadline, and one for
+/// refreshes, which it must wait for.
+#[derive(Clone, Debug, Default)]
+pub struct Tasks(TaskTracker);
+
+impl Tasks {
+    /// An empty set.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Starts a task. Dropping the handle leaves the task running.
+    #[expect(clippy::disallowed_methods, reason = "the one home of spawning")]
+    pub fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        tokio::spawn(self.0.track_future(future))
+    }
+
+    /// Runs a short blocking job (a file, a lock) off the runtime's threads.
+    #[expect(clippy::disallowed_methods, reason = "the one home of spawning")]
+    pub fn spawn_blocking<F, T>(&self, job: F) -> JoinHandle<T>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        let token = self.0.token();
+        tokio::task::spawn_blocking(move || {
+            let _running = token;
+            job()
+        })
+    }
+
+    /// Waits until no task is left. Tasks may still be added meanwhile, and are waited for too.
+    pub async fn finished(&self) {
+        self.0.close();
+        self.0.wait().await;
+    }
+
+    /// How many tasks are running.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl<F> hyper::rt::Executor<F> for Tasks
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        self.spawn(future);
+    }
+}
