@@ -8,7 +8,7 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::credential::{Credential, Field};
 use crate::headers::may_be_injected;
-use crate::secret::UnfitSecret;
+pub use crate::secret::UnfitSecret;
 
 /// What a rule does to the header fields of a request.
 ///
@@ -129,6 +129,14 @@ impl Template {
         Self(vec![Part::Field(Field::Token)])
     }
 
+    /// The fields that it has places for.
+    pub fn fields(&self) -> impl Iterator<Item = Field> {
+        self.0.iter().filter_map(|part| match part {
+            Part::Field(field) => Some(*field),
+            Part::Literal(_) => None,
+        })
+    }
+
     /// `None` when one of its fields is empty.
     fn render(&self, credential: &Credential) -> Result<Option<HeaderValue>, UnfitSecret> {
         // Wiped on drop: the header value keeps the only copy that stays.
@@ -140,7 +148,7 @@ impl Template {
                     credential.token().check_field_value()?;
                     text.push_str(credential.token().expose());
                 }
-                Part::Field(field) => match credential.field(*field) {
+                Part::Field(field) => match credential.account().field(*field) {
                     Some(value) => text.push_str(value),
                     None => return Ok(None),
                 },

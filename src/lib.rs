@@ -1,10 +1,22 @@
 //! A localhost HTTPS forward proxy that signs tools in without giving them the keys.
 
+pub mod cli;
+pub mod client_env;
 pub mod clock;
+pub mod config;
 pub mod credential;
 pub mod headers;
 pub mod inject;
+pub mod oauth;
 pub mod origin;
+pub mod proxy;
 pub mod rules;
+pub mod sandbox;
 pub mod secret;
+pub mod source;
+pub mod store;
 pub mod tasks;
+pub mod telemetry;
+pub mod tls;
+pub mod tokens;
+pub mod upstream;

@@ -49,14 +49,18 @@ impl HostPattern {
 
     /// Whether the target is one of these.
     pub fn matches(&self, target: &Target) -> bool {
-        self.port == target.port
-            && match (&self.host, &target.host) {
-                (HostMatch::Exact(host), wanted) => host == wanted,
-                (HostMatch::Wildcard(suffix), Host::Name(name)) => name
-                    .split_once('.')
-                    .is_some_and(|(label, rest)| !label.is_empty() && *rest == **suffix),
-                (HostMatch::Wildcard(_), Host::Ip(_)) => false,
-            }
+        self.port == target.port && self.matches_host(&target.host)
+    }
+
+    /// Whether the host is one of these, at whatever port.
+    pub fn matches_host(&self, wanted: &Host) -> bool {
+        match (&self.host, wanted) {
+            (HostMatch::Exact(host), wanted) => host == wanted,
+            (HostMatch::Wildcard(suffix), Host::Name(name)) => name
+                .split_once('.')
+                .is_some_and(|(label, rest)| !label.is_empty() && *rest == **suffix),
+            (HostMatch::Wildcard(_), Host::Ip(_)) => false,
+        }
     }
 
     /// The one host of the pattern; `None` for a wildcard.

@@ -1,0 +1,21 @@
+# What CI runs, and nothing else.
+check:
+    .ci/run
+
+test *ARGS:
+    cargo nextest run {{ARGS}}
+
+fmt:
+    cargo fmt
+
+doc:
+    cargo doc --no-deps --open
+
+run *ARGS:
+    cargo run -- {{ARGS}}
+
+bench *ARGS:
+    cargo bench --bench end_to_end -- {{ARGS}}
+
+release:
+    cargo build --release --locked

@@ -1,0 +1,130 @@
+//! The command line: what was typed becomes a configuration once, and one command runs on it.
+
+mod ca;
+mod check;
+mod completions;
+mod demo;
+mod env;
+mod explain;
+mod login;
+mod output;
+mod process;
+mod run;
+mod running;
+mod serve;
+mod start;
+mod status;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::env::{Environment, LOG};
+use crate::config::{Config, Overrides};
+use crate::telemetry;
+use output::{Failure, WRONG_USE};
+
+/// A localhost HTTPS proxy that signs tools in without giving them the keys.
+///
+/// Start a tool with `valetkey run -- TOOL`: it gets a proxy of its own, which attaches your Codex login or
+/// API key to the requests that your rules name. The tool never sees the credential.
+#[derive(Debug, Parser)]
+#[command(name = "valetkey", version, propagate_version = true, disable_help_subcommand = true)]
+struct Arguments {
+    /// Configuration file, instead of $XDG_CONFIG_HOME/valetkey/config.toml
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// What to log to standard error: `info`, `debug`, `valetkey::proxy=trace`, …
+    #[arg(long, global = true, value_name = "FILTER")]
+    log: Option<String>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Save a login that valetkey and Codex share
+    Login(login::Arguments),
+    /// Show who is signed in, how, and until when
+    Status(status::Arguments),
+    /// Run the proxy in the foreground
+    Serve(serve::Arguments),
+    /// Run a program behind a proxy of its own
+    Run(run::Arguments),
+    /// Print the variables that put a shell behind the running proxy
+    Env(env::Arguments),
+    /// Show the local CA that intercepted hosts are signed by
+    Ca(ca::Arguments),
+    /// Read the configuration and everything that it names, and show every mistake
+    Check,
+    /// Say what would happen to a request: which rule, which credential, which headers, or why not
+    Explain(explain::Arguments),
+    /// Show the whole thing at work, on this machine alone, in a few seconds
+    Demo,
+    /// Print a completion script for a shell
+    Completions(completions::Arguments),
+}
+
+/// Runs the program as it was typed, and gives its exit status.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        // `--help` and `--version` come this way too, and are no mistakes.
+        Err(error) => {
+            let _closed_pipe = error.print();
+            return ExitCode::from(if error.use_stderr() { WRONG_USE } else { 0 });
+        }
+    };
+    match dispatch(arguments) {
+        Ok(status) => status,
+        Err(failure) => ExitCode::from(failure.report()),
+    }
+}
+
+/// What a command starts from.
+struct Typed {
+    env: Environment,
+    overrides: Overrides,
+}
+
+impl Typed {
+    /// The configuration, with its mistakes shown all at once.
+    fn config(&self) -> Result<Config, Failure> {
+        let mut config = Config::load(&self.overrides, &self.env).map_err(output::mistakes)?;
+        // A valetkey inside another one's environment goes out beside it, not through it.
+        let runtime_dir = config.paths.runtime_dir.clone();
+        config.upstream.ignore_proxies(|target| running::is_ours(&runtime_dir, target));
+        Ok(config)
+    }
+}
+
+fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
+    let env = Environment::from_process();
+    let filter = arguments.log.or_else(|| env.text(LOG));
+    let quiet = matches!(arguments.command, Command::Run(_) | Command::Demo);
+    let filter = filter.unwrap_or_else(|| if quiet { "warn" } else { "info" }.to_owned());
+    telemetry::start(&filter)
+        .map_err(|mistake| Failure::new(format!("--log: {mistake}")).status(WRONG_USE))?;
+
+    let overrides = Overrides { config: arguments.config, ..Overrides::default() };
+    let mut typed = Typed { env, overrides };
+    match arguments.command {
+        Command::Ca(arguments) => ca::run(&arguments, &typed),
+        Command::Check => check::run(&typed),
+        Command::Completions(arguments) => Ok(completions::run::<Arguments>(&arguments)),
+        Command::Demo => demo::run(&typed.env),
+        Command::Env(arguments) => env::run(&arguments, &typed),
+        Command::Explain(arguments) => explain::run(&arguments, &typed),
+        Command::Login(arguments) => login::run(&arguments, &typed),
+        Command::Run(arguments) => run::run(&arguments, &typed),
+        Command::Serve(arguments) => {
+            typed.overrides.listen.clone_from(&arguments.listen);
+            typed.overrides.server_info.clone_from(&arguments.server_info);
+            serve::run(&typed)
+        }
+        Command::Status(arguments) => status::run(&arguments, &typed),
+    }
+}

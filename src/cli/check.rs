@@ -1,0 +1,41 @@
+//! `valetkey check`: reads the configuration and everything that it names.
+
+use std::process::ExitCode;
+
+use super::Typed;
+use super::output::{self, Failure};
+use super::start::{self, WayOut, ca_dir};
+use crate::config::CredentialKind;
+use crate::tls::ca::LocalCa;
+
+pub(super) fn run(typed: &Typed) -> Result<ExitCode, Failure> {
+    let config = typed.config()?;
+    let roots = LocalCa::load_roots(&ca_dir(&config)).map_err(output::hinted)?;
+    let mut wrong = Vec::new();
+    if let Err(failure) = WayOut::new(&config.upstream, &roots) {
+        wrong.push(failure);
+    }
+    for (name, kind) in &config.credentials {
+        if let CredentialKind::ApiKey { source } = kind
+            && let Err(error) = start::source_of(source, &typed.env).load()
+        {
+            wrong.push(output::hinted(error).about(&format!("credential `{name}`")));
+        }
+    }
+    for failure in &wrong {
+        failure.report();
+    }
+    if !wrong.is_empty() {
+        return Ok(ExitCode::FAILURE);
+    }
+    let mut rules: Vec<&str> = config.rules.iter().map(|rule| rule.name.as_str()).collect();
+    rules.dedup();
+    let file = &config.paths.config_file;
+    let read = if file.exists() { file.display().to_string() } else { "the defaults alone".into() };
+    output::words(format_args!(
+        "ok: {read}; {} rules, {} credentials",
+        rules.len(),
+        config.credentials.len()
+    ));
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,121 @@
+//! `valetkey env`: the variables that put a shell behind the running proxy.
+
+use std::process::ExitCode;
+
+use clap::ValueEnum;
+use serde_json::{Map, Value};
+
+use super::output::{self, Failure};
+use super::start::{WayOut, ca_dir};
+use super::{Typed, process, running};
+use crate::tls::ca::LocalCa;
+
+/// What `env` takes.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The form to print them in [default: that of $SHELL]
+    #[arg(long, value_enum)]
+    shell: Option<Shell>,
+}
+
+/// The forms that the variables are printed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Shell {
+    /// sh, bash, zsh: for `eval`
+    #[value(aliases = ["sh", "zsh", "dash", "ksh"])]
+    Bash,
+    /// fish: for `| source`
+    Fish,
+    /// PowerShell: for `| Invoke-Expression`
+    #[value(alias = "pwsh")]
+    Powershell,
+    /// A .env file
+    Dotenv,
+    /// One JSON object
+    Json,
+    /// Lines for the file that $GITHUB_ENV names
+    Github,
+}
+
+pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Failure> {
+    let config = typed.config()?;
+    let Some(info) = running::find(&config.paths.runtime_dir, &typed.env) else {
+        return Err(Failure::new("no proxy is running")
+            .hint("start one: valetkey serve")
+            .hint("or run one program behind a proxy of its own: valetkey run -- PROGRAM"));
+    };
+    let address =
+        info.address().ok_or_else(|| Failure::new("the running proxy's address is odd"))?;
+    let roots = LocalCa::load_roots(&ca_dir(&config)).map_err(output::hinted)?;
+    let dir = config.paths.runtime_dir.join("env");
+    process::private_dir(&dir)?;
+    let way_out = WayOut::new(&config.upstream, &roots)?;
+    let client_env = way_out.client_env(&roots, address, &typed.env, &dir)?;
+
+    let shell = arguments.shell.unwrap_or_else(|| usual_shell(typed.env.text("SHELL")));
+    let pairs = client_env.iter().map(|(name, value)| (name, value.to_string_lossy().into_owned()));
+    output::raw(&shell.print(pairs));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn usual_shell(path: Option<String>) -> Shell {
+    let name = path.as_deref().and_then(|path| path.rsplit('/').next());
+    name.and_then(|name| Shell::from_str(name, true).ok()).unwrap_or(Shell::Bash)
+}
+
+impl Shell {
+    fn print<'a>(self, pairs: impl Iterator<Item = (&'a str, String)>) -> String {
+        if self == Self::Json {
+            let object: Map<String, Value> =
+                pairs.map(|(name, value)| (name.to_owned(), value.into())).collect();
+            return format!("{:#}\n", Value::Object(object));
+        }
+        pairs.map(|(name, value)| self.line(name, &value)).collect()
+    }
+
+    fn line(self, name: &str, value: &str) -> String {
+        match self {
+            Self::Bash => format!("export {name}='{}'\n", value.replace('\'', r"'\''")),
+            Self::Fish => {
+                format!("set -gx {name} '{}'\n", value.replace('\\', r"\\").replace('\'', r"\'"))
+            }
+            Self::Powershell => format!("$env:{name} = '{}'\n", value.replace('\'', "''")),
+            // The form that both docker and the usual libraries read: no quotes, no escapes.
+            Self::Dotenv | Self::Github => format!("{name}={value}\n"),
+            Self::Json => String::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_quoted_for_each_shell() {
+        let odd = r"a b'c\d$e";
+        let table = [
+            (Shell::Bash, r"export N='a b'\''c\d$e'"),
+            (Shell::Fish, r"set -gx N 'a b\'c\\d$e'"),
+            (Shell::Powershell, r"$env:N = 'a b''c\d$e'"),
+            (Shell::Dotenv, r"N=a b'c\d$e"),
+            (Shell::Github, r"N=a b'c\d$e"),
+        ];
+        for (shell, expected) in table {
+            assert_eq!(shell.print([("N", odd.to_owned())].into_iter()).trim_end(), expected);
+        }
+    }
+
+    #[test]
+    fn the_usual_shell() {
+        let table = [
+            (Some("/usr/bin/fish"), Shell::Fish),
+            (Some("/bin/zsh"), Shell::Bash),
+            (Some("/bin/weird"), Shell::Bash),
+            (None, Shell::Bash),
+        ];
+        for (path, shell) in table {
+            assert_eq!(usual_shell(path.map(str::to_owned)), shell);
+        }
+    }
+}

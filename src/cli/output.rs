@@ -1,0 +1,163 @@
+//! The only writer of standard output and standard error.
+//!
+//! Data goes to stdout, words to stderr. An error is one lower-case line, `error: …`, with its causes
+//! behind colons and no period, and then `hint:` lines that say what to type. Colour only on a terminal,
+//! and never when `NO_COLOR` is set.
+
+use std::fmt::Display;
+use std::io::Write as _;
+use std::path::Path;
+
+use anstream::{eprintln, stderr, stdout};
+
+use crate::config::ConfigErrors;
+use crate::source::SourceError;
+use crate::tls::ca::CaError;
+use crate::tls::trust::TrustError;
+
+/// Why a command did not succeed, as its user sees it.
+#[derive(Debug)]
+pub(super) struct Failure {
+    status: u8,
+    message: String,
+    hints: Vec<String>,
+}
+
+/// Exit status for a command that was typed wrongly.
+pub(super) const WRONG_USE: u8 = 2;
+
+/// Width of the report of a configuration's mistakes, in columns: that of the smallest terminal.
+const WIDTH: usize = 80;
+
+impl Failure {
+    /// A failure with exit status 1.
+    pub(super) fn new(message: impl Into<String>) -> Self {
+        Self { status: 1, message: message.into(), hints: Vec::new() }
+    }
+
+    /// The same with another exit status.
+    #[must_use]
+    pub(super) fn status(mut self, status: u8) -> Self {
+        self.status = status;
+        self
+    }
+
+    /// The same with one more line of what to type.
+    #[must_use]
+    pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(hint.into());
+        self
+    }
+
+    /// A failure that concerns a file.
+    pub(super) fn at(file: &Path, error: impl Display) -> Self {
+        Self::new(format!("{}: {error}", file.display()))
+    }
+
+    /// The same failure, about what a setting or a variable names.
+    #[must_use]
+    pub(super) fn about(mut self, named_by: &str) -> Self {
+        self.message = format!("{named_by}: {}", self.message);
+        self
+    }
+
+    /// Prints the failure and gives its exit status. A message of several lines is printed as it is.
+    pub(super) fn report(&self) -> u8 {
+        if self.message.contains('\n') {
+            eprintln!("{}", self.message.trim_end());
+        } else {
+            eprintln!("\u{1b}[1;31merror:\u{1b}[0m {}", self.message);
+        }
+        for hint in &self.hints {
+            eprintln!("\u{1b}[1mhint:\u{1b}[0m {hint}");
+        }
+        self.status
+    }
+}
+
+/// An error that knows what to type next.
+pub(super) trait Hinted: std::error::Error {
+    /// What to type, where there is something.
+    fn hint(&self) -> Option<String>;
+}
+
+impl Hinted for CaError {
+    fn hint(&self) -> Option<String> {
+        self.hint()
+    }
+}
+
+impl Hinted for TrustError {
+    fn hint(&self) -> Option<String> {
+        self.hint().map(str::to_owned)
+    }
+}
+
+impl Hinted for SourceError {
+    fn hint(&self) -> Option<String> {
+        Some(self.hint())
+    }
+}
+
+/// The failure that an error with a hint is.
+pub(super) fn hinted<E: Hinted>(error: E) -> Failure {
+    let hint = error.hint();
+    let failure = Failure::from(error);
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+/// The failure that a configuration with mistakes is: every mistake, with its line.
+pub(super) fn mistakes(errors: ConfigErrors) -> Failure {
+    let colour = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
+    Failure::new(errors.render(colour, WIDTH)).status(WRONG_USE)
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let mut message = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            message.push_str(": ");
+            message.push_str(&error.to_string());
+            cause = error.source();
+        }
+        Self::new(message)
+    }
+}
+
+/// Writes data to stdout. A reader that has gone is not an error: it has seen enough.
+pub(super) fn data(text: impl Display) {
+    // `write!` and not `println!`, which would panic on a closed pipe.
+    let _closed_pipe = writeln!(stdout().lock(), "{text}");
+}
+
+/// Writes data to stdout as it is, without a line's end.
+pub(super) fn raw(text: &str) {
+    let _closed_pipe = stdout().lock().write_all(text.as_bytes());
+}
+
+/// Says something to the person at the terminal.
+pub(super) fn words(text: impl Display) {
+    let _closed_pipe = writeln!(stderr().lock(), "{text}");
+}
+
+/// Says that something is not as it should be, and goes on.
+pub(super) fn warning(text: impl Display) {
+    words(format_args!("\u{1b}[1;33mwarning:\u{1b}[0m {text}"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_stand_behind_colons() {
+        let inner = std::io::Error::other("disk full");
+        let outer = crate::secret::UnfitSecret::Empty;
+        assert_eq!(Failure::from(inner).message, "disk full");
+        assert_eq!(Failure::from(outer).status(4).status, 4);
+    }
+}

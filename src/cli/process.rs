@@ -1,0 +1,102 @@
+//! What a command does to its own process: hardening, signals, private folders, the runtime.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
+
+use rustix::process::Signal;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
+
+use super::output::Failure;
+
+/// Starts the threads that a proxy runs on.
+///
+/// # Errors
+///
+/// [`Failure`] when the system gives no threads.
+pub(super) fn runtime() -> Result<Runtime, Failure> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+/// Keeps this process's memory from other programs of its user: no core dump, no debugger. A child
+/// started after this gets its own back when it runs its program (prctl(2), `PR_SET_DUMPABLE`).
+pub(super) fn harden() {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+        if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+            tracing::warn!(%error, "the process could not be made undumpable");
+        }
+    }
+}
+
+/// Forbids core files for this process and all that it starts.
+pub(super) fn forbid_core_files() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    if let Err(error) = setrlimit(Resource::Core, none) {
+        tracing::warn!(%error, "core files could not be forbidden");
+    }
+}
+
+/// Makes a folder that only its user can enter, or checks one that is there.
+///
+/// # Errors
+///
+/// [`Failure`] for a folder that belongs to another user, or cannot be made.
+pub(super) fn private_dir(dir: &Path) -> Result<(), Failure> {
+    let place = |error: io::Error| Failure::new(format!("{}: {error}", dir.display()));
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(place)?;
+    let found = fs::metadata(dir).map_err(place)?;
+    if found.uid() != rustix::process::geteuid().as_raw() {
+        return Err(Failure::new(format!("{} belongs to another user", dir.display()))
+            .hint("set XDG_RUNTIME_DIR to a folder of your own"));
+    }
+    if found.mode() & 0o077 != 0 {
+        fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(place)?;
+    }
+    Ok(())
+}
+
+/// The signals that ask a program to end, or that it may have a use for.
+pub(super) struct Signals(Vec<(Signal, Stream)>);
+
+impl Signals {
+    /// Catches `SIGTERM`, `SIGINT`, `SIGHUP` and `SIGQUIT` from now on.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system.
+    pub(super) fn ending() -> io::Result<Self> {
+        Self::of(&[Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT])
+    }
+
+    /// Catches every signal that `run` passes on.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system.
+    pub(super) fn passed_on() -> io::Result<Self> {
+        use Signal as S;
+        Self::of(&[S::TERM, S::INT, S::HUP, S::QUIT, S::USR1, S::USR2, S::WINCH, S::CONT])
+    }
+
+    fn of(signals: &[Signal]) -> io::Result<Self> {
+        let stream = |of: &Signal| Ok((*of, signal(SignalKind::from_raw(of.as_raw()))?));
+        signals.iter().map(stream).collect::<io::Result<_>>().map(Self)
+    }
+
+    /// The next one to come.
+    pub(super) async fn next(&mut self) -> Signal {
+        let each = self.0.iter_mut().map(|(signal, stream)| {
+            Box::pin(async {
+                // `None` would mean that the runtime is going down, when nobody waits here any more.
+                stream.recv().await;
+                *signal
+            })
+        });
+        futures_util::future::select_all(each).await.0
+    }
+}

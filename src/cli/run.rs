@@ -1,0 +1,124 @@
+//! `valetkey run -- CMD`: a program behind a proxy of its own.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, IsTerminal as _};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{ExitCode, ExitStatus};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::{Child, Command};
+
+use super::output::{self, Failure};
+use super::process::Signals;
+use super::running::{self, ServerInfo};
+use super::start::{self, Started};
+use super::{Typed, process};
+use crate::config::{Config, CredentialKind, SourceSpec};
+
+/// What `run` takes.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The program and its arguments
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND"
+    )]
+    command: Vec<OsString>,
+}
+
+/// How long exchanges may go on after the program has ended: there is nobody left to read them.
+const DRAIN: Duration = Duration::from_millis(100);
+
+pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Failure> {
+    let config = typed.config()?;
+    process::harden();
+    process::runtime()?.block_on(run_behind(&arguments.command, typed, &config))
+}
+
+async fn run_behind(
+    command: &[OsString],
+    typed: &Typed,
+    config: &Config,
+) -> Result<ExitCode, Failure> {
+    let mut signals = Signals::passed_on()?;
+    let started = Started::new(config, &typed.env).await?;
+    let listener = start::bind(([127, 0, 0, 1], 0).into()).await?;
+    let address = listener.local_addr()?;
+    started.proxy.serve(listener);
+
+    let runtime_dir = &config.paths.runtime_dir;
+    process::private_dir(runtime_dir)?;
+    running::sweep(runtime_dir);
+    let folder = tempfile::Builder::new().prefix(running::RUN_PREFIX).tempdir_in(runtime_dir)?;
+    let info = ServerInfo::of_this_process(address, started.write_roots(folder.path())?);
+    info.write(&folder.path().join(running::FILE))?;
+    let client_env = started.client_env(address, &typed.env, folder.path())?;
+
+    let [program, arguments @ ..] = command else {
+        return Err(Failure::new("no program was named").status(output::WRONG_USE));
+    };
+    let mut child = Command::new(program);
+    child.args(arguments).envs(client_env.iter());
+    for name in variables_of_sources(config) {
+        if typed.env.get(name).is_some() {
+            output::words(format_args!(
+                "valetkey: {name} is not passed on; requests get it instead"
+            ));
+            child.env_remove(name);
+        }
+    }
+    let status = match child.spawn() {
+        Ok(child) => wait(child, &mut signals).await?,
+        Err(error) => not_started(program, &error),
+    };
+    // What came before was meant for the program.
+    let mut impatience = Signals::ending()?;
+    tokio::select! {
+        () = started.shut_down(DRAIN) => {}
+        _ = impatience.next() => {}
+    }
+    Ok(ExitCode::from(status))
+}
+
+/// Waits for the program, and passes on the signals that reach us and not it.
+async fn wait(mut child: Child, signals: &mut Signals) -> io::Result<u8> {
+    let pid = child.id().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
+    let on_terminal = io::stdin().is_terminal();
+    loop {
+        let received = tokio::select! {
+            status = child.wait() => return status.map(exit_status),
+            received = signals.next() => received,
+        };
+        // A terminal sends these to the whole foreground group, so the program has them already.
+        let by_terminal = [Signal::INT, Signal::QUIT, Signal::WINCH].contains(&received);
+        let has_it = on_terminal && by_terminal;
+        if let (Some(pid), false) = (pid, has_it) {
+            let sent = kill_process(pid, received);
+            tracing::debug!(?received, ok = sent.is_ok(), "signal passed on");
+        }
+    }
+}
+
+/// As a shell has it: the program's own status, or 128 and the number of the signal that ended it.
+fn exit_status(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code & 0xff).ok()).unwrap_or(1)
+}
+
+/// As a shell has it: 127 for a program that is not there, 126 for one that cannot be run.
+fn not_started(program: &OsStr, error: &io::Error) -> u8 {
+    let program = program.to_string_lossy();
+    Failure::new(format!("{program}: {error}")).report();
+    if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 }
+}
+
+/// The variables of our environment that hold credentials.
+fn variables_of_sources(config: &Config) -> impl Iterator<Item = &str> {
+    config.credentials.values().filter_map(|kind| match kind {
+        CredentialKind::ApiKey { source: SourceSpec::Env(name) } => Some(name.as_str()),
+        _ => None,
+    })
+}

@@ -1,0 +1,183 @@
+//! Finds the running proxy, and leaves word where this one runs.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::env::{Environment, SERVER_INFO};
+use crate::origin::Target;
+
+/// What a proxy writes down about itself.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(super) struct ServerInfo {
+    /// The TCP port.
+    pub(super) port: u16,
+    /// The process.
+    pub(super) pid: u32,
+    /// PEM file with the roots that clients must trust.
+    pub(super) ca: PathBuf,
+    /// The proxy's URL.
+    pub(super) proxy: String,
+    /// When the process started, in the kernel's own count: tells it from a later one with its pid.
+    #[serde(default)]
+    started: Option<u64>,
+}
+
+/// The name that `serve`'s file has in the runtime folder; the files of `run` have it in theirs.
+pub(super) const FILE: &str = "serve.json";
+
+/// How the folders of `run` are named in the runtime folder.
+pub(super) const RUN_PREFIX: &str = "run-";
+
+impl ServerInfo {
+    /// What this process says of its proxy.
+    pub(super) fn of_this_process(proxy: SocketAddr, ca: PathBuf) -> Self {
+        let pid = std::process::id();
+        let (port, proxy) = (proxy.port(), format!("http://{proxy}"));
+        Self { port, pid, ca, proxy, started: started(pid) }
+    }
+
+    /// Where the proxy listens.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        self.proxy.strip_prefix("http://")?.parse().ok()
+    }
+
+    /// Writes it to a file in one step, for its user alone.
+    ///
+    /// # Errors
+    ///
+    /// Those of writing.
+    pub(super) fn write(&self, path: &Path) -> io::Result<()> {
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+        let dir = dir.unwrap_or_else(|| Path::new("."));
+        let mut file = tempfile::NamedTempFile::new_in(dir)?;
+        serde_json::to_writer_pretty(&mut file, self)?;
+        file.write_all(b"\n")?;
+        file.persist(path)?;
+        Ok(())
+    }
+
+    /// Reads it; `None` when there is none, or its process is not the one that wrote it.
+    pub(super) fn read(path: &Path) -> Option<Self> {
+        let info: Self = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+        info.is_alive().then_some(info)
+    }
+
+    fn is_alive(&self) -> bool {
+        match started(self.pid) {
+            Some(started) => self.started.is_none_or(|ours| ours == started),
+            None => cfg!(not(target_os = "linux")) && self.started.is_none(),
+        }
+    }
+
+    fn is_at(&self, target: &Target) -> bool {
+        target.port == self.port && target.host.is_loopback()
+    }
+}
+
+/// All running proxies of this user, `serve`'s first.
+pub(super) fn all(runtime_dir: &Path) -> Vec<ServerInfo> {
+    let runs = fs::read_dir(runtime_dir).into_iter().flatten().flatten();
+    let of_runs = runs.map(|entry| entry.path().join(FILE));
+    [runtime_dir.join(FILE)]
+        .into_iter()
+        .chain(of_runs)
+        .filter_map(|path| ServerInfo::read(&path))
+        .collect()
+}
+
+/// Whether a proxy at this target is one of ours.
+pub(super) fn is_ours(runtime_dir: &Path, target: &Target) -> bool {
+    all(runtime_dir).iter().any(|info| info.is_at(target))
+}
+
+/// The proxy that a command speaks of: the one that `VALETKEY_SERVER_INFO` names, else the one in whose
+/// environment the command runs, else `serve`'s.
+pub(super) fn find(runtime_dir: &Path, env: &Environment) -> Option<ServerInfo> {
+    if let Some(path) = env.get(SERVER_INFO) {
+        return ServerInfo::read(Path::new(path));
+    }
+    let proxy = env.text("HTTPS_PROXY").or_else(|| env.text("https_proxy"));
+    let around =
+        proxy.and_then(|proxy| all(runtime_dir).into_iter().find(|info| info.proxy == proxy));
+    around.or_else(|| ServerInfo::read(&runtime_dir.join(FILE)))
+}
+
+/// Removes the folders of `run`s that are gone without having tidied up.
+pub(super) fn sweep(runtime_dir: &Path) {
+    let entries = fs::read_dir(runtime_dir).into_iter().flatten().flatten();
+    for dir in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(RUN_PREFIX)) {
+        let info = dir.path().join(FILE);
+        // One without a file is just being made.
+        if info.exists() && ServerInfo::read(&info).is_none() {
+            let outcome = fs::remove_dir_all(dir.path());
+            tracing::debug!(dir = %dir.path().display(), ok = outcome.is_ok(), "swept");
+        }
+    }
+}
+
+/// When a process started: field 22 of `/proc/PID/stat` (proc(5)), in clock ticks since boot.
+fn started(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the command's name in parentheses and may hold anything.
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(pid: u32) -> ServerInfo {
+        let address = SocketAddr::from(([127, 0, 0, 1], 4242));
+        ServerInfo {
+            pid,
+            started: started(pid),
+            ..ServerInfo::of_this_process(address, "ca.pem".into())
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn only_a_living_process_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE);
+        info(std::process::id()).write(&path).unwrap();
+        assert_eq!(ServerInfo::read(&path).map(|info| info.port), Some(4242));
+        assert!(is_ours(dir.path(), &Target::parse("127.0.0.1:4242").unwrap()));
+        assert!(!is_ours(dir.path(), &Target::parse("127.0.0.1:4243").unwrap()));
+        assert!(!is_ours(dir.path(), &Target::parse("a.example:4242").unwrap()));
+
+        let reused = ServerInfo { started: Some(1), ..info(std::process::id()) };
+        reused.write(&path).unwrap();
+        assert!(ServerInfo::read(&path).is_none(), "another process has its pid now");
+        fs::write(&path, "{").unwrap();
+        assert!(ServerInfo::read(&path).is_none());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn leftovers_are_swept_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let make = |name: &str, info: Option<ServerInfo>| {
+            let folder = dir.path().join(name);
+            fs::create_dir(&folder).unwrap();
+            if let Some(info) = info {
+                info.write(&folder.join(FILE)).unwrap();
+            }
+            folder
+        };
+        let dead = ServerInfo { started: Some(1), ..info(std::process::id()) };
+        let gone = make("run-1", Some(dead.clone()));
+        let kept = [
+            make("run-2", Some(info(std::process::id()))),
+            make("run-3", None),
+            make("other", Some(dead)),
+        ];
+        sweep(dir.path());
+        assert!(!gone.exists());
+        assert!(kept.iter().all(|folder| folder.exists()));
+    }
+}

@@ -1,0 +1,153 @@
+//! The variables that a client program needs to go through the proxy and to trust it: one list for
+//! `run`, `env` and whoever sets a client up.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use rustls_pki_types::CertificateDer;
+
+use crate::config::env::{Environment, UPSTREAM_CA_BUNDLE, UPSTREAM_PROXY};
+use crate::tls::pem;
+
+/// Variables whose file *replaces* the client's own roots: they get everything.
+const REPLACING: [&str; 11] = [
+    "AWS_CA_BUNDLE",
+    "CARGO_HTTP_CAINFO",
+    "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE",
+    "CURL_CA_BUNDLE",
+    "DENO_CERT",
+    "GIT_SSL_CAINFO",
+    "NIX_SSL_CERT_FILE",
+    "PIP_CERT",
+    "REQUESTS_CA_BUNDLE",
+    "SSL_CERT_FILE",
+    "npm_config_cafile",
+];
+
+/// Variables whose file is *added* to the client's own roots: they get all but the system's.
+const ADDING: [&str; 2] = ["CODEX_CA_CERTIFICATE", "NODE_EXTRA_CA_CERTS"];
+
+/// Hosts that clients reach without the proxy, besides those of the user's own `NO_PROXY`.
+const LOCAL: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
+
+/// What a client's environment is made from.
+#[derive(Debug)]
+pub struct Facts<'a> {
+    /// The proxy's address.
+    pub proxy: SocketAddr,
+    /// The system's roots.
+    pub system: &'a [CertificateDer<'static>],
+    /// The company's certificates.
+    pub bundle: &'a [CertificateDer<'static>],
+    /// Our own roots.
+    pub own: &'a [CertificateDer<'static>],
+    /// The chain in force, without a password; empty for none.
+    pub chain: &'a str,
+    /// The company's bundle in force, by its path.
+    pub bundle_path: Option<&'a Path>,
+}
+
+/// Variables to set, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClientEnv(BTreeMap<String, OsString>);
+
+impl ClientEnv {
+    /// Writes the certificate files that the variables name into `dir`, and makes the variables.
+    ///
+    /// A variable that is set already keeps the certificates of its file: each distinct former value
+    /// gets a file of its own. One that cannot be read is left out, with a warning in the log.
+    /// Several may write into one folder.
+    ///
+    /// # Errors
+    ///
+    /// Those of writing to `dir`.
+    pub fn write(facts: &Facts<'_>, env: &Environment, dir: &Path) -> io::Result<Self> {
+        let mut set = BTreeMap::new();
+        let mut files = Files { facts, dir, written: BTreeMap::new() };
+        for name in REPLACING {
+            set.insert(name.to_owned(), files.file(env.get(name).map(PathBuf::from), true)?);
+        }
+        for name in ADDING {
+            set.insert(name.to_owned(), files.file(env.get(name).map(PathBuf::from), false)?);
+        }
+        let proxy = format!("http://{}", facts.proxy);
+        for name in ["HTTPS_PROXY", "https_proxy"] {
+            set.insert(name.to_owned(), proxy.clone().into());
+        }
+        let no_proxy = no_proxy(env);
+        for name in ["NO_PROXY", "no_proxy"] {
+            set.insert(name.to_owned(), no_proxy.clone().into());
+        }
+        set.insert("NODE_USE_ENV_PROXY".to_owned(), "1".into());
+        set.insert(UPSTREAM_PROXY.to_owned(), facts.chain.into());
+        let bundle_path = facts.bundle_path.map(Path::as_os_str).unwrap_or_default();
+        set.insert(UPSTREAM_CA_BUNDLE.to_owned(), bundle_path.to_owned());
+        Ok(Self(set))
+    }
+
+    /// The variables, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &OsString)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value))
+    }
+}
+
+/// The certificate files of one client environment, one for each distinct former value.
+struct Files<'a> {
+    facts: &'a Facts<'a>,
+    dir: &'a Path,
+    written: BTreeMap<(Option<PathBuf>, bool), PathBuf>,
+}
+
+impl Files<'_> {
+    fn file(&mut self, former: Option<PathBuf>, with_system: bool) -> io::Result<OsString> {
+        let key = (former, with_system);
+        if let Some(path) = self.written.get(&key) {
+            return Ok(path.into());
+        }
+        let former = key.0.as_deref().map(certificates_of).unwrap_or_default();
+        let system = if with_system { self.facts.system } else { &[] };
+        let all = [system, self.facts.bundle, &former, self.facts.own].concat();
+        let kind = if with_system { "roots" } else { "added" };
+        let path = write_once(self.dir, kind, &pem::write_pem(&all))?;
+        let value = path.clone().into();
+        self.written.insert(key, path);
+        Ok(value)
+    }
+}
+
+/// Writes a file that is named by its contents, so that whoever writes the same folder at the same time
+/// writes the same file, and one that a client reads never changes.
+fn write_once(dir: &Path, kind: &str, contents: &str) -> io::Result<PathBuf> {
+    let mut hasher = DefaultHasher::new();
+    contents.hash(&mut hasher);
+    let path = dir.join(format!("{kind}-{:016x}.pem", hasher.finish()));
+    let mut file = tempfile::NamedTempFile::new_in(dir)?;
+    file.write_all(contents.as_bytes())?;
+    file.persist(&path)?;
+    Ok(path)
+}
+
+fn certificates_of(file: &Path) -> Vec<CertificateDer<'static>> {
+    let read = std::fs::read(file).map_err(|error| error.to_string());
+    match read.and_then(|bytes| pem::read(&bytes).map_err(|error| error.to_string())) {
+        Ok(bundle) => bundle.certificates,
+        Err(error) => {
+            let file = file.display();
+            tracing::warn!(%file, %error, "left out a certificate file of the environment");
+            Vec::new()
+        }
+    }
+}
+
+/// The user's own list, then ours; nothing twice.
+fn no_proxy(env: &Environment) -> String {
+    let theirs = env.text("no_proxy").or_else(|| env.text("NO_PROXY")).unwrap_or_default();
+    let mut hosts: Vec<&str> =
+        theirs.split(',').map(str::trim).filter(|host| !host.is_empty()).collect();
+    hosts.extend(LOCAL.iter().filter(|host| !theirs.split(',').any(|own| own.trim() == **host)));
+    hosts.join(",")
+}

@@ -1,0 +1,213 @@
+//! Settles once, at the start, what the program runs on: flags, environment and files, in that order.
+
+pub mod env;
+mod file;
+mod merge;
+mod mistakes;
+pub mod paths;
+mod presets;
+mod rule;
+mod table;
+mod text;
+mod upstream;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use crate::credential::CredentialName;
+use crate::rules::Rules;
+use env::Environment;
+use file::{Layer, Written};
+use mistakes::Mistakes;
+use paths::Paths;
+use table::At;
+
+pub use mistakes::{ConfigErrors, Mistake};
+pub use upstream::{BadProxy, BundleSetting, ProxySetting, ProxyUrl, Trust, UpstreamConfig};
+
+/// What the program runs on. Without mistakes: nobody has to check it again.
+///
+/// Layers, the highest first: flags, environment, the user's file, the system's file, the defaults, the
+/// presets in use. A setting is taken from the highest layer that has it, `use` and the listeners too.
+/// Credentials and rules are taken from all; of rules with one name the highest counts, a credential
+/// adjusts the ones of its kind below.
+#[derive(Debug)]
+pub struct Config {
+    /// Where clients are heard; at least one.
+    pub listeners: Vec<Listener>,
+    /// What is done with targets and requests. No login is known to it yet.
+    pub rules: Rules,
+    /// What rules may use.
+    pub credentials: BTreeMap<CredentialName, CredentialKind>,
+    /// How upstreams are reached.
+    pub upstream: UpstreamConfig,
+    /// Where files are.
+    pub paths: Paths,
+    /// Where else to write where the running proxy is, and where to read it.
+    pub server_info: Option<PathBuf>,
+}
+
+/// What was typed as flags.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// `--config`: the user's file.
+    pub config: Option<PathBuf>,
+    /// `--listen`: an address, unparsed.
+    pub listen: Option<String>,
+    /// `--server-info`.
+    pub server_info: Option<PathBuf>,
+}
+
+/// Where clients are heard, and which ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// Where.
+    pub address: ListenAddress,
+    /// Users let in beside our own.
+    pub allow_uids: Vec<u32>,
+    /// Whether everybody needs a pass. Always false in this version.
+    pub require_pass: bool,
+    /// Whether clients speak TLS to it. Always false in this version.
+    pub tls: bool,
+}
+
+impl Listener {
+    /// A listener for our own user.
+    pub fn on(address: ListenAddress) -> Self {
+        Self { address, allow_uids: Vec::new(), require_pass: false, tls: false }
+    }
+}
+
+/// The address of a listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAddress {
+    /// An IP address, always loopback in this version; port 0 takes a free one.
+    Tcp(SocketAddr),
+    /// The path of a Unix socket. Refused in this version.
+    Unix(PathBuf),
+}
+
+impl FromStr for ListenAddress {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.strip_prefix("unix:") {
+            Some(path) if path.starts_with('/') => Ok(Self::Unix(path.into())),
+            Some(_) => Err("the path of a Unix socket starts with `/`"),
+            None => text
+                .parse::<SocketAddr>()
+                .map(Self::Tcp)
+                .map_err(|_| "expected an IP address and a port, as in `127.0.0.1:8377`"),
+        }
+    }
+}
+
+/// What a credential is, and where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CredentialKind {
+    /// The key of a service.
+    ApiKey {
+        /// Where it comes from.
+        source: SourceSpec,
+    },
+    /// What a Codex cache holds: an API key or a ChatGPT login.
+    Codex {
+        /// The folder of the cache.
+        home: PathBuf,
+    },
+}
+
+/// Where the value of a credential comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceSpec {
+    /// A variable of our environment.
+    Env(String),
+    /// A file, which may not exist.
+    File(PathBuf),
+}
+
+impl Config {
+    /// Reads everything.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigErrors`] with every mistake in every layer.
+    pub fn load(overrides: &Overrides, env: &Environment) -> Result<Self, ConfigErrors> {
+        let mistakes = Mistakes::default();
+        let named = overrides.config.clone().or_else(|| env.get(env::CONFIG).map(PathBuf::from));
+        let is_named = named.is_some();
+        let paths = match Paths::find(env, named) {
+            Ok(paths) => paths,
+            Err(error) => {
+                mistakes.add_nowhere(error, "set HOME to the folder of the user valetkey runs as");
+                return Err(mistakes.take_errors());
+            }
+        };
+        let user = Written::open(&paths.config_file, is_named, &mistakes);
+        let system = Written::open(Path::new(SYSTEM_FILE), false, &mistakes);
+        let files = user.into_iter().chain(system).collect();
+        Self::assemble(files, paths, overrides, env, &mistakes)
+    }
+
+    /// `files` are the ones that exist, the highest first.
+    fn assemble(
+        mut files: Vec<Written>,
+        paths: Paths,
+        overrides: &Overrides,
+        env: &Environment,
+        mistakes: &Mistakes,
+    ) -> Result<Self, ConfigErrors> {
+        let home = paths::home(env);
+        let read = |written: &Written| Layer::read(written, home.as_deref(), mistakes);
+        files.push(presets::defaults());
+        let mut layers: Vec<Layer> = files.iter().map(read).collect();
+        let (presets, all_known) = presets::chosen(&layers, mistakes);
+        layers.extend(presets.iter().map(read));
+        // What could not be read may name a credential.
+        let all_known = all_known && !layers.iter().any(|layer| layer.is_garbled);
+
+        let listen = typed(("--listen", overrides.listen.as_deref()), env::LISTEN, env, mistakes);
+        let listeners = merge::listeners(listen.as_ref(), &layers, mistakes);
+        let upstream = UpstreamConfig::merge(&layers, env, mistakes);
+        let credentials = merge::credentials(&layers, &paths.codex_home, all_known, mistakes);
+        let default = layers.iter().find_map(|layer| layer.default).unwrap_or_default();
+        let forms = merge::rules(layers);
+        merge::check(&forms, &credentials, all_known, mistakes);
+        // Managed files, which can only narrow, will be applied here.
+        mistakes.finish()?;
+
+        let known = |(name, kind): (_, Option<CredentialKind>)| Some((name, kind?));
+        let server_info = overrides.server_info.clone();
+        Ok(Self {
+            listeners,
+            rules: Rules::new(forms.into_iter().filter_map(|form| form.rule).collect(), default),
+            credentials: credentials.into_iter().filter_map(known).collect(),
+            upstream,
+            paths,
+            server_info: server_info.or_else(|| env.get(env::SERVER_INFO).map(PathBuf::from)),
+        })
+    }
+}
+
+/// The value of a flag, else that of its variable.
+fn typed(
+    (flag, value): (&str, Option<&str>),
+    variable: &str,
+    env: &Environment,
+    mistakes: &Mistakes,
+) -> Option<At<String>> {
+    let (name, value) = match value {
+        Some(value) => (flag, value.to_owned()),
+        None => (variable, env.text(variable)?),
+    };
+    let place = mistakes.open(name, &value);
+    Some(At { value, place })
+}
+
+/// What the owner of the machine has settled for all users.
+const SYSTEM_FILE: &str = "/etc/valetkey/config.toml";
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,258 @@
+//! Reads one text of settings, a user's file or what is compiled in, into what it says.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use toml::de::DeTable;
+
+use super::mistakes::{Mistakes, Place};
+use super::paths::{NoHome, resolve};
+use super::rule::{self, RuleForm};
+use super::table::{At, Table, Value, one_of};
+use super::upstream::{ProxyChoice, Trust};
+use super::{ListenAddress, Listener, SourceSpec};
+use crate::credential::CredentialName;
+use crate::origin::Target;
+use crate::rules::DefaultAction;
+
+/// A text of settings, not yet read.
+pub(super) struct Written {
+    /// As people know it: the path of the file.
+    pub(super) name: String,
+    /// Where relative paths start.
+    pub(super) folder: PathBuf,
+    pub(super) text: String,
+    /// Whether somebody wrote it, so that a mistake in it can be theirs; else it is compiled in.
+    pub(super) is_own: bool,
+}
+
+impl Written {
+    /// Reads a file. `None` when there is none, which is a mistake only if it must exist, or when it
+    /// cannot be read, which always is.
+    pub(super) fn open(path: &Path, must_exist: bool, mistakes: &Mistakes) -> Option<Self> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Some(Self {
+                name: path.display().to_string(),
+                folder: path.parent().map(Path::to_owned).unwrap_or_default(),
+                text,
+                is_own: true,
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => None,
+            Err(error) => {
+                let message = format_args!("cannot read {}: {error}", path.display());
+                mistakes.add_nowhere(message, "give a readable file of UTF-8 text, or none");
+                None
+            }
+        }
+    }
+}
+
+/// What one text says. Nothing in it is required.
+#[derive(Default)]
+pub(super) struct Layer {
+    pub(super) listeners: Vec<Listener>,
+    pub(super) default: Option<DefaultAction>,
+    pub(super) presets: Option<Vec<At<String>>>,
+    pub(super) ca_bundle: Option<PathBuf>,
+    pub(super) trust: Option<At<Trust>>,
+    pub(super) proxy: Option<ProxyChoice>,
+    pub(super) resolve: BTreeMap<Target, Target>,
+    pub(super) credentials: BTreeMap<CredentialName, CredentialForm>,
+    pub(super) rules: Vec<RuleForm>,
+    /// The text is no TOML, so that nothing is known of what it says.
+    pub(super) is_garbled: bool,
+}
+
+/// What one text says of a credential.
+pub(super) struct CredentialForm {
+    pub(super) place: Place,
+    pub(super) kind: Option<At<Kind>>,
+    pub(super) home: Option<At<PathBuf>>,
+    pub(super) source: Option<At<SourceSpec>>,
+    /// Whether everything in it could be read.
+    pub(super) is_sound: bool,
+}
+
+/// What kinds of credential there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    ApiKey,
+    Codex,
+}
+
+impl Layer {
+    /// Reads a text. `home` is the home folder.
+    pub(super) fn read(written: &Written, home: Option<&Path>, mistakes: &Mistakes) -> Self {
+        let place = mistakes.open(&written.name, &written.text);
+        let (document, errors) = DeTable::parse_recoverable(&written.text);
+        if !errors.is_empty() {
+            for error in errors {
+                mistakes.add(&place.at(error.span().unwrap_or_default()), error.message());
+            }
+            return Self { is_garbled: true, ..Self::default() };
+        }
+        let table = Table::document(document.get_ref(), place, DOCUMENT, mistakes);
+        let path = |text: &str| resolve(text, &written.folder, home);
+        let mut layer = Self {
+            listeners: listeners(&table),
+            default: table.parsed("default", one_of(DEFAULTS)).map(|it| it.value),
+            credentials: credentials(&table, &path),
+            rules: rule::read_all(&table, written.is_own),
+            ..Self::default()
+        };
+        let before = mistakes.count();
+        let presets = table.parsed_list("use", |name| Ok::<_, NoHome>(name.to_owned()));
+        if table.key("use").is_some() && mistakes.count() == before {
+            layer.presets = Some(presets);
+        }
+        if let Some(upstream) = table.get("upstream").and_then(|it| it.table(UPSTREAM)) {
+            layer.ca_bundle = upstream.parsed("ca_bundle", path).map(|it| it.value);
+            layer.trust = upstream.parsed("trust", one_of(&Trust::WORDS));
+            let proxy = upstream.get("proxy").map(|proxy| proxy.text());
+            layer.proxy = proxy.map(|text| match text {
+                Some(text) => ProxyChoice::read(&text, mistakes),
+                None => ProxyChoice::None,
+            });
+            layer.resolve = resolved(&upstream);
+        }
+        layer
+    }
+}
+
+/// `listen` is short for one more listener.
+fn listeners(table: &Table<'_>) -> Vec<Listener> {
+    let short = table.parsed("listen", ListenAddress::from_str).map(|address| {
+        refuse_what_comes_later(&address, table.mistakes());
+        Listener::on(address.value)
+    });
+    let long = table.get("listeners").map(|list| list.items()).unwrap_or_default();
+    let long = long.iter().filter_map(|item| listener(&item.table(LISTENER)?));
+    short.into_iter().chain(long).collect()
+}
+
+fn listener(table: &Table<'_>) -> Option<Listener> {
+    let mistakes = table.mistakes();
+    if table.key("address").is_none() {
+        mistakes.add(table.place(), "a listener needs an `address`");
+    }
+    let flag = |key| {
+        let value = table.get(key)?;
+        let is_set = value.flag()?;
+        if is_set {
+            mistakes.add(value.place(), format_args!("`{key}` comes in a later version"));
+        }
+        Some(is_set)
+    };
+    let (require_pass, tls) = (flag("require_pass"), flag("tls"));
+    let uids = table.get("allow_uids").map(|list| list.items()).unwrap_or_default();
+    let allow_uids = uids.iter().filter_map(Value::uid).collect();
+    let address = table.parsed("address", ListenAddress::from_str)?;
+    refuse_what_comes_later(&address, mistakes);
+    Some(Listener {
+        address: address.value,
+        allow_uids,
+        require_pass: require_pass.unwrap_or_default(),
+        tls: tls.unwrap_or_default(),
+    })
+}
+
+/// Notes an address that only a later version can guard.
+pub(super) fn refuse_what_comes_later(address: &At<ListenAddress>, mistakes: &Mistakes) {
+    match &address.value {
+        ListenAddress::Tcp(at) if at.ip().is_loopback() => {}
+        ListenAddress::Tcp(_) => mistakes.add_with_hint(
+            &address.place,
+            "a listener beyond loopback needs passes, which come in a later version",
+            Some("use 127.0.0.1 or [::1]".to_owned()),
+        ),
+        ListenAddress::Unix(_) => {
+            mistakes.add(&address.place, "Unix sockets come in a later version");
+        }
+    }
+}
+
+fn resolved(upstream: &Table<'_>) -> BTreeMap<Target, Target> {
+    let Some(table) = upstream.get("resolve").and_then(|it| it.names()) else {
+        return BTreeMap::new();
+    };
+    let pair = |(key, value): (At<&str>, Value<'_>)| {
+        let from = key.parse(table.mistakes(), Target::from_str);
+        let to = value.text().and_then(|text| text.parse(table.mistakes(), Target::from_str));
+        Some((from?.value, to?.value))
+    };
+    table.entries().filter_map(pair).collect()
+}
+
+fn credentials(
+    table: &Table<'_>,
+    path: &impl Fn(&str) -> Result<PathBuf, NoHome>,
+) -> BTreeMap<CredentialName, CredentialForm> {
+    let Some(table) = table.get("credentials").and_then(|it| it.names()) else {
+        return BTreeMap::new();
+    };
+    let mistakes = table.mistakes();
+    let form = |(name, value): (At<&str>, Value<'_>)| {
+        let before = mistakes.count();
+        let name = name.parse(mistakes, CredentialName::from_str)?;
+        let mut form = CredentialForm {
+            place: name.place,
+            kind: None,
+            home: None,
+            source: None,
+            is_sound: false,
+        };
+        if let Some(table) = value.table(CREDENTIAL) {
+            form.kind = table.parsed("kind", kind);
+            form.home = table.parsed("home", path);
+            form.source = source(&table, path);
+        }
+        form.is_sound = mistakes.count() == before;
+        Some((name.value, form))
+    };
+    table.entries().filter_map(form).collect()
+}
+
+fn kind(text: &str) -> Result<Kind, String> {
+    match text {
+        "oauth" => Err("kind `oauth` comes in a later version".to_owned()),
+        other => one_of(&[("codex", Kind::Codex), ("api_key", Kind::ApiKey)])(other),
+    }
+}
+
+fn source(
+    table: &Table<'_>,
+    path: &impl Fn(&str) -> Result<PathBuf, NoHome>,
+) -> Option<At<SourceSpec>> {
+    let text = table.get("source")?.text()?;
+    let read = |value: &str| match value.split_once(':') {
+        Some(("env", name)) if is_variable(name) => Ok(SourceSpec::Env(name.to_owned())),
+        Some(("env", _)) => Err("expected the name of a variable after `env:`".to_owned()),
+        Some(("file", "")) => Err("expected a path after `file:`".to_owned()),
+        Some(("file", file)) => path(file).map(SourceSpec::File).map_err(|error| error.to_string()),
+        Some(("command", _)) => Err("`command:` comes in a later version".to_owned()),
+        _ => {
+            // Likely the value itself, which does not belong in a file of settings.
+            table.mistakes().hide(&text.place);
+            Err("expected `env:NAME` or `file:/path`, never the value itself".to_owned())
+        }
+    };
+    text.parse(table.mistakes(), read)
+}
+
+/// IEEE Std 1003.1 section 8.1, with lower case.
+fn is_variable(name: &str) -> bool {
+    !name.starts_with(|c: char| c.is_ascii_digit())
+        && !name.is_empty()
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+pub(super) const DOCUMENT: &[&str] =
+    &["listen", "default", "use", "listeners", "upstream", "credentials", "rules"];
+pub(super) const LISTENER: &[&str] = &["address", "allow_uids", "require_pass", "tls"];
+pub(super) const UPSTREAM: &[&str] = &["ca_bundle", "trust", "proxy", "resolve"];
+pub(super) const CREDENTIAL: &[&str] = &["kind", "home", "source"];
+
+const DEFAULTS: &[(&str, DefaultAction)] =
+    &[("tunnel", DefaultAction::Tunnel), ("refuse", DefaultAction::Refuse)];

@@ -1,0 +1,199 @@
+//! Reads a TOML document value by value, so that a wrong one is noted and the next one still read.
+
+use std::fmt::Display;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::mistakes::{Mistakes, Place, closest};
+
+/// Something that was read, and where it is written.
+#[derive(Clone, Debug)]
+pub(super) struct At<T> {
+    pub(super) value: T,
+    pub(super) place: Place,
+}
+
+impl<T: AsRef<str>> At<T> {
+    /// What the text means; a text that means nothing is noted as a mistake.
+    pub(super) fn parse<U, E: Display>(
+        &self,
+        mistakes: &Mistakes,
+        parse: impl FnOnce(&str) -> Result<U, E>,
+    ) -> Option<At<U>> {
+        match parse(self.value.as_ref()) {
+            Ok(value) => Some(At { value, place: self.place.clone() }),
+            Err(error) => {
+                mistakes.add(&self.place, error);
+                None
+            }
+        }
+    }
+}
+
+/// A table whose keys are all known.
+#[derive(Clone)]
+pub(super) struct Table<'a> {
+    entries: &'a DeTable<'a>,
+    place: Place,
+    mistakes: &'a Mistakes,
+}
+
+impl<'a> Table<'a> {
+    /// A whole document. What `known` does not name is noted as a mistake, here and in the tables below.
+    pub(super) fn document(
+        entries: &'a DeTable<'a>,
+        place: Place,
+        known: &[&str],
+        mistakes: &'a Mistakes,
+    ) -> Self {
+        Self { entries, place, mistakes }.with_keys(known)
+    }
+
+    fn with_keys(self, known: &[&str]) -> Self {
+        for (key, value) in
+            self.entries.iter().filter(|(key, _)| !known.contains(&key.get_ref().as_ref()))
+        {
+            let hint = match closest(key.get_ref(), known.iter().copied()) {
+                Some(meant) => format!("did you mean `{meant}`?"),
+                None => format!("known here: {}", known.join(", ")),
+            };
+            // Whatever it is, it may be a key that somebody put here.
+            self.mistakes.hide(&self.place.at(value.span()));
+            let place = self.place.at(key.span());
+            self.mistakes.add_with_hint(
+                &place,
+                format_args!("unknown key `{}`", key.get_ref()),
+                Some(hint),
+            );
+        }
+        self
+    }
+
+    /// Where its head is.
+    pub(super) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Where mistakes go.
+    pub(super) fn mistakes(&self) -> &'a Mistakes {
+        self.mistakes
+    }
+
+    /// Where a key is written.
+    pub(super) fn key(&self, key: &str) -> Option<Place> {
+        self.entries.get_key_value(key).map(|(key, _)| self.place.at(key.span()))
+    }
+
+    /// All keys and values, of a table in which every key is a name.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (At<&'a str>, Value<'a>)> {
+        self.entries.iter().map(|(key, value)| {
+            let key = At { value: &**key.get_ref(), place: self.place.at(key.span()) };
+            (key, self.value(value))
+        })
+    }
+
+    /// The value of a key.
+    pub(super) fn get(&self, key: &str) -> Option<Value<'a>> {
+        self.entries.get(key).map(|value| self.value(value))
+    }
+
+    /// What the text of a key means.
+    pub(super) fn parsed<T, E: Display>(
+        &self,
+        key: &str,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Option<At<T>> {
+        self.get(key)?.text()?.parse(self.mistakes, parse)
+    }
+
+    /// What each text of a list means; no such key is an empty list.
+    pub(super) fn parsed_list<T, E: Display>(
+        &self,
+        key: &str,
+        parse: impl Fn(&str) -> Result<T, E>,
+    ) -> Vec<At<T>> {
+        let items = self.get(key).map(|list| list.items()).unwrap_or_default();
+        items.iter().filter_map(|item| item.text()?.parse(self.mistakes, &parse)).collect()
+    }
+
+    fn value(&self, value: &'a Spanned<DeValue<'a>>) -> Value<'a> {
+        Value {
+            value: value.get_ref(),
+            place: self.place.at(value.span()),
+            mistakes: self.mistakes,
+        }
+    }
+}
+
+/// A value. One of another type than the asked one is noted as a mistake.
+pub(super) struct Value<'a> {
+    value: &'a DeValue<'a>,
+    place: Place,
+    mistakes: &'a Mistakes,
+}
+
+impl<'a> Value<'a> {
+    /// Where it is written.
+    pub(super) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// A string.
+    pub(super) fn text(&self) -> Option<At<&'a str>> {
+        let text = self.value.as_str().or_else(|| self.is_no("a string"))?;
+        Some(At { value: text, place: self.place.clone() })
+    }
+
+    /// `true` or `false`.
+    pub(super) fn flag(&self) -> Option<bool> {
+        self.value.as_bool().or_else(|| self.is_no("`true` or `false`"))
+    }
+
+    /// The number of a user.
+    pub(super) fn uid(&self) -> Option<u32> {
+        let digits = self.value.as_integer();
+        let uid = digits.and_then(|it| u32::from_str_radix(it.as_str(), it.radix()).ok());
+        uid.or_else(|| self.is_no("the number of a user"))
+    }
+
+    /// The values of a list.
+    pub(super) fn items(&self) -> Vec<Self> {
+        let item = |value: &'a Spanned<DeValue<'a>>| Self {
+            value: value.get_ref(),
+            place: self.place.at(value.span()),
+            mistakes: self.mistakes,
+        };
+        let list = self.value.as_array().or_else(|| self.is_no("a list"));
+        list.map(|list| list.iter().map(item).collect()).unwrap_or_default()
+    }
+
+    /// A table with these keys.
+    pub(super) fn table(&self, known: &[&str]) -> Option<Table<'a>> {
+        self.names().map(|table| table.with_keys(known))
+    }
+
+    /// A table in which every key is a name.
+    pub(super) fn names(&self) -> Option<Table<'a>> {
+        let entries = self.value.as_table().or_else(|| self.is_no("a table"))?;
+        Some(Table { entries, place: self.place.clone(), mistakes: self.mistakes })
+    }
+
+    fn is_no<T>(&self, wanted: &str) -> Option<T> {
+        let found = self.value.type_str();
+        let article = if found.starts_with(['a', 'i']) { "an" } else { "a" };
+        self.mistakes.add(&self.place, format_args!("expected {wanted}, found {article} {found}"));
+        None
+    }
+}
+
+/// Reads one of a few words.
+pub(super) fn one_of<T: Copy>(words: &[(&str, T)]) -> impl Fn(&str) -> Result<T, String> {
+    |text| {
+        let known = words.iter().find(|(word, _)| *word == text);
+        known.map(|(_, meaning)| *meaning).ok_or_else(|| {
+            let words: Vec<String> = words.iter().map(|(word, _)| format!("`{word}`")).collect();
+            format!("expected {}", words.join(" or "))
+        })
+    }
+}

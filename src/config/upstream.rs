@@ -1,0 +1,278 @@
+//! Settles how upstreams are reached: which roots are trusted, through which chain, under which names.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use url::Url;
+use zeroize::Zeroizing;
+
+use super::env::{Environment, UPSTREAM_CA_BUNDLE, UPSTREAM_PROXY};
+use super::file::Layer;
+use super::mistakes::Mistakes;
+use super::table::At;
+use crate::origin::{Host, Target};
+
+/// How upstreams are reached.
+#[derive(Clone, Debug, Default)]
+pub struct UpstreamConfig {
+    /// Which roots are trusted.
+    pub trust: Trust,
+    /// Files with further roots: the first counts. The others are there for a caller that finds only its
+    /// own roots in the first one.
+    pub ca_bundles: Vec<BundleSetting>,
+    /// The chain: the first counts. See [`UpstreamConfig::ignore_proxies`].
+    pub proxies: Vec<ProxySetting>,
+    /// Hosts that are reached without the chain, whoever named it: the value of `no_proxy`, else
+    /// `NO_PROXY`. Empty means none.
+    pub no_proxy: String,
+    /// Where to connect to in place of a target. The name that is verified stays that of the target.
+    pub resolve: BTreeMap<Target, Target>,
+}
+
+impl UpstreamConfig {
+    /// Drops the proxies that a variable of other programs names and that are running valetkeys, so that
+    /// a valetkey started under another does not go through it.
+    pub fn ignore_proxies(&mut self, is_valetkey: impl Fn(&Target) -> bool) {
+        self.proxies.retain(|proxy| {
+            [FILE_PROXY, UPSTREAM_PROXY].contains(&proxy.named_by)
+                || !is_valetkey(proxy.url.target())
+        });
+    }
+
+    pub(super) fn merge(layers: &[Layer], env: &Environment, mistakes: &Mistakes) -> Self {
+        let trust = layers.iter().find_map(|layer| layer.trust.clone());
+        let ca_bundles = ca_bundles(layers, env);
+        if let Some(At { value: Trust::Bundle, place }) = &trust
+            && ca_bundles.is_empty()
+            // A bundle may be missing because of a mistake.
+            && mistakes.count() == 0
+        {
+            mistakes.add(place, "no `ca_bundle` is set: nothing would be trusted");
+        }
+        let mut resolve = BTreeMap::new();
+        for layer in layers.iter().rev() {
+            resolve.extend(layer.resolve.clone());
+        }
+        Self {
+            trust: trust.map(|trust| trust.value).unwrap_or_default(),
+            ca_bundles,
+            proxies: proxies(layers, env, mistakes),
+            no_proxy: either_case(env, "no_proxy").map(|(_, value)| value).unwrap_or_default(),
+            resolve,
+        }
+    }
+}
+
+/// Our variable, else the file, else the variables of other programs; ours set to nothing leaves those
+/// out.
+fn ca_bundles(layers: &[Layer], env: &Environment) -> Vec<BundleSetting> {
+    let variable =
+        |named_by: &'static str| Some(BundleSetting { path: env.get(named_by)?.into(), named_by });
+    let in_file = layers.iter().find_map(|layer| layer.ca_bundle.clone());
+    let ours = [
+        variable(UPSTREAM_CA_BUNDLE),
+        in_file.map(|path| BundleSetting { path, named_by: FILE_CA_BUNDLE }),
+    ];
+    let mut found: Vec<BundleSetting> = ours.into_iter().flatten().collect();
+    if env.stated(UPSTREAM_CA_BUNDLE).is_none() {
+        found.extend(["CODEX_CA_CERTIFICATE", "SSL_CERT_FILE"].into_iter().filter_map(variable));
+    }
+    found
+}
+
+/// Our variable, else the file; the variables of other programs only where that says `env`.
+fn proxies(layers: &[Layer], env: &Environment, mistakes: &Mistakes) -> Vec<ProxySetting> {
+    let in_file = || layers.iter().find_map(|layer| layer.proxy.clone());
+    let (choice, named_by) = match env.stated(UPSTREAM_PROXY) {
+        Some(value) if value.is_empty() => return Vec::new(),
+        Some(value) => {
+            let value = value.to_string_lossy();
+            let place = mistakes.open(UPSTREAM_PROXY, &value);
+            (ProxyChoice::read(&At { value: &value, place }, mistakes), UPSTREAM_PROXY)
+        }
+        None => (in_file().unwrap_or(ProxyChoice::Env), FILE_PROXY),
+    };
+    match choice {
+        ProxyChoice::None => Vec::new(),
+        ProxyChoice::Url(url) => vec![ProxySetting { url, named_by }],
+        ProxyChoice::Env => ["https_proxy", "all_proxy"]
+            .into_iter()
+            .filter_map(|variable| {
+                let (named_by, value) = either_case(env, variable)?;
+                let place = mistakes.open(named_by, &value);
+                mistakes.hide_user_information(&place);
+                let url = At { value, place }.parse(mistakes, ProxyUrl::parse)?.value;
+                Some(ProxySetting { url, named_by })
+            })
+            .collect(),
+    }
+}
+
+/// The lower-case spelling first, as curl has it.
+fn either_case(env: &Environment, lower: &'static str) -> Option<(&'static str, String)> {
+    let upper = match lower {
+        "https_proxy" => "HTTPS_PROXY",
+        "all_proxy" => "ALL_PROXY",
+        _ => "NO_PROXY",
+    };
+    [lower, upper].into_iter().find_map(|name| Some((name, env.text(name)?)))
+}
+
+/// Which roots an upstream's certificate may end in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Trust {
+    /// Those of the system and those of the bundle.
+    #[default]
+    SystemAndBundle,
+    /// Those of the bundle alone.
+    Bundle,
+    /// Those of the system alone.
+    System,
+    /// Mozilla's, as they were when this program was built, and those of the bundle.
+    MozillaAndBundle,
+}
+
+impl Trust {
+    pub(super) const WORDS: [(&str, Self); 4] = [
+        ("system+bundle", Self::SystemAndBundle),
+        ("bundle", Self::Bundle),
+        ("system", Self::System),
+        ("mozilla+bundle", Self::MozillaAndBundle),
+    ];
+}
+
+/// A file with further roots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BundleSetting {
+    /// The file, which may not exist.
+    pub path: PathBuf,
+    /// The setting or the variable that names it.
+    pub named_by: &'static str,
+}
+
+/// A proxy to go through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxySetting {
+    /// Where it is.
+    pub url: ProxyUrl,
+    /// The setting or the variable that names it.
+    pub named_by: &'static str,
+}
+
+/// What `upstream.proxy` says.
+#[derive(Clone, Debug)]
+pub(super) enum ProxyChoice {
+    /// The variables of other programs.
+    Env,
+    /// No proxy.
+    None,
+    /// This one.
+    Url(ProxyUrl),
+}
+
+impl ProxyChoice {
+    /// What a text says; one that says nothing is noted and counts as none.
+    pub(super) fn read(text: &At<&str>, mistakes: &Mistakes) -> Self {
+        mistakes.hide_user_information(&text.place);
+        let choice = text.parse(mistakes, |text| match text {
+            "env" => Ok(Self::Env),
+            "none" => Ok(Self::None),
+            url => ProxyUrl::parse(url).map(Self::Url),
+        });
+        choice.map_or(Self::None, |choice| choice.value)
+    }
+}
+
+/// The URL of a proxy, which may hold a password: `Display` and `Debug` leave the user information out.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ProxyUrl {
+    full: Zeroizing<String>,
+    shown: String,
+    target: Target,
+}
+
+impl ProxyUrl {
+    /// Parses `http://`, `https://`, `socks5://` and `socks5h://`; without a scheme, `http://` is meant.
+    /// Without a port, 80, 443 or 1080 is.
+    ///
+    /// # Errors
+    ///
+    /// [`BadProxy`] for anything else.
+    pub fn parse(text: &str) -> Result<Self, BadProxy> {
+        let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+        let full = Zeroizing::new(full);
+        let url = Url::parse(&full).map_err(|_| BadProxy)?;
+        let default_port = match url.scheme() {
+            "http" => 80,
+            "https" => 443,
+            "socks5" | "socks5h" => 1080,
+            _ => return Err(BadProxy),
+        };
+        let host = Host::parse_typed(url.host_str().unwrap_or("")).map_err(|_| BadProxy)?;
+        let port = url.port().unwrap_or(default_port);
+        if port == 0 {
+            return Err(BadProxy);
+        }
+        let target = Target { host, port };
+        Ok(Self { shown: format!("{}://{target}", url.scheme()), full, target })
+    }
+
+    /// The URL with its user information, for whoever dials it and nobody else.
+    pub fn with_user_information(&self) -> &str {
+        &self.full
+    }
+
+    /// Where to connect to.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+}
+
+impl fmt::Display for ProxyUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.shown)
+    }
+}
+
+impl fmt::Debug for ProxyUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ProxyUrl({})", self.shown)
+    }
+}
+
+/// A text that names no proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a proxy: expected `http://`, `https://` or `socks5h://` with a host and a port")]
+pub struct BadProxy;
+
+const FILE_PROXY: &str = "upstream.proxy";
+const FILE_CA_BUNDLE: &str = "upstream.ca_bundle";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proxies_as_people_write_them() {
+        let table = [
+            ("http://proxy.corp:3128", Some("http://proxy.corp:3128")),
+            ("proxy.corp:3128", Some("http://proxy.corp:3128")),
+            ("https://PROXY.corp/", Some("https://proxy.corp:443")),
+            ("http://me:pa55@proxy.corp", Some("http://proxy.corp:80")),
+            ("socks5h://me:pa55@[::1]", Some("socks5h://[::1]:1080")),
+            ("ftp://proxy.corp", None),
+            ("http://", None),
+            ("http://:3128", None),
+            ("http://proxy.corp:0", None),
+            ("proxy corp", None),
+        ];
+        for (text, shown) in table {
+            let got = ProxyUrl::parse(text).ok();
+            assert_eq!(got.as_ref().map(ToString::to_string).as_deref(), shown, "{text}");
+            assert!(!format!("{got:?}").contains("pa55"));
+        }
+        let url = ProxyUrl::parse("me:pa55@proxy.corp:3128").unwrap();
+        assert_eq!(url.with_user_information(), "http://me:pa55@proxy.corp:3128");
+    }
+}

@@ -1,0 +1,193 @@
+//! One client connection: a CONNECT or an absolute-form request becomes a target, the rules decide.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{CONTENT_LENGTH, ORIGIN, REFERER, TRANSFER_ENCODING};
+use http::{Method, Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tracing::Instrument as _;
+
+use super::reject::Rejection;
+use super::{Client, Shared, exchange, intercept, tunnel};
+use crate::headers::strip_hop_by_hop;
+use crate::origin::{Origin, Scheme, Target};
+use crate::rules::{Action, Decision, Rule};
+use crate::upstream::body::Body;
+use crate::upstream::early::Early;
+
+/// Longest wait for a request's head, idling included. Real clients send CONNECT at once.
+const HEAD_LIMIT: Duration = Duration::from_secs(30);
+
+/// Serves one client until it goes, its tunnel takes over, or the proxy shuts down.
+pub(super) async fn serve(shared: Arc<Shared>, client: Client, stream: TcpStream) {
+    let span = tracing::debug_span!("connection", client = %client.peer);
+    let (serving, admission) = (shared.clone(), shared.uids.admit(client));
+    let service = service_fn(move |request| {
+        let serving = serving.clone();
+        async move {
+            let answered = match admission.check() {
+                Ok(()) => answer(serving, client, request).await,
+                Err(stranger) => Err(stranger),
+            };
+            Ok::<_, Infallible>(answered.unwrap_or_else(Rejection::into_response))
+        }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_LIMIT)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    shared.drive(connection, |connection| connection.graceful_shutdown()).instrument(span).await;
+}
+
+async fn answer(
+    shared: Arc<Shared>,
+    client: Client,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Rejection> {
+    refuse_browsers(&request)?;
+    if request.method() == Method::CONNECT {
+        return connect(shared, client, request).await;
+    }
+    match request.uri().scheme_str() {
+        Some("http") => plain(&shared, client, request).await,
+        Some(_) => Err(Rejection::CleartextRefused),
+        None => Err(Rejection::Target("this is a proxy: it serves no pages of its own")),
+    }
+}
+
+/// A page in a browser can make it send requests to a loopback port, but cannot keep it from saying
+/// so. Inside a tunnel these fields are the client's business.
+fn refuse_browsers(request: &Request<Incoming>) -> Result<(), Rejection> {
+    let headers = request.headers();
+    let by_a_page = [ORIGIN, REFERER].iter().any(|name| headers.contains_key(name))
+        || headers.contains_key("sec-fetch-site");
+    if by_a_page {
+        return Err(Rejection::Target("requests made by web pages are not proxied"));
+    }
+    Ok(())
+}
+
+async fn connect(
+    shared: Arc<Shared>,
+    client: Client,
+    mut request: Request<Incoming>,
+) -> Result<Response<Body>, Rejection> {
+    let headers = request.headers();
+    if headers.contains_key(CONTENT_LENGTH) || headers.contains_key(TRANSFER_ENCODING) {
+        return Err(Rejection::BadRequest("a CONNECT has no body".into()));
+    }
+    let authority = request.uri().authority().map_or("", |authority| authority.as_str());
+    let target = Target::parse(authority)
+        .map_err(|bad| Rejection::BadRequest(format!("the CONNECT target is wrong: {bad}")))?;
+    refuse_ourselves(client, &target)?;
+
+    let decision = shared.rules.load().decide(&target);
+    tracing::debug!(%target, ?decision, "connect");
+    match decision {
+        Decision::Refuse => Err(Rejection::Target("no rule allows this host")),
+        Decision::Tunnel => {
+            // Dialled before the answer, so that a failure is explained instead of cut.
+            let upstream = shared.upstream.connect(&target).await?;
+            shared.take_over(hyper::upgrade::on(&mut request), |stream, shared| async move {
+                tunnel::carry(&shared, stream, upstream).await;
+            });
+            Ok(Response::new(Body::empty()))
+        }
+        Decision::Intercept => {
+            shared.take_over(hyper::upgrade::on(&mut request), |stream, shared| async move {
+                intercept::serve(shared, target, stream).await;
+            });
+            Ok(Response::new(Body::empty()))
+        }
+    }
+}
+
+/// An absolute-form `http://` request: plain text, so it never meets a credential.
+async fn plain(
+    shared: &Arc<Shared>,
+    client: Client,
+    mut request: Request<Incoming>,
+) -> Result<Response<Body>, Rejection> {
+    let authority = request.uri().authority().map_or("", |authority| authority.as_str());
+    let target = Target::parse_with_default(authority, Scheme::Http.default_port())
+        .map_err(|bad| Rejection::BadRequest(format!("the request's host is wrong: {bad}")))?;
+    refuse_ourselves(client, &target)?;
+    let origin = Origin { scheme: Scheme::Http, target };
+    exchange::check_framing(&request)?;
+    exchange::check_host(&request, &origin)?;
+
+    let rules = shared.rules.load();
+    let tls = |rule: &Rule| !matches!(rule.action, Action::Tunnel);
+    if rules.iter().any(|rule| tls(rule) && rule.host.matches_host(&origin.target.host)) {
+        return Err(Rejection::CleartextRefused);
+    }
+    if rules.decide(&origin.target) == Decision::Refuse {
+        return Err(Rejection::Target("no rule allows this host"));
+    }
+    drop(rules);
+    strip_hop_by_hop(request.headers_mut());
+    let mut response = shared.upstream.send(&origin, request.map(Body::from)).await?;
+    strip_hop_by_hop(response.headers_mut());
+    Ok(response)
+}
+
+/// A target that is this very proxy would loop until something runs out.
+fn refuse_ourselves(client: Client, target: &Target) -> Result<(), Rejection> {
+    let own_port = client.own.is_some_and(|own| own.port() == target.port);
+    if own_port && target.host.is_loopback() {
+        return Err(Rejection::Target("the target is this proxy itself"));
+    }
+    Ok(())
+}
+
+impl Shared {
+    /// Runs a connection to its end; asks it to finish when the proxy drains, drops it when it cuts.
+    pub(super) async fn drive<C, E>(&self, connection: C, finish: impl Fn(std::pin::Pin<&mut C>))
+    where
+        C: Future<Output = Result<(), E>>,
+        E: std::fmt::Display,
+    {
+        let mut connection = std::pin::pin!(connection);
+        let mut asked = false;
+        loop {
+            tokio::select! {
+                outcome = connection.as_mut() => {
+                    if let Err(error) = outcome {
+                        tracing::debug!(%error, "connection ended");
+                    }
+                    return;
+                }
+                () = self.draining.cancelled(), if !asked => {
+                    asked = true;
+                    finish(connection.as_mut());
+                }
+                () = self.cut.cancelled() => return,
+            }
+        }
+    }
+
+    /// Gives the client's stream, once HTTP has let go of it, to a task of its own.
+    fn take_over<F, T>(self: &Arc<Self>, upgrade: OnUpgrade, road: F)
+    where
+        F: FnOnce(Early<TcpStream>, Arc<Self>) -> T + Send + 'static,
+        T: Future<Output = ()> + Send + 'static,
+    {
+        let shared = self.clone();
+        let span = tracing::Span::current();
+        let carrying = async move {
+            let Ok(upgraded) = upgrade.await else { return };
+            // The connection was built on this very type, so the other case does not happen.
+            let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else { return };
+            road(Early::new(parts.read_buf, parts.io.into_inner()), shared).await;
+        };
+        self.connections.spawn(carrying.instrument(span));
+    }
+}

@@ -1,0 +1,244 @@
+//! One request inside an intercepted tunnel: rule, secret, injection, upstream, response.
+
+use std::sync::Arc;
+
+use http::header::{CONNECTION, HOST, HeaderMap, HeaderValue, TRANSFER_ENCODING};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
+use hyper::body::Incoming;
+use tracing::Instrument as _;
+
+use super::intercept::Intercepted;
+use super::reject::Rejection;
+use super::upgrade::Upgrade;
+use super::{issuer, replay};
+use crate::headers::strip_hop_by_hop;
+use crate::origin::Origin;
+use crate::rules::{Action, Found, Rule, Unmatched};
+use crate::tokens::{TokenError, TokenSource};
+use crate::upstream::body::Body;
+
+/// Answers one request: with the upstream's response, or with a refusal that explains itself.
+pub(super) async fn exchange(
+    connection: Arc<Intercepted>,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let is_http1 = request.version() < Version::HTTP_2;
+    let span = tracing::debug_span!("exchange", method = %request.method(), host = %connection.origin.target.host);
+    let outcome = answer(&connection, request).instrument(span.clone()).await;
+    let _entered = span.entered();
+    match outcome {
+        Ok(response) => {
+            tracing::debug!(status = response.status().as_u16(), "answered");
+            response
+        }
+        Err(rejection) => {
+            let closes = is_http1 && rejection.ends_the_connection();
+            let mut response = rejection.into_response();
+            if closes {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            response
+        }
+    }
+}
+
+async fn answer(
+    connection: &Arc<Intercepted>,
+    mut request: Request<Incoming>,
+) -> Result<Response<Body>, Rejection> {
+    check_framing(&request)?;
+    connection.check_names(&request)?;
+    let upgrade = Upgrade::take(&mut request)?;
+    // The snapshot is held for the exchange, so that the rule cannot change under it.
+    let rules = connection.shared.rules.load_full();
+    let found = rules.find(&connection.origin, request.method(), request.uri().path());
+    let rule = match found {
+        Found::Rule(rule) => rule,
+        Found::Unmatched(Unmatched::Forward) => return forward(connection, request, upgrade).await,
+        Found::Unmatched(Unmatched::Refuse) => {
+            return Err(Rejection::Target("no rule allows this request on this host"));
+        }
+    };
+    tracing::debug!(rule = rule.name, "ruled");
+    match &rule.action {
+        Action::Inject { .. } if request.method() == Method::TRACE => {
+            Err(Rejection::Target("a TRACE would show the credential"))
+        }
+        Action::Inject { .. } => Signed::new(connection, rule)?.send(request, upgrade).await,
+        Action::Issuer { uses } => issuer::answer(connection, uses, request).await,
+        Action::Refuse => Err(Rejection::Target("a rule refuses this path")),
+        Action::Tunnel => forward(connection, request, upgrade).await,
+    }
+}
+
+/// Sends a request on as it is: nothing of ours is in it.
+pub(super) async fn forward(
+    connection: &Arc<Intercepted>,
+    request: Request<Incoming>,
+    upgrade: Option<Upgrade>,
+) -> Result<Response<Body>, Rejection> {
+    let (parts, body) = request.into_parts();
+    let mut head = Head { method: parts.method, uri: parts.uri, headers: parts.headers };
+    strip_hop_by_hop(&mut head.headers);
+    let response = connection.send(head, Body::from(body), upgrade.as_ref()).await?;
+    connection.finish(response, upgrade)
+}
+
+/// What of a request's head goes on: everything but its version and what hyper hangs on it.
+#[derive(Clone)]
+pub(super) struct Head {
+    pub(super) method: Method,
+    pub(super) uri: Uri,
+    pub(super) headers: HeaderMap,
+}
+
+/// A request that a rule signs in.
+struct Signed<'a> {
+    connection: &'a Arc<Intercepted>,
+    rule: &'a Arc<Rule>,
+    source: &'a Arc<TokenSource>,
+}
+
+impl<'a> Signed<'a> {
+    fn new(connection: &'a Arc<Intercepted>, rule: &'a Arc<Rule>) -> Result<Self, Rejection> {
+        let source =
+            rule.action.uses().and_then(|uses| connection.shared.tokens.source(&uses.credential));
+        let source = source.ok_or(Rejection::Target("the rule's credential does not exist"))?;
+        Ok(Self { connection, rule, source })
+    }
+
+    async fn send(
+        &self,
+        request: Request<Incoming>,
+        upgrade: Option<Upgrade>,
+    ) -> Result<Response<Body>, Rejection> {
+        let (parts, body) = request.into_parts();
+        let mut head = Head { method: parts.method, uri: parts.uri, headers: parts.headers };
+        // Before injection, so that `Connection: authorization` cannot drop what we set.
+        strip_hop_by_hop(&mut head.headers);
+        let credential = self.source.current().await?;
+        if !self.source.can_refresh() {
+            let response =
+                self.attempt(head, Body::from(body), &credential, upgrade.as_ref()).await?;
+            return self.connection.finish(response, upgrade);
+        }
+        let (body, replay) = replay::keep(body, &self.connection.shared.replay);
+        let mut response = self.attempt(head.clone(), body, &credential, upgrade.as_ref()).await?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            replay.give_up();
+            return self.connection.finish(response, upgrade);
+        }
+        let newer = match self.source.after_401(&self.rule.name, &credential).await {
+            Ok(newer) => newer,
+            Err(error @ TokenError::LoginRequired { .. }) => return Err(error.into()),
+            // The token may be good elsewhere: the upstream's own word is the better answer.
+            Err(_) => None,
+        };
+        if let Some(newer) = newer
+            && let Some(body) = replay.again()
+        {
+            response = self.attempt(head, body, &newer, upgrade.as_ref()).await?;
+            if response.status() == StatusCode::UNAUTHORIZED {
+                self.source.refused_again(&self.rule.name, &newer);
+            }
+        }
+        self.connection.finish(response, upgrade)
+    }
+
+    async fn attempt(
+        &self,
+        mut head: Head,
+        body: Body,
+        credential: &crate::credential::Credential,
+        upgrade: Option<&Upgrade>,
+    ) -> Result<Response<Body>, Rejection> {
+        let Action::Inject { injection, .. } = &self.rule.action else {
+            return Err(Rejection::Target("the rule injects nothing"));
+        };
+        injection.apply(&mut head.headers, credential)?;
+        let rule = self.rule.clone();
+        let body = body.map_trailers(move |trailers| {
+            if let Action::Inject { injection, .. } = &rule.action {
+                injection.strip(trailers);
+            }
+        });
+        self.connection.send(head, body, upgrade).await
+    }
+}
+
+impl Intercepted {
+    /// The last step of every request.
+    pub(super) async fn send(
+        &self,
+        mut head: Head,
+        body: Body,
+        upgrade: Option<&Upgrade>,
+    ) -> Result<Response<Body>, Rejection> {
+        if let Some(upgrade) = upgrade {
+            upgrade.dress(&mut head.headers);
+        }
+        let mut request = Request::new(body);
+        *request.method_mut() = head.method;
+        *request.uri_mut() = head.uri;
+        *request.headers_mut() = head.headers;
+        let upstream = &self.shared.upstream;
+        Ok(match upgrade {
+            Some(_) => upstream.send_once(&self.origin, request).await?,
+            None => upstream.send(&self.origin, request).await?,
+        })
+    }
+
+    fn finish(
+        &self,
+        mut response: Response<Body>,
+        upgrade: Option<Upgrade>,
+    ) -> Result<Response<Body>, Rejection> {
+        if let Some(upgrade) = upgrade {
+            return upgrade.answer(&self.shared, response);
+        }
+        strip_hop_by_hop(response.headers_mut());
+        Ok(response)
+    }
+
+    /// The origin was fixed when the tunnel opened; a greeting or a request that names another one is
+    /// misdirected (RFC 9110 section 7.4).
+    fn check_names(&self, request: &Request<Incoming>) -> Result<(), Rejection> {
+        if self.greeted_another {
+            return Err(Rejection::WrongOrigin(self.origin.to_string()));
+        }
+        check_host(request, &self.origin)
+    }
+}
+
+/// Every name that a request gives its host must be the origin's: `Host`, and the authority in its URI
+/// (absolute form, or `:authority`). One of them there must be, and `Host` at most once.
+pub(super) fn check_host(request: &Request<Incoming>, origin: &Origin) -> Result<(), Rejection> {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let (host, another) = (hosts.next(), hosts.next());
+    if another.is_some() {
+        return Err(Rejection::BadRequest("the request has two Host fields".into()));
+    }
+    let authority = request.uri().authority().map(|authority| authority.as_str());
+    if host.is_none() && (authority.is_none() || request.version() < Version::HTTP_2) {
+        return Err(Rejection::BadRequest("the request has no Host field".into()));
+    }
+    let named = |authority: &str| origin.is_named_by(authority);
+    let host_agrees = host.is_none_or(|host| host.to_str().is_ok_and(named));
+    let scheme = request.uri().scheme_str();
+    let scheme_agrees = scheme.is_none_or(|scheme| scheme == origin.scheme.as_str());
+    if host_agrees && scheme_agrees && authority.is_none_or(named) {
+        return Ok(());
+    }
+    Err(Rejection::WrongOrigin(origin.to_string()))
+}
+
+/// Refuses what hyper lets pass and another parser might read differently: any transfer coding
+/// but exactly `chunked` (RFC 9112 section 6.1).
+pub(super) fn check_framing(request: &Request<Incoming>) -> Result<(), Rejection> {
+    let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();
+    let Some(coding) = codings.next() else { return Ok(()) };
+    if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
+        return Err(Rejection::BadRequest("the only transfer coding is one `chunked`".into()));
+    }
+    Ok(())
+}

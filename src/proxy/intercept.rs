@@ -1,0 +1,142 @@
+//! Ends the client's TLS with a leaf for the target, and serves HTTP/1.1 or HTTP/2 on it.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::Shared;
+use super::exchange;
+use super::reject::Rejection;
+use crate::origin::{Host, Origin, Target};
+use crate::upstream::body::Body;
+use crate::upstream::early::Early;
+
+/// Longest time for the client's TLS handshake.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Longest idle time of a client's HTTP/1.1 connection. Above the keep-alive limits of common clients
+/// (curl 118 s, Node 5 s, Go 90 s), so that they close first and no request meets a closing connection.
+const IDLE_LIMIT: Duration = Duration::from_secs(300);
+
+/// Streams that one client connection may have open; hyper's own default, named here because it bounds
+/// memory.
+const MOST_STREAMS: u32 = 200;
+
+/// Windows on the client's side, as on the upstream's.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+
+/// Longest head that an HTTP/2 client may send: a token of 16 KiB and the metadata that Codex sends.
+const MOST_HEAD: u32 = 64 * 1024;
+
+/// A client connection whose TLS ends here. The origin is fixed by the CONNECT and never asked again.
+pub(super) struct Intercepted {
+    pub(super) shared: Arc<Shared>,
+    pub(super) origin: Origin,
+    /// The client greeted another host than it asked the tunnel for: every request gets 421.
+    pub(super) greeted_another: bool,
+}
+
+/// Serves the client of a tunnel to `target`, in the place of the target.
+pub(super) async fn serve<S>(shared: Arc<Shared>, target: Target, mut stream: S)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let mut first = BytesMut::with_capacity(1024);
+    let reading = tokio::time::timeout(HANDSHAKE_LIMIT, stream.read_buf(&mut first));
+    if !matches!(reading.await, Ok(Ok(1..))) {
+        return;
+    }
+    let is_tls = first[0] == TLS_HANDSHAKE;
+    let stream = Early::new(first.freeze(), stream);
+    if !is_tls {
+        return explain_cleartext(&shared, stream).await;
+    }
+    let accepting = tokio::time::timeout(HANDSHAKE_LIMIT, accept(&shared, &target, stream));
+    match accepting.await {
+        Ok(Ok((stream, greeted_another))) => {
+            let origin = Origin::https(target);
+            let connection = Intercepted { shared, origin, greeted_another };
+            converse(Arc::new(connection), stream).await;
+        }
+        Ok(Err(error)) => tracing::debug!(%error, "client handshake failed"),
+        Err(_late) => tracing::debug!("client handshake took too long"),
+    }
+}
+
+/// The record type of a ClientHello (RFC 8446 section 5.1).
+const TLS_HANDSHAKE: u8 = 22;
+
+async fn accept<S>(shared: &Shared, target: &Target, stream: S) -> io::Result<(TlsStream<S>, bool)>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let greeting = LazyConfigAcceptor::new(Default::default(), stream).await?;
+    let greeted = greeting.client_hello().server_name().map(Host::parse);
+    let greeted_another = greeted.as_ref().is_some_and(|host| host.as_ref() != Ok(&target.host));
+    // With a leaf for the name that the client greeted, it gets to see why it is refused.
+    let host = match greeted {
+        Some(Ok(host)) if greeted_another && shared.leaves.permits(&host) => host,
+        _ => target.host.clone(),
+    };
+    let config = shared.leaves.server_config(&host).map_err(io::Error::other)?;
+    Ok((greeting.into_stream(config).await?, greeted_another))
+}
+
+async fn converse<S>(connection: Arc<Intercepted>, stream: TlsStream<S>)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let shared = connection.shared.clone();
+    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let service = service_fn(move |request: Request<Incoming>| {
+        // Boxed, because hyper keeps room for this future beside every idle connection.
+        let exchange = Box::pin(exchange::exchange(connection.clone(), request));
+        async move { Ok::<_, Infallible>(exchange.await) }
+    });
+    if is_http2 {
+        let serving = http2::Builder::new(shared.connections.clone())
+            .timer(TokioTimer::new())
+            .enable_connect_protocol()
+            .max_concurrent_streams(MOST_STREAMS)
+            .max_header_list_size(MOST_HEAD)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .serve_connection(TokioIo::new(stream), service);
+        shared.drive(serving, |serving| serving.graceful_shutdown()).await;
+    } else {
+        let serving = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(IDLE_LIMIT)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
+        shared.drive(serving, |serving| serving.graceful_shutdown()).await;
+    }
+}
+
+/// A client that speaks plain HTTP in a tunnel to an intercepted host gets told so.
+async fn explain_cleartext<S>(shared: &Shared, stream: S)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let service = service_fn(|_: Request<Incoming>| async {
+        Ok::<Response<Body>, Infallible>(Rejection::CleartextRefused.into_response())
+    });
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HANDSHAKE_LIMIT)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    shared.drive(serving, |serving| serving.graceful_shutdown()).await;
+}

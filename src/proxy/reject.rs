@@ -1,0 +1,176 @@
+//! Every refusal: what went wrong becomes a status, a stable code, a sentence and what to type next.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue, PROXY_AUTHENTICATE, RETRY_AFTER};
+use http::{Response, StatusCode};
+use serde_json::json;
+
+use crate::headers::VALETKEY_ERROR;
+use crate::inject::UnfitSecret;
+use crate::tokens::TokenError;
+use crate::upstream::body::Body;
+use crate::upstream::{Stage, UpstreamError};
+
+/// Why a request is not sent on, or has no answer. Its `Display` is the sentence that people see.
+///
+/// A 401 is never among the statuses: it is only ever the upstream's.
+#[derive(Debug, thiserror::Error)]
+pub enum Rejection {
+    /// The request is malformed; holds what is wrong with it.
+    #[error("{0}")]
+    BadRequest(String),
+    /// A 101 that does not answer the client's handshake.
+    #[error("the upstream's WebSocket handshake is wrong")]
+    BadUpgrade,
+    /// A ruled host was asked for in plain text.
+    #[error("this host is signed in by a rule, so it is never spoken to in plain text")]
+    CleartextRefused,
+    /// The client is another user's; holds the uid where the kernel gave one.
+    #[error("only the user who runs valetkey may use it{}", .0.map(|uid| format!(", and this is uid {uid}")).unwrap_or_default())]
+    PassRequired(Option<u32>),
+    /// No rule, or a rule, forbids this; holds why.
+    #[error("{0}")]
+    Target(&'static str),
+    /// The credential is not to be had.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The credential cannot stand in a header.
+    #[error("the credential cannot be sent: {0}")]
+    Unfit(#[from] UnfitSecret),
+    /// The upstream gave no answer.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    /// A request in a tunnel names another origin than the tunnel was opened for; holds that one.
+    #[error("this tunnel was opened for {0}, and the request names another origin")]
+    WrongOrigin(String),
+}
+
+/// Status, code and hint of one refusal.
+struct Row(StatusCode, &'static str, String);
+
+impl Rejection {
+    /// The one table of refusals.
+    fn row(&self) -> Row {
+        use StatusCode as S;
+        match self {
+            Self::BadRequest(_) => {
+                Row(S::BAD_REQUEST, "bad_request", "send a well-formed HTTP request".into())
+            }
+            Self::BadUpgrade => Row(
+                S::BAD_GATEWAY,
+                "upstream_websocket",
+                "ask whoever runs the upstream, or try without a WebSocket".into(),
+            ),
+            Self::CleartextRefused => {
+                Row(S::FORBIDDEN, "cleartext_refused", "use https:// (or wss://)".into())
+            }
+            Self::PassRequired(uid) => Row(
+                S::PROXY_AUTHENTICATION_REQUIRED,
+                "pass_required",
+                match uid {
+                    Some(uid) => {
+                        format!("to let it in, add to [[listeners]]: allow_uids = [{uid}]")
+                    }
+                    None => "connect from this machine, as the user who runs valetkey".into(),
+                },
+            ),
+            Self::Target(_) => {
+                Row(S::FORBIDDEN, "target_forbidden", "see: valetkey explain URL".into())
+            }
+            Self::Token(error) => token_row(error),
+            Self::Unfit(_) => Row(S::FORBIDDEN, "login_required", "see: valetkey status".into()),
+            Self::Upstream(error) => upstream_row(error),
+            Self::WrongOrigin(_) => Row(
+                S::MISDIRECTED_REQUEST,
+                "wrong_origin",
+                "open a tunnel for each host; SNI, Host and :authority must name it".into(),
+            ),
+        }
+    }
+
+    /// Whether an HTTP/1.1 connection is of no use after this: its framing or its names are in doubt.
+    pub(super) fn ends_the_connection(&self) -> bool {
+        matches!(self, Self::BadRequest(_) | Self::WrongOrigin(_))
+    }
+
+    /// The answer that the client gets.
+    pub(super) fn into_response(self) -> Response<Body> {
+        let Row(status, code, hint) = self.row();
+        tracing::debug!(code, status = status.as_u16(), error = %chain_of(&self), "refused");
+        let error = json!({ "code": code, "message": self.to_string(), "hint": hint });
+        let body = format!("{:#}\n", json!({ "error": error }));
+        let mut response = Response::new(Body::from(Bytes::from(body)));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(VALETKEY_ERROR, HeaderValue::from_static(code));
+        if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
+            // RFC 9110 section 15.5.8 wants a challenge.
+            let basic = HeaderValue::from_static("Basic realm=\"valetkey\"");
+            headers.insert(PROXY_AUTHENTICATE, basic);
+        }
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            let wait = match &self {
+                Self::Token(TokenError::IssuerUnavailable { retry_after }) => *retry_after,
+                _ => STORE_RETRY,
+            };
+            headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
+        }
+        response
+    }
+}
+
+/// When it is worth asking again after trouble with the place that keeps the login: a person may have to
+/// act, a lock may be let go.
+const STORE_RETRY: Duration = Duration::from_secs(5);
+
+fn token_row(error: &TokenError) -> Row {
+    match error {
+        TokenError::LoginRequired { hint, .. } => {
+            Row(StatusCode::FORBIDDEN, "login_required", hint.clone())
+        }
+        TokenError::IssuerUnavailable { .. } => Row(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "issuer_unavailable",
+            "wait and try again; valetkey goes on trying by itself".into(),
+        ),
+        TokenError::StoreUnavailable(_) => {
+            Row(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", "see: valetkey status".into())
+        }
+    }
+}
+
+fn upstream_row(error: &UpstreamError) -> Row {
+    let hint = match error.stage() {
+        Stage::ChainAuth => "put user and password into the upstream proxy's URL",
+        Stage::ChainGarbage | Stage::ChainUnreachable => {
+            "check upstream.proxy in the configuration, or HTTPS_PROXY"
+        }
+        Stage::ChainRefused(_) => "ask whoever runs the upstream proxy to allow this host",
+        Stage::Dns => "check the host name, and whether this network resolves it",
+        Stage::Http | Stage::Timeout | Stage::Tls => "try again",
+        Stage::Tcp => "check the network, and whether a proxy is needed: upstream.proxy",
+        Stage::Untrusted(_) => {
+            "behind a TLS-inspecting proxy, set upstream.ca_bundle to the company's CA file"
+        }
+    };
+    let status = match error.stage() {
+        Stage::Timeout => StatusCode::GATEWAY_TIMEOUT,
+        _ => StatusCode::BAD_GATEWAY,
+    };
+    Row(status, error.code(), hint.into())
+}
+
+/// The error and its causes in one line, for the log.
+fn chain_of(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line.push_str(": ");
+        line.push_str(&error.to_string());
+        cause = error.source();
+    }
+    line
+}

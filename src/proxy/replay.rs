@@ -1,0 +1,166 @@
+//! Keeps a copy of a request's body beside its stream, so that a request refused with 401 can be sent
+//! once more. The copy never delays the stream, and is given up rather than let grow.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use crate::upstream::body::{Body, BodyError};
+
+/// Largest copy of one body.
+const MOST_PER_BODY: usize = 1 << 20;
+
+/// Largest sum of all copies.
+const MOST_IN_ALL: usize = 64 << 20;
+
+/// What all copies together may still take.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Budget(Arc<AtomicUsize>);
+
+impl Budget {
+    fn take(&self, len: usize) -> bool {
+        let fits = |used: usize| used.checked_add(len).filter(|sum| *sum <= MOST_IN_ALL);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok()
+    }
+
+    fn give_back(&self, len: usize) {
+        self.0.fetch_sub(len, Ordering::Relaxed);
+    }
+}
+
+/// The body as it is sent the first time, and the means to send it again.
+pub(super) fn keep(body: Incoming, budget: &Budget) -> (Body, Replay) {
+    let size = body.size_hint();
+    let copy = Copy { frames: Vec::new(), len: 0, budget: budget.clone() };
+    let state = State { rest: Some(body), copy: Some(copy), turn: 0 };
+    let shared = Arc::new(Mutex::new(state));
+    let first = Sending { shared: shared.clone(), turn: 0, sent: 0, size };
+    (Body::boxed(first), Replay(shared))
+}
+
+/// Whether and how a body can be sent again.
+pub(super) struct Replay(Arc<Mutex<State>>);
+
+impl Replay {
+    /// Gives the copy up: the first sending goes on alone.
+    pub(super) fn give_up(self) {
+        lock(&self.0).copy = None;
+    }
+
+    /// The body from its beginning, when the copy is whole as far as it was read. What had not been
+    /// read yet follows from the client; the first sending ends.
+    pub(super) fn again(self) -> Option<Body> {
+        let mut state = lock(&self.0);
+        state.copy.as_ref()?;
+        state.turn += 1;
+        let turn = state.turn;
+        drop(state);
+        Some(Body::boxed(Sending { shared: self.0, turn, sent: 0, size: SizeHint::default() }))
+    }
+}
+
+struct State {
+    /// What the client has not sent yet; `None` after its end.
+    rest: Option<Incoming>,
+    copy: Option<Copy>,
+    /// Which sending may read on.
+    turn: usize,
+}
+
+struct Copy {
+    frames: Vec<Frame<Bytes>>,
+    len: usize,
+    budget: Budget,
+}
+
+impl Copy {
+    /// Keeps one more frame; `false` when that is too much.
+    fn push(&mut self, frame: &Frame<Bytes>) -> bool {
+        let Some(copied) = duplicate(frame) else { return true };
+        let len = copied.data_ref().map_or(0, Bytes::len);
+        if self.len + len > MOST_PER_BODY || !self.budget.take(len) {
+            return false;
+        }
+        self.len += len;
+        self.frames.push(copied);
+        true
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        self.budget.give_back(self.len);
+    }
+}
+
+fn duplicate(frame: &Frame<Bytes>) -> Option<Frame<Bytes>> {
+    let data = frame.data_ref().map(|data| Frame::data(data.clone()));
+    data.or_else(|| frame.trailers_ref().map(|trailers| Frame::trailers(trailers.clone())))
+}
+
+struct Sending {
+    shared: Arc<Mutex<State>>,
+    turn: usize,
+    /// How many frames of the copy this sending has passed on.
+    sent: usize,
+    size: SizeHint,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the body is being sent again elsewhere")]
+struct Superseded;
+
+impl HttpBody for Sending {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        let mut state = lock(&this.shared);
+        let state = &mut *state;
+        if state.turn != this.turn {
+            return Poll::Ready(Some(Err(Superseded.into())));
+        }
+        if let Some(frame) = state.copy.as_ref().and_then(|copy| copy.frames.get(this.sent)) {
+            this.sent += 1;
+            return Poll::Ready(duplicate(frame).map(Ok));
+        }
+        let Some(rest) = &mut state.rest else { return Poll::Ready(None) };
+        let frame = std::task::ready!(Pin::new(rest).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                if state.copy.as_mut().is_some_and(|copy| !copy.push(frame)) {
+                    state.copy = None;
+                }
+                this.sent += 1;
+            }
+            Some(Err(_)) => state.copy = None,
+            None => state.rest = None,
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let state = lock(&self.shared);
+        let copied = state.copy.as_ref().map_or(0, |copy| copy.frames.len());
+        let rest_ended = state.rest.as_ref().is_none_or(HttpBody::is_end_stream);
+        state.turn == self.turn && rest_ended && self.sent >= copied
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.size
+    }
+}
+
+/// Held for a few steps that cannot panic.
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,127 @@
+//! A WebSocket is an ordinary exchange until the 101, and bytes after it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{
+    CONNECTION, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE,
+};
+use http::{Method, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use hyper::ext::Protocol;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+use super::reject::Rejection;
+use super::{Shared, tunnel};
+use crate::headers::strip_hop_by_hop;
+use crate::upstream::body::Body;
+
+/// The client's half of a WebSocket handshake: HTTP/1.1 Upgrade (RFC 6455 section 4), or extended
+/// CONNECT over HTTP/2 (RFC 8441), which goes on as the GET that it stands for.
+pub(super) struct Upgrade {
+    client: OnUpgrade,
+    /// What the upstream's accept is checked against.
+    key: HeaderValue,
+    over_http2: bool,
+}
+
+impl Upgrade {
+    /// Recognises a handshake and makes its method the GET that rules and the upstream see.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejection`] for a CONNECT that is none, and for a handshake without its key.
+    pub(super) fn take(request: &mut Request<Incoming>) -> Result<Option<Self>, Rejection> {
+        if request.method() == Method::CONNECT {
+            let protocol = request.extensions().get::<Protocol>().map(Protocol::as_str);
+            if protocol != Some("websocket") {
+                return Err(Rejection::Target("a CONNECT inside a tunnel is not proxied"));
+            }
+            let client = hyper::upgrade::on(&mut *request);
+            *request.method_mut() = Method::GET;
+            let key = HeaderValue::try_from(generate_key())
+                .map_err(|_| Rejection::BadRequest("no key could be made".into()))?;
+            return Ok(Some(Self { client, key, over_http2: true }));
+        }
+        if !asks_for_websocket(request) {
+            return Ok(None);
+        }
+        let key = request.headers().get(SEC_WEBSOCKET_KEY).cloned();
+        let key = key.ok_or_else(|| {
+            Rejection::BadRequest("a WebSocket handshake needs Sec-WebSocket-Key".into())
+        })?;
+        Ok(Some(Self { client: hyper::upgrade::on(request), key, over_http2: false }))
+    }
+
+    /// Puts the fields of an HTTP/1.1 handshake on a head that has been stripped of them.
+    pub(super) fn dress(&self, headers: &mut HeaderMap) {
+        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert(SEC_WEBSOCKET_KEY, self.key.clone());
+    }
+
+    /// What the client gets for the upstream's answer. After a 101 with the right accept the two halves
+    /// are joined; any other answer passes as it is, and what the client sent early is never looked at.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejection::BadUpgrade`] for a 101 that does not belong to this handshake.
+    pub(super) fn answer(
+        self,
+        shared: &Arc<Shared>,
+        mut response: Response<Body>,
+    ) -> Result<Response<Body>, Rejection> {
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            strip_hop_by_hop(response.headers_mut());
+            if !self.over_http2 {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(CONNECTION, close);
+            }
+            return Ok(response);
+        }
+        let accept = derive_accept_key(self.key.as_bytes());
+        if response.headers().get(SEC_WEBSOCKET_ACCEPT).is_none_or(|got| *got != *accept) {
+            return Err(Rejection::BadUpgrade);
+        }
+        let upstream = hyper::upgrade::on(&mut response);
+        strip_hop_by_hop(response.headers_mut());
+        if self.over_http2 {
+            *response.status_mut() = StatusCode::OK;
+            response.headers_mut().remove(SEC_WEBSOCKET_ACCEPT);
+        } else {
+            let headers = response.headers_mut();
+            headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+            headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        }
+        let (client, joining) = (self.client, shared.clone());
+        shared.connections.spawn(async move {
+            match futures_util::future::try_join(client, upstream).await {
+                Ok((client, upstream)) => {
+                    let (client, upstream) = (TokioIo::new(client), TokioIo::new(upstream));
+                    tunnel::carry(&joining, client, upstream).await;
+                }
+                Err(error) => tracing::debug!(%error, "upgrade failed"),
+            }
+        });
+        Ok(response.map(|_| Body::from(Bytes::new())))
+    }
+}
+
+fn asks_for_websocket(request: &Request<Incoming>) -> bool {
+    let headers = request.headers();
+    let has_token = |name, token: &str| {
+        headers
+            .get_all(name)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .any(|listed| listed.trim().eq_ignore_ascii_case(token))
+    };
+    request.version() == Version::HTTP_11
+        && request.method() == Method::GET
+        && has_token(CONNECTION, "upgrade")
+        && has_token(UPGRADE, "websocket")
+}

@@ -1,0 +1,235 @@
+//! Reads, writes and locks files that hold secrets: nobody else's file, never half a file.
+
+use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::process::geteuid;
+use zeroize::Zeroizing;
+
+use super::StoreError;
+
+/// What is in a file; `None` when there is none. Wiped on drop.
+///
+/// # Errors
+///
+/// [`StoreError::Denied`] for a link, for anything but a file, and for somebody else's file.
+pub(super) fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
+    // Opened first and judged by what was opened; without O_NONBLOCK a named pipe would hold us.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let opened = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path);
+    let file = match opened {
+        Ok(file) => file,
+        Err(error) if absent(&error) => return Ok(None),
+        Err(error) => return Err(refused(path, &error)),
+    };
+    let about = file.metadata().map_err(|error| refused(path, &error))?;
+    if !about.is_file() {
+        return Err(denied(path, "it is not a file"));
+    }
+    if about.uid() != geteuid().as_raw() {
+        return Err(denied(path, "it belongs to somebody else"));
+    }
+    if about.len() > MAX_FILE_BYTES {
+        return Err(corrupt(path, "it is longer than 1 MiB".to_owned()));
+    }
+    // One more byte than there are, so that the buffer does not grow and leave a copy behind.
+    let length = usize::try_from(about.len()).unwrap_or(0);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(length + 1));
+    file.take(MAX_FILE_BYTES).read_to_end(&mut bytes).map_err(|error| refused(path, &error))?;
+    Ok(Some(bytes))
+}
+
+/// Puts a file in place, whole and durably, as 0600: written beside it under a name that starts with
+/// `prefix`, synced, renamed, and the folder synced.
+pub(super) fn replace(path: &Path, prefix: &str, bytes: &[u8]) -> Result<(), StoreError> {
+    let write = || {
+        let folder = folder_of(path)?;
+        // Created with O_EXCL and 0600; removed again on drop unless it was renamed.
+        let mut fresh = tempfile::Builder::new().prefix(prefix).tempfile_in(folder)?;
+        fresh.write_all(bytes)?;
+        fresh.as_file().sync_all()?;
+        fresh.persist(path).map_err(|error| error.error)?;
+        File::open(folder)?.sync_all()
+    };
+    write().map_err(|error| refused(path, &error))
+}
+
+/// Removes a file durably; one that is not there is removed already.
+pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
+    let remove = || match std::fs::remove_file(path) {
+        Err(error) if !absent(&error) => Err(error),
+        _ => File::open(folder_of(path)?)?.sync_all(),
+    };
+    remove().map_err(|error| refused(path, &error))
+}
+
+/// Makes a folder that only we may enter, and those above it where they are missing.
+pub(super) fn make_private_folder(path: &Path) -> Result<(), StoreError> {
+    let make = || {
+        DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        std::fs::symlink_metadata(path)
+    };
+    let about = make().map_err(|error| refused(path, &error))?;
+    if !about.is_dir() {
+        return Err(denied(path, "it is not a folder"));
+    }
+    if about.uid() != geteuid().as_raw() {
+        return Err(denied(path, "it belongs to somebody else"));
+    }
+    if about.mode() & 0o077 != 0 {
+        let private = Permissions::from_mode(0o700);
+        std::fs::set_permissions(path, private).map_err(|error| refused(path, &error))?;
+    }
+    Ok(())
+}
+
+/// A lock on a file that is there for nothing else, held until dropped. Waits at most `limit`, so
+/// that a stopped process which holds it cannot stop this one.
+pub(super) fn lock(path: &Path, mode: u32, limit: Duration) -> Result<File, StoreError> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(mode)
+        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+        .open(path)
+        .map_err(|error| refused(path, &error))?;
+    let started = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::Error(error)) => return Err(refused(path, &error)),
+            Err(TryLockError::WouldBlock) if started.elapsed() >= limit => {
+                let what = "another process has held this lock for too long".to_owned();
+                return Err(StoreError::Unavailable { place: path.display().to_string(), what });
+            }
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_POLL),
+        }
+    }
+}
+
+/// A file whose contents make no sense.
+pub(super) fn corrupt(path: &Path, what: String) -> StoreError {
+    StoreError::Corrupt { place: path.display().to_string(), what }
+}
+
+fn denied(path: &Path, what: &str) -> StoreError {
+    StoreError::Denied { place: path.display().to_string(), what: what.to_owned() }
+}
+
+fn refused(path: &Path, error: &io::Error) -> StoreError {
+    let place = path.display().to_string();
+    if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) {
+        return denied(path, "it is a symbolic link");
+    }
+    match error.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            StoreError::Denied { place, what: error.to_string() }
+        }
+        _ => StoreError::Unavailable { place, what: error.to_string() },
+    }
+}
+
+/// Whether there is no such file, also because there is no such folder.
+fn absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound)
+}
+
+fn folder_of(path: &Path) -> io::Result<&Path> {
+    path.parent().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
+}
+
+/// Longest file that is read: 1 MiB, a hundred times the largest cache seen.
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
+
+/// How often a lock that is held is tried again.
+const LOCK_POLL: Duration = Duration::from_millis(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_whole_private_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.json");
+        assert!(read(&path).unwrap().is_none());
+        assert!(read(&folder.path().join("no/such/folder")).unwrap().is_none());
+        for text in ["one", "twenty-one"] {
+            replace(&path, ".a-", text.as_bytes()).unwrap();
+            assert_eq!(read(&path).unwrap().unwrap().as_slice(), text.as_bytes());
+        }
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+        remove(&path).unwrap();
+        remove(&path).unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left over");
+    }
+
+    #[test]
+    fn refuses_what_is_no_file_of_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        let (real, link) = (folder.path().join("real"), folder.path().join("link"));
+        std::fs::write(&real, "{}").unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let pipe = folder.path().join("pipe");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &pipe,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RUSR,
+            0,
+        )
+        .unwrap();
+        for (path, what) in [
+            (&link, "it is a symbolic link"),
+            (&pipe, "it is not a file"),
+            (&folder.path().to_owned(), "it is not a file"),
+        ] {
+            let error = read(path).unwrap_err();
+            assert!(matches!(&error, StoreError::Denied { .. }), "{error}");
+            assert!(error.to_string().ends_with(what), "{error}");
+        }
+        assert!(lock(&link, 0o600, Duration::ZERO).is_err());
+        if geteuid().is_root() {
+            std::os::unix::fs::chown(&real, Some(65534), None).unwrap();
+            let error = read(&real).unwrap_err();
+            assert!(error.to_string().ends_with("it belongs to somebody else"), "{error}");
+        }
+        std::fs::write(pipe.with_extension("big"), vec![b' '; 1024 * 1024 + 1]).unwrap();
+        assert!(matches!(read(&pipe.with_extension("big")), Err(StoreError::Corrupt { .. })));
+    }
+
+    #[test]
+    fn locks_keep_others_out_for_a_bounded_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let held = lock(&path, 0o600, Duration::ZERO).unwrap();
+        assert_eq!(held.metadata().unwrap().mode() & 0o777, 0o600);
+        assert!(matches!(
+            lock(&path, 0o600, Duration::from_millis(20)),
+            Err(StoreError::Unavailable { .. })
+        ));
+        drop(held);
+        lock(&path, 0o600, Duration::ZERO).unwrap();
+    }
+
+    #[test]
+    fn folders_are_private() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("a/b");
+        make_private_folder(&folder).unwrap();
+        std::fs::set_permissions(&folder, Permissions::from_mode(0o755)).unwrap();
+        make_private_folder(&folder).unwrap();
+        assert_eq!(std::fs::metadata(&folder).unwrap().mode() & 0o777, 0o700);
+        let link = root.path().join("link");
+        std::os::unix::fs::symlink(&folder, &link).unwrap();
+        assert!(matches!(make_private_folder(&link), Err(StoreError::Denied { .. })));
+    }
+}

@@ -1,0 +1,25 @@
+//! Both sides of TLS: certificates for the clients, trust in the upstreams.
+
+pub mod ca;
+pub mod leaf;
+pub mod pem;
+pub mod trust;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, LazyLock};
+
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+
+/// The one provider of cryptography, made once. It is handed to every configuration by hand: no process
+/// default is ever installed.
+pub fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> =
+        LazyLock::new(|| Arc::new(aws_lc_rs::default_provider()));
+    PROVIDER.clone()
+}
+
+/// The organisation in the subject of every certificate authority that a valetkey makes; what carries it
+/// is never trusted upstream.
+const ORGANISATION: &str = "valetkey";

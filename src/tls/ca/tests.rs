@@ -1,0 +1,239 @@
+//! The local CA on disk and over time.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+use super::*;
+
+type Spoiler = (fn(&Path), &'static str);
+
+fn hosts(names: &[&str]) -> Vec<Host> {
+    names.iter().map(|name| Host::parse(name).unwrap()).collect()
+}
+
+fn host(name: &str) -> Host {
+    Host::parse(name).unwrap()
+}
+
+fn folder() -> (tempfile::TempDir, PathBuf) {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("valetkey/ca");
+    (temp, dir)
+}
+
+fn key_file(dir: &Path) -> PathBuf {
+    let mut files = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    files.find(|path| path.extension().is_some_and(|end| end == "key")).unwrap()
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[test]
+fn the_key_is_ours_alone_and_the_certificate_is_not() {
+    let (_temp, dir) = folder();
+    let ca = LocalCa::open(&dir, &hosts(&["a.example"]), Clock::system()).unwrap();
+    assert_eq!(mode(&dir), 0o700);
+    assert_eq!(mode(&key_file(&dir)), 0o600);
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 2);
+    let certificate = ca.roots()[0].path().unwrap();
+    assert_eq!(fs::read_to_string(certificate).unwrap(), ca.roots()[0].pem());
+    assert!(!ca.roots()[0].pem().contains("PRIVATE"));
+    assert!(!format!("{ca:?}").contains("PRIVATE"));
+}
+
+#[test]
+#[expect(clippy::needless_collect, reason = "all threads start before the first is waited for")]
+fn concurrent_first_starts_get_one_root() {
+    let (_temp, dir) = folder();
+    let start = std::sync::Barrier::new(8);
+    let open = || {
+        start.wait();
+        let ca = LocalCa::open(&dir, &hosts(&["a.example"]), Clock::system()).unwrap();
+        ca.prepare().unwrap();
+        ca.roots().iter().map(Root::fingerprint).collect::<Vec<_>>()
+    };
+    let seen: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(open)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(seen.iter().all(|roots| roots.len() == 1 && *roots == seen[0]), "{seen:?}");
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 2, "the losers' keys are gone");
+}
+
+#[test]
+fn concurrent_starts_with_other_names_get_a_root_each() {
+    let (_temp, dir) = folder();
+    std::thread::scope(|scope| {
+        for index in 0..8 {
+            let name = host(&format!("host{index}.example"));
+            let dir = &dir;
+            scope.spawn(move || {
+                let ca = LocalCa::open(dir, std::slice::from_ref(&name), Clock::system());
+                assert!(ca.unwrap().permits(&name));
+            });
+        }
+    });
+    assert_eq!(LocalCa::load_roots(&dir).unwrap().len(), 8);
+}
+
+#[test]
+fn a_host_stays_under_the_oldest_root_that_permits_it() {
+    let (_temp, dir) = folder();
+    let open = |names: &[&str]| LocalCa::open(&dir, &hosts(names), Clock::system()).unwrap();
+    let first = open(&["old.example", "api.wide.example"]);
+    assert_eq!(open(&["old.example"]).roots().len(), 1, "fewer names need no new root");
+    let grown = open(&["old.example", "new.example", "wide.example", "127.0.0.1"]);
+    assert_eq!(grown.roots().len(), 2);
+    assert_eq!(grown.roots()[0].fingerprint(), first.roots()[0].fingerprint());
+    let table = [
+        ("old.example", Some(0)),
+        ("api.wide.example", Some(0)),
+        ("web.wide.example", Some(1)),
+        ("new.example", Some(1)),
+        ("127.0.0.1", Some(1)),
+        ("127.0.0.2", None),
+        ("other.example", None),
+    ];
+    for (name, root) in table {
+        let found = grown.permits(&host(name)).then(|| grown.signing_root(&host(name)));
+        assert_eq!(found.flatten(), root, "{name}");
+        assert_eq!(grown.intermediate(&host(name)).is_ok(), root.is_some(), "{name}");
+    }
+    let narrowed = open(&["new.example"]);
+    assert!(!narrowed.permits(&host("old.example")), "its root would, no rule does");
+    let again: Vec<_> =
+        LocalCa::load_roots(&dir).unwrap().iter().map(|root| root.names().to_vec()).collect();
+    assert_eq!(again[0], Names::new(&hosts(&["old.example", "api.wide.example"])).hosts());
+    assert_eq!(again.len(), 2);
+}
+
+#[test]
+fn without_names_nothing_is_made_and_nothing_signed() {
+    let (_temp, dir) = folder();
+    let on_disk = LocalCa::open(&dir, &[], Clock::system()).unwrap();
+    assert!(on_disk.roots().is_empty() && !dir.exists());
+    for ca in [on_disk, LocalCa::ephemeral(&[], Clock::system()).unwrap()] {
+        ca.prepare().unwrap();
+        assert!(!ca.permits(&host("a.example")));
+        assert!(matches!(ca.intermediate(&host("a.example")), Err(CaError::NotPermitted(_))));
+    }
+}
+
+#[test]
+fn keys_that_others_could_have_touched_are_refused() {
+    let names = hosts(&["a.example"]);
+    let outcome = |spoil: fn(&Path)| {
+        let (_temp, dir) = folder();
+        LocalCa::open(&dir, &names, Clock::system()).unwrap();
+        spoil(&dir);
+        let ca = LocalCa::open(&dir, &names, Clock::system())?;
+        ca.prepare().map(|()| ca.roots().len())
+    };
+    fn chmod(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let spoilers: [Spoiler; 5] = [
+        (|dir| chmod(&key_file(dir), 0o640), "is open to other users"),
+        (|dir| chmod(&key_file(dir), 0o604), "is open to other users"),
+        (|dir| chmod(dir, 0o770), "is open to other users"),
+        (
+            |dir| {
+                let key = key_file(dir);
+                fs::rename(&key, dir.join("elsewhere")).unwrap();
+                symlink(dir.join("elsewhere"), &key).unwrap();
+            },
+            "is a symbolic link",
+        ),
+        (
+            |dir| {
+                let key = key_file(dir);
+                fs::remove_file(&key).unwrap();
+                fs::create_dir(&key).unwrap();
+            },
+            "is not a plain file",
+        ),
+    ];
+    for (spoil, expected) in spoilers {
+        let error = outcome(spoil).unwrap_err();
+        assert!(error.to_string().ends_with(expected), "{error}");
+        assert!(error.hint().is_some(), "{error}");
+    }
+    let broken: [Spoiler; 3] = [
+        (|dir| fs::write(key_file(dir), "junk").unwrap(), "no P-256 key"),
+        (|dir| fs::write(dir.join("root-1.pem"), "junk").unwrap(), "not one certificate"),
+        (
+            |dir| {
+                let other = KeyPair::generate().unwrap().serialize_pem();
+                fs::write(key_file(dir), other).unwrap();
+            },
+            "not the key of its root",
+        ),
+    ];
+    for (spoil, expected) in broken {
+        let error = outcome(spoil).unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+    if rustix::process::geteuid().is_root() {
+        let error = outcome(|dir| chown(key_file(dir), Some(65534), None).unwrap()).unwrap_err();
+        assert!(error.to_string().ends_with("belongs to another user"), "{error}");
+    }
+    let without_key: fn(&Path) = |dir| fs::remove_file(key_file(dir)).unwrap();
+    assert_eq!(outcome(without_key).unwrap(), 2, "a root without a key is handed out, not used");
+}
+
+#[test]
+fn a_foreign_certificate_is_no_root() {
+    let (_temp, dir) = folder();
+    LocalCa::open(&dir, &hosts(&["a.example"]), Clock::system()).unwrap();
+    let foreign = rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap();
+    fs::write(dir.join("root-2.pem"), foreign.cert.pem()).unwrap();
+    let error = LocalCa::load_roots(&dir).unwrap_err();
+    assert!(error.to_string().contains("root-2.pem"), "{error}");
+}
+
+#[test]
+fn intermediates_are_renewed_at_half_their_life() {
+    let (_temp, dir) = folder();
+    let (clock, a) = (Clock::system(), host("a.example"));
+    let ca = LocalCa::open(&dir, std::slice::from_ref(&a), clock.clone()).unwrap();
+    let serving = || ca.intermediate(&a);
+    let first = serving().unwrap();
+    clock.advance(Duration::hours(83));
+    assert!(Arc::ptr_eq(&serving().unwrap(), &first));
+    clock.advance(Duration::hours(2));
+    let second = serving().unwrap();
+    assert!(!Arc::ptr_eq(&second, &first));
+    fs::remove_file(key_file(&dir)).unwrap();
+    clock.advance(Duration::days(6));
+    assert!(Arc::ptr_eq(&serving().unwrap(), &second), "the old one serves when renewal fails");
+    clock.advance(Duration::days(2));
+    assert!(matches!(serving(), Err(CaError::Io { .. })));
+}
+
+#[test]
+fn a_root_is_replaced_early_and_used_late() {
+    let (_temp, dir) = folder();
+    let (clock, a) = (Clock::system(), host("a.example"));
+    let open = || LocalCa::open(&dir, std::slice::from_ref(&a), clock.clone()).unwrap();
+    assert_eq!(open().roots().len(), 1);
+    let table = [(330, 1, Some(0)), (10, 2, Some(0)), (19, 2, Some(1)), (10, 2, Some(1))];
+    for (days, roots, signing) in table {
+        clock.advance(Duration::days(days));
+        let ca = open();
+        assert_eq!((ca.roots().len(), ca.signing_root(&a)), (roots, signing), "{days}");
+    }
+    let running = open();
+    clock.advance(Duration::days(400));
+    assert!(!running.permits(&a));
+    assert!(matches!(running.intermediate(&a), Err(CaError::NoRoot(_))));
+}
+
+#[test]
+fn nothing_outlives_its_issuer() {
+    let (clock, a) = (Clock::system(), host("a.example"));
+    let ca = LocalCa::ephemeral(std::slice::from_ref(&a), clock.clone()).unwrap();
+    clock.advance(Duration::days(363));
+    assert!(ca.intermediate(&a).unwrap().not_after() <= ca.roots()[0].not_after());
+}

@@ -1,0 +1,296 @@
+//! Holds the one policy of trust: which certificates an upstream, an issuer or a chain proxy may show.
+//!
+//! No environment variable has a say on Linux, and no setting switches verification off. Certificates that
+//! a valetkey made are never trusted, wherever they lie, so no valetkey can come between us and an upstream.
+
+#[cfg(test)]
+mod tests;
+mod verify;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::CertificateDer;
+
+pub use self::verify::describe_failure;
+use self::verify::{Verifier, is_a_valetkey};
+use super::pem::{self, PemError};
+use super::provider;
+use crate::secret::Fingerprint;
+
+/// Which roots count, apart from the bundle's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TrustMode {
+    /// None: the bundle alone.
+    Bundle,
+    /// Mozilla's, compiled in, for systems that have none.
+    MozillaAndBundle,
+    /// The system's, without the bundle.
+    System,
+    /// The system's.
+    #[default]
+    SystemAndBundle,
+}
+
+/// What to trust.
+#[derive(Clone, Copy, Debug)]
+pub struct TrustSettings<'a> {
+    /// Which roots count.
+    pub mode: TrustMode,
+    /// A PEM file of more roots. Read whatever the mode, because children are handed it.
+    pub bundle: Option<&'a Path>,
+    /// Public keys of our own roots, which are never trusted.
+    pub own: &'a [Fingerprint],
+}
+
+/// What is offered to an upstream in ALPN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alpn {
+    /// HTTP/2, else HTTP/1.1.
+    Any,
+    /// HTTP/1.1 only: upgrades, and CONNECT to a chain proxy.
+    Http1,
+}
+
+/// The roots that count and the TLS client configurations on them.
+///
+/// Invariant: both configurations have the same verifier; each has a session store of its own, so a
+/// session made under other trust is never resumed.
+#[derive(Debug)]
+pub struct UpstreamTrust {
+    any: Arc<ClientConfig>,
+    http1: Arc<ClientConfig>,
+    system: Vec<CertificateDer<'static>>,
+    bundle: Vec<CertificateDer<'static>>,
+    bundle_is_ours: bool,
+    notices: Vec<String>,
+}
+
+impl UpstreamTrust {
+    /// Reads the system's roots and the bundle. A system certificate that rustls cannot take is left out.
+    ///
+    /// # Errors
+    ///
+    /// [`TrustError`] when the bundle is not entirely usable, or nothing at all would be trusted.
+    pub fn load(settings: &TrustSettings<'_>) -> Result<Self, TrustError> {
+        let is_foreign = |der: &CertificateDer<'_>| !is_of_a_valetkey(der, settings.own);
+        let mut system = system_certificates();
+        system.retain(is_foreign);
+        let pem::Bundle { certificates: mut bundle, notices } = match settings.bundle {
+            Some(path) => read_bundle(path)?,
+            None => pem::Bundle { certificates: Vec::new(), notices: Vec::new() },
+        };
+        bundle.retain(is_foreign);
+        let verifier = verifier(settings.mode, &system, &bundle)?;
+        Ok(Self {
+            any: client_config(verifier.clone(), &[b"h2", b"http/1.1"])?,
+            http1: client_config(verifier, &[b"http/1.1"])?,
+            system,
+            bundle_is_ours: settings.bundle.is_some() && bundle.is_empty(),
+            bundle,
+            notices,
+        })
+    }
+
+    /// The TLS client configuration for every leg of every kind.
+    pub fn client_config(&self, alpn: Alpn) -> Arc<ClientConfig> {
+        match alpn {
+            Alpn::Any => self.any.clone(),
+            Alpn::Http1 => self.http1.clone(),
+        }
+    }
+
+    /// The system's roots, none of ours, whether the mode trusts them or not: what a child needs for the
+    /// hosts that are tunnelled.
+    pub fn system(&self) -> &[CertificateDer<'static>] {
+        &self.system
+    }
+
+    /// The bundle's certificates, none of ours.
+    pub fn bundle(&self) -> &[CertificateDer<'static>] {
+        &self.bundle
+    }
+
+    /// Whether the bundle held certificates of a valetkey and no others, which counts as no bundle: the
+    /// setting was made for a child of a running valetkey.
+    pub fn bundle_is_ours(&self) -> bool {
+        self.bundle_is_ours
+    }
+
+    /// One sentence for each thing in the bundle that was left out, with the file's name.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+}
+
+fn read_bundle(path: &Path) -> Result<pem::Bundle, TrustError> {
+    let file = std::fs::read(path)
+        .map_err(|source| TrustError::Unreadable { path: path.into(), source })?;
+    let mut bundle =
+        pem::read(&file).map_err(|source| TrustError::Bundle { path: path.into(), source })?;
+    for notice in &mut bundle.notices {
+        *notice = format!("{}: {notice}", path.display());
+    }
+    Ok(bundle)
+}
+
+/// The files that distributions keep their roots in, and the folders that OpenSSL knows. The loader's own
+/// search is not used: it lets `SSL_CERT_FILE` take the system's place.
+#[cfg(target_os = "linux")]
+fn system_certificates() -> Vec<CertificateDer<'static>> {
+    let file = SYSTEM_FILES.iter().map(Path::new).find(|path| path.exists());
+    let mut folders = openssl_probe::candidate_cert_dirs();
+    // What the folder links to that file is then not read again.
+    let mut parts = vec![rustls_native_certs::load_certs_from_paths(file, folders.next())];
+    for folder in folders {
+        parts.push(rustls_native_certs::load_certs_from_paths(None, Some(folder)));
+    }
+    let mut found = Vec::new();
+    for part in parts {
+        for error in part.errors {
+            tracing::debug!(%error, "left out a system certificate");
+        }
+        found.extend(part.certs);
+    }
+    found.sort_unstable_by(|one, other| one.cmp(other));
+    found.dedup();
+    found
+}
+
+/// What the system shows of its store. Only children get it; the platform's verifier asks the store itself.
+#[cfg(not(target_os = "linux"))]
+fn system_certificates() -> Vec<CertificateDer<'static>> {
+    rustls_native_certs::load_native_certs().certs
+}
+
+/// Whether the certificate is one of our roots, or any valetkey's: one may run inside another's
+/// environment and find the other's roots in its bundle.
+fn is_of_a_valetkey(der: &CertificateDer<'_>, own: &[Fingerprint]) -> bool {
+    x509_parser::parse_x509_certificate(der).is_ok_and(|(_, certificate)| {
+        own.contains(&Fingerprint::of(certificate.public_key().raw))
+            || is_a_valetkey(certificate.subject())
+    })
+}
+
+fn verifier(
+    mode: TrustMode,
+    system: &[CertificateDer<'static>],
+    bundle: &[CertificateDer<'static>],
+) -> Result<Arc<dyn ServerCertVerifier>, TrustError> {
+    let bundle = if mode == TrustMode::System { &[] } else { bundle };
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(bundle.iter().cloned());
+    let inner = match mode {
+        TrustMode::Bundle => webpki(roots)?,
+        TrustMode::MozillaAndBundle => {
+            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+            webpki(roots)?
+        }
+        TrustMode::System | TrustMode::SystemAndBundle => platform(roots, system, bundle)?,
+    };
+    Ok(Arc::new(Verifier::over(inner)))
+}
+
+#[cfg(target_os = "linux")]
+fn platform(
+    mut roots: RootCertStore,
+    system: &[CertificateDer<'static>],
+    _bundle: &[CertificateDer<'static>],
+) -> Result<Arc<dyn ServerCertVerifier>, TrustError> {
+    let (taken, left) = roots.add_parsable_certificates(system.iter().cloned());
+    tracing::debug!(taken, left, "read the system's roots");
+    webpki(roots)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn platform(
+    _roots: RootCertStore,
+    _system: &[CertificateDer<'static>],
+    bundle: &[CertificateDer<'static>],
+) -> Result<Arc<dyn ServerCertVerifier>, TrustError> {
+    let verifier = rustls_platform_verifier::Verifier::new_with_extra_roots(
+        bundle.iter().cloned(),
+        provider(),
+    );
+    Ok(Arc::new(verifier.map_err(TrustError::Tls)?))
+}
+
+fn webpki(roots: RootCertStore) -> Result<Arc<dyn ServerCertVerifier>, TrustError> {
+    let builder = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider());
+    // The builder has no other complaint: revocation lists are not used.
+    Ok(builder.build().map_err(|_| TrustError::Nothing)?)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one home of the policy of trust")]
+fn client_config(
+    verifier: Arc<dyn ServerCertVerifier>,
+    alpn: &[&[u8]],
+) -> Result<Arc<ClientConfig>, TrustError> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(TrustError::Tls)?
+        // "Dangerous" is any verifier but rustls' own; ours only adds refusals to it.
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    config.resumption = Resumption::in_memory_sessions(SESSIONS);
+    Ok(Arc::new(config))
+}
+
+/// Why there is no trust to work with.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    /// The bundle has a broken block, or no certificate.
+    #[error("cannot use the CA bundle {}", .path.display())]
+    Bundle {
+        /// The bundle.
+        path: PathBuf,
+        /// Which block, and why.
+        source: PemError,
+    },
+    /// No root at all.
+    #[error("no upstream could be trusted: there is no root certificate")]
+    Nothing,
+    /// TLS cannot be set up.
+    #[error("cannot set up TLS")]
+    Tls(#[source] rustls::Error),
+    /// The bundle cannot be read.
+    #[error("cannot read the CA bundle {}", .path.display())]
+    Unreadable {
+        /// The bundle.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+impl TrustError {
+    /// What to do about it, where a person can.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Bundle { .. } | Self::Unreadable { .. } => Some(
+                "name a PEM file with one or more CERTIFICATE blocks, or none to use the system's roots",
+            ),
+            Self::Nothing => Some(
+                "install the system's ca-certificates, name a bundle, or set trust = \"mozilla+bundle\"",
+            ),
+            Self::Tls(_) => None,
+        }
+    }
+}
+
+/// Where Debian and Arch, Fedora and RHEL, openSUSE, old RHEL, and Alpine keep all roots in one file.
+#[cfg(target_os = "linux")]
+const SYSTEM_FILES: &[&str] = &[
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/cert.pem",
+];
+/// TLS sessions kept for resumption, per configuration: rustls' own default.
+const SESSIONS: usize = 256;

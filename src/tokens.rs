@@ -1,0 +1,292 @@
+//! Hands out the current value of each credential, and keeps it current.
+
+mod expiry;
+#[cfg(test)]
+mod fake;
+mod fixed;
+mod rotating;
+mod rotation;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::{pending, select_all};
+use time::OffsetDateTime;
+use tokio::sync::watch;
+
+use crate::clock::Clock;
+use crate::credential::{Account, Credential, CredentialName, LoginKind};
+use crate::oauth::Issuer;
+use crate::secret::Secret;
+use crate::store::{RecordStore, StoreError};
+use crate::tasks::Tasks;
+use fixed::Fixed;
+use rotating::Rotating;
+
+/// The credentials of a configuration, by name. A reload makes a new one and may take
+/// sources of the old one over.
+#[derive(Clone, Default)]
+pub struct Tokens(BTreeMap<CredentialName, Arc<TokenSource>>);
+
+impl Tokens {
+    /// These sources.
+    pub fn new(sources: BTreeMap<CredentialName, Arc<TokenSource>>) -> Self {
+        Self(sources)
+    }
+
+    /// The source of a credential.
+    pub fn source(&self, name: &CredentialName) -> Option<&Arc<TokenSource>> {
+        self.0.get(name)
+    }
+
+    /// All sources, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&CredentialName, &Arc<TokenSource>)> {
+        self.0.iter()
+    }
+
+    /// How each credential is signed in; one without a login, or with one that cannot be injected,
+    /// has no entry.
+    pub fn kinds(&self) -> BTreeMap<CredentialName, LoginKind> {
+        let kind = |(name, source): (&CredentialName, &Arc<TokenSource>)| {
+            source.kind().map(|kind| (name.clone(), kind))
+        };
+        self.0.iter().filter_map(kind).collect()
+    }
+
+    /// To hear when [`Tokens::kinds`] changes from what it is now.
+    pub fn kind_changes(&self) -> KindChanges {
+        KindChanges(self.0.values().filter_map(|source| source.kind_changes()).collect())
+    }
+}
+
+/// Hears of logins that change their kind.
+pub struct KindChanges(Vec<watch::Receiver<Option<LoginKind>>>);
+
+impl KindChanges {
+    /// Waits for the next change; never ends when there can be none. May be dropped and called again
+    /// without missing one.
+    pub async fn next(&mut self) {
+        let changes = self.0.iter_mut().map(|kind| {
+            Box::pin(async {
+                if kind.changed().await.is_err() {
+                    // The source is gone, and with it all change.
+                    pending::<()>().await;
+                }
+            })
+        });
+        let changes: Vec<_> = changes.collect();
+        if changes.is_empty() {
+            pending::<()>().await;
+        }
+        pin!(select_all(changes)).await;
+    }
+}
+
+/// Where the current value of one credential comes from.
+pub struct TokenSource(Kind);
+
+enum Kind {
+    Fixed(Fixed),
+    Rotating(Arc<Rotating>),
+}
+
+/// Reads the value of a credential that somebody else looks after: an environment variable, a file.
+/// May block. Its errors must not quote the value.
+pub type Loader = dyn Fn() -> Result<Secret, Box<dyn Error + Send + Sync>> + Send + Sync;
+
+/// What a source is made of.
+pub struct Parts {
+    /// The credential's name, for logs and hints.
+    pub name: CredentialName,
+    /// Tells the time.
+    pub clock: Clock,
+    /// Runs refreshes, which shutdown waits for.
+    pub refreshes: Tasks,
+    /// Runs the watch over the store, which ends with the source; shutdown does not wait for it.
+    pub background: Tasks,
+}
+
+impl TokenSource {
+    /// A source whose value is read with `loader`, when it is first needed and after a 401.
+    pub fn fixed(parts: Parts, loader: Arc<Loader>) -> Self {
+        Self(Kind::Fixed(Fixed::new(parts, loader)))
+    }
+
+    /// A source over the login in a store, which it keeps fresh with the help of the issuer. The store
+    /// is read once before this returns; a login that is missing or cannot be read is no error.
+    pub async fn rotating(
+        parts: Parts,
+        store: Arc<dyn RecordStore>,
+        issuer: Arc<dyn Issuer>,
+    ) -> Self {
+        Self(Kind::Rotating(Rotating::start(parts, store, issuer).await))
+    }
+
+    /// The value to send now. One that is known to have expired is never given out.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenError`], which says what to tell the client.
+    pub async fn current(&self) -> Result<Arc<Credential>, TokenError> {
+        match &self.0 {
+            Kind::Fixed(fixed) => fixed.current().await,
+            Kind::Rotating(rotating) => rotating.current().await,
+        }
+    }
+
+    /// What to do after an upstream refused `refused`, which the rule of that name had sent: replay the
+    /// request once with this value, or pass the 401 on (`None`).
+    ///
+    /// # Errors
+    ///
+    /// [`TokenError`] when the login turned out to be over, or cannot be refreshed at the moment.
+    pub async fn after_401(
+        &self,
+        rule: &str,
+        refused: &Credential,
+    ) -> Result<Option<Arc<Credential>>, TokenError> {
+        match &self.0 {
+            Kind::Fixed(fixed) => fixed.after_401(refused).await,
+            Kind::Rotating(rotating) => rotating.after_401(rule, refused).await,
+        }
+    }
+
+    /// The replay of a request was refused too: 401s of that rule pass, and cause no refresh, until the
+    /// credential changes for another reason than a 401.
+    pub fn refused_again(&self, rule: &str, credential: &Credential) {
+        match &self.0 {
+            Kind::Fixed(_) => {}
+            Kind::Rotating(rotating) => rotating.refused_again(rule, credential),
+        }
+    }
+
+    /// Whether [`TokenSource::after_401`] may bring a new value, so that a body is worth keeping.
+    pub fn can_refresh(&self) -> bool {
+        match &self.0 {
+            Kind::Fixed(_) => true,
+            Kind::Rotating(rotating) => rotating.can_refresh(),
+        }
+    }
+
+    /// How it is signed in, as far as it is known.
+    pub fn kind(&self) -> Option<LoginKind> {
+        match &self.0 {
+            Kind::Fixed(_) => Some(LoginKind::ApiKey),
+            Kind::Rotating(rotating) => rotating.kind(),
+        }
+    }
+
+    fn kind_changes(&self) -> Option<watch::Receiver<Option<LoginKind>>> {
+        match &self.0 {
+            Kind::Fixed(_) => None,
+            Kind::Rotating(rotating) => Some(rotating.kind_changes()),
+        }
+    }
+
+    /// What people may know of it.
+    pub fn status(&self) -> Status {
+        match &self.0 {
+            Kind::Fixed(fixed) => fixed.status(),
+            Kind::Rotating(rotating) => rotating.status(),
+        }
+    }
+
+    /// Whether a token is one of this login's, and which.
+    pub fn recognises(&self, token: &Secret) -> Option<Whose> {
+        match &self.0 {
+            Kind::Fixed(_) => None,
+            Kind::Rotating(rotating) => rotating.recognises(token),
+        }
+    }
+
+    /// Answers a client that shares this login and refreshes by itself, with the refresh token that was
+    /// recognised as `whose`: our own single refresh runs, or has run, and this is the JSON body of an
+    /// issuer's answer with the set as it is then. Holds secrets; wiped on drop.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenError`] when there is no set that could be used. A fixed source has none.
+    pub async fn answer_refresh(&self, whose: Whose) -> Result<Bytes, TokenError> {
+        match &self.0 {
+            Kind::Fixed(fixed) => Err(fixed.has_no_set()),
+            Kind::Rotating(rotating) => rotating.answer_refresh(whose).await,
+        }
+    }
+
+    /// The owner has revoked the login: it counts as gone until the store holds another set.
+    pub fn logged_out(&self) {
+        match &self.0 {
+            Kind::Fixed(_) => {}
+            Kind::Rotating(rotating) => rotating.logged_out(),
+        }
+    }
+}
+
+/// Which of a login's tokens a token is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// The access token.
+    Access,
+    /// The refresh token of the current generation.
+    Current,
+    /// The refresh token of the generation before.
+    Previous,
+}
+
+/// What people may know of a credential; never a secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// How it is signed in, if it is.
+    pub kind: Option<LoginKind>,
+    /// Whom it speaks for.
+    pub account: Account,
+    /// When the access token expires, by this machine's clock, where that is known.
+    pub expires_at: Option<OffsetDateTime>,
+    /// When the set was received.
+    pub last_refresh: Option<OffsetDateTime>,
+    /// Whether it can be used, and if not, why.
+    pub state: State,
+}
+
+/// Whether a credential can be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It can.
+    Ok,
+    /// Nobody is signed in.
+    NoLogin,
+    /// The issuer has ended the login, with this code. Its access token is used while it lives.
+    Dead(String),
+    /// A login that cannot be injected; what it is.
+    Unsupported(String),
+    /// The place that keeps it cannot be read, for this reason. What was read before is used.
+    Unreadable(String),
+}
+
+/// Why there is no value to send, by what the client is told.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum TokenError {
+    /// Final until the user acts.
+    #[error("{why}")]
+    LoginRequired {
+        /// One sentence.
+        why: String,
+        /// What to type.
+        hint: String,
+    },
+    /// The issuer is in trouble, or was asked too often.
+    #[error("the token has expired and the issuer cannot be asked for a new one now")]
+    IssuerUnavailable {
+        /// When it is worth asking again.
+        retry_after: Duration,
+    },
+    /// The place that keeps the login is in trouble.
+    #[error("the login cannot be read or saved")]
+    StoreUnavailable(#[source] Arc<StoreError>),
+}

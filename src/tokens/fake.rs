@@ -1,0 +1,242 @@
+//! An issuer and a store for tests: strict, countable, and out of order on demand.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use time::OffsetDateTime;
+use tokio::sync::{Semaphore, watch};
+
+use crate::clock::Clock;
+use crate::credential::{Login, TokenSet};
+use crate::oauth::{Answer, Issuer, Reason, RefreshError};
+use crate::secret::Secret;
+use crate::store::memory::MemoryStore;
+use crate::store::{Cas, Durability, Record, RecordStore, StoreError, Version};
+
+/// An issuer that takes each refresh token once and ends the login when one comes twice.
+pub(super) struct StrictIssuer {
+    inner: Mutex<Inner>,
+    /// Every answer waits for a permit of this.
+    pub(super) answers: Semaphore,
+    /// A number that moves when a request has arrived.
+    pub(super) arrived: watch::Sender<usize>,
+}
+
+struct Inner {
+    rotation: u32,
+    current: String,
+    revoked: bool,
+    posts: Vec<String>,
+    script: VecDeque<Turn>,
+    lifetime: Option<Duration>,
+    date: Option<OffsetDateTime>,
+}
+
+/// What the issuer does with a request, other than answer it.
+#[derive(Clone, Debug)]
+pub(super) enum Turn {
+    /// Fails before it looks at the token.
+    Fail(RefreshError),
+    /// Redeems the token, and the answer is lost.
+    Lose,
+}
+
+impl StrictIssuer {
+    /// An issuer that has handed out the refresh token `r0`.
+    pub(super) fn new() -> Arc<Self> {
+        let inner = Inner {
+            rotation: 0,
+            current: "r0".to_owned(),
+            revoked: false,
+            posts: Vec::new(),
+            script: VecDeque::new(),
+            lifetime: Some(HOUR),
+            date: None,
+        };
+        Arc::new(Self {
+            inner: Mutex::new(inner),
+            answers: Semaphore::new(Semaphore::MAX_PERMITS),
+            arrived: watch::Sender::new(0),
+        })
+    }
+
+    pub(super) fn will(&self, turn: Turn) {
+        self.inner.lock().unwrap().script.push_back(turn);
+    }
+
+    pub(super) fn tell_time(&self, date: OffsetDateTime) {
+        self.inner.lock().unwrap().date = Some(date);
+    }
+
+    /// How long its access tokens live from now on.
+    pub(super) fn live_for(&self, lifetime: Duration) {
+        self.inner.lock().unwrap().lifetime = Some(lifetime);
+    }
+
+    /// Every refresh token that arrived, in order.
+    pub(super) fn posts(&self) -> Vec<String> {
+        self.inner.lock().unwrap().posts.clone()
+    }
+
+    pub(super) fn is_revoked(&self) -> bool {
+        self.inner.lock().unwrap().revoked
+    }
+
+    /// Somebody else redeems the current token: what they get.
+    pub(super) fn redeem_elsewhere(&self) -> (String, String) {
+        let mut inner = self.inner.lock().unwrap();
+        let answer = inner.redeem();
+        (answer.access.expose().to_owned(), answer.refresh.unwrap().expose().to_owned())
+    }
+}
+
+impl Inner {
+    fn redeem(&mut self) -> Answer {
+        self.rotation += 1;
+        self.current = format!("r{}", self.rotation);
+        Answer {
+            access: Secret::new(format!("a{}", self.rotation)),
+            refresh: Some(Secret::new(self.current.clone())),
+            id: None,
+            expires_in: self.lifetime,
+            date: self.date,
+        }
+    }
+
+    fn judge(&mut self, token: &str) -> Result<Answer, RefreshError> {
+        self.posts.push(token.to_owned());
+        let turn = self.script.pop_front();
+        if let Some(Turn::Fail(error)) = turn {
+            return Err(error);
+        }
+        if self.revoked || token != self.current {
+            self.revoked = true;
+            return Err(RefreshError::Rejected { code: "refresh_token_reused".to_owned() });
+        }
+        let answer = self.redeem();
+        match turn {
+            Some(Turn::Lose) => Err(RefreshError::Unknown("the answer was lost".to_owned())),
+            _ => Ok(answer),
+        }
+    }
+}
+
+impl Issuer for StrictIssuer {
+    fn refresh<'a>(
+        &'a self,
+        token: &'a Secret,
+        _: Reason,
+    ) -> BoxFuture<'a, Result<Answer, RefreshError>> {
+        async move {
+            let answer = self.inner.lock().unwrap().judge(token.expose());
+            self.arrived.send_modify(|count| *count += 1);
+            self.answers.acquire().await.unwrap().forget();
+            answer
+        }
+        .boxed()
+    }
+}
+
+/// A store in memory that stumbles on demand.
+pub(super) struct Stumbling {
+    pub(super) inner: MemoryStore,
+    /// What becomes of the next calls of `cas`.
+    pub(super) script: Mutex<VecDeque<Stumble>>,
+    /// How many calls of `cas` and `get` fail from now on.
+    pub(super) broken: AtomicUsize,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Stumble {
+    /// Done, and the caller does not learn it.
+    UnknownDone,
+    /// Not done, and the caller does not learn it.
+    UnknownLost,
+    /// Refused.
+    Error,
+    /// As it should be.
+    No,
+}
+
+impl Stumbling {
+    pub(super) fn new(login: Option<Login>) -> Arc<Self> {
+        Arc::new(Self {
+            inner: MemoryStore::new(login),
+            script: Mutex::default(),
+            broken: AtomicUsize::new(0),
+        })
+    }
+
+    pub(super) async fn record(&self) -> Record {
+        self.inner.get().await.unwrap().1
+    }
+
+    fn is_broken(&self) -> bool {
+        let less = |left: usize| left.checked_sub(1);
+        self.broken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+    }
+}
+
+fn out_of_reach() -> StoreError {
+    StoreError::Unavailable { place: "the store".to_owned(), what: "no space left".to_owned() }
+}
+
+impl RecordStore for Stumbling {
+    fn get(&self) -> BoxFuture<'_, Result<(Version, Record), StoreError>> {
+        async {
+            if self.is_broken() {
+                return Err(out_of_reach());
+            }
+            self.inner.get().await
+        }
+        .boxed()
+    }
+
+    fn cas(&self, expected: Version, record: Record) -> BoxFuture<'_, Result<Cas, StoreError>> {
+        async move {
+            if self.is_broken() {
+                return Err(out_of_reach());
+            }
+            let stumble = self.script.lock().unwrap().pop_front().unwrap_or(Stumble::No);
+            match stumble {
+                Stumble::No => self.inner.cas(expected, record).await,
+                Stumble::UnknownLost => Ok(Cas::Unknown),
+                Stumble::Error => Err(out_of_reach()),
+                Stumble::UnknownDone => {
+                    self.inner.cas(expected, record).await.map(|_| Cas::Unknown)
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.changes()
+    }
+
+    fn durability(&self) -> BoxFuture<'_, Result<Durability, StoreError>> {
+        self.inner.durability()
+    }
+}
+
+/// A ChatGPT login with refresh token `r0` whose access token `a0` expires in so many seconds.
+pub(super) fn login(clock: &Clock, expires_in: i64) -> Login {
+    let now = clock.now();
+    let exp = now.unix_timestamp() + expires_in;
+    let claims = format!(r#"{{"iat":{},"exp":{exp}}}"#, exp - 3600);
+    Login::ChatGpt(TokenSet {
+        access: Secret::new(format!("e30.{}.a0", URL_SAFE_NO_PAD.encode(claims))),
+        refresh: Some(Secret::new("r0")),
+        id: None,
+        account_id: Some("account-1".to_owned()),
+        last_refresh: Some(now - time::Duration::hours(1)),
+    })
+}
+
+pub(super) const HOUR: Duration = Duration::from_secs(3600);

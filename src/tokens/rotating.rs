@@ -1,0 +1,635 @@
+//! A login whose tokens rotate: what is held of it, and the one refresh for all that wait.
+
+use std::collections::HashSet;
+use std::pin::pin;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::expiry::{Moment, Received, Times};
+use super::rotation::{FORCED_INTERVAL, Outcome, Rotation, Successor, Want, chatgpt};
+use super::{Parts, State, Status, TokenError, Whose};
+use crate::clock::Clock;
+use crate::credential::{Account, Credential, CredentialName, Login, LoginKind, TokenSet};
+use crate::oauth::{Issuer, Reason, refresh, wire};
+use crate::secret::{Fingerprint, Secret};
+use crate::store::{Header, Phase, Record, RecordStore, StoreError};
+use crate::tasks::Tasks;
+
+pub(super) struct Rotating {
+    name: CredentialName,
+    clock: Clock,
+    refreshes: Tasks,
+    store: Arc<dyn RecordStore>,
+    rotation: Rotation,
+    /// What readers see. Written only with `gate` held.
+    held: ArcSwap<Held>,
+    gate: Mutex<Gate>,
+    /// When the store was last read; held while reading, so that one reads.
+    reading: tokio::sync::Mutex<Option<Instant>>,
+    /// The issuer's clock less ours, in milliseconds.
+    skew_ms: AtomicI64,
+    kind: watch::Sender<Option<LoginKind>>,
+    _watch: DropGuard,
+}
+
+/// What is held of the login. Replaced as a whole.
+#[derive(Clone)]
+struct Held {
+    /// Where its rotation stands; `None` before the store could be read.
+    header: Option<Header>,
+    login: Kept,
+    /// Why the store could not be read the last time.
+    trouble: Option<Arc<StoreError>>,
+}
+
+#[derive(Clone)]
+enum Kept {
+    Nothing,
+    Unsupported(String),
+    Ready(Ready),
+}
+
+#[derive(Clone)]
+struct Ready {
+    credential: Arc<Credential>,
+    /// `None` for an API key.
+    set: Option<Arc<TokenSet>>,
+    times: Times,
+}
+
+/// What decides whether a refresh starts.
+#[derive(Default)]
+struct Gate {
+    /// The refresh in the air, until its sender is gone.
+    flight: Option<watch::Receiver<Landing>>,
+    /// No refresh for a while, and what those hear who need one.
+    quiet: Option<Quiet>,
+    /// How often in a row the store was in trouble.
+    store_failures: u32,
+    /// When a 401 last caused a refresh.
+    forced: Option<Instant>,
+    /// When the set was last redeemed because of a 401, as the record says.
+    forced_at: Option<time::OffsetDateTime>,
+    /// Rules whose 401s pass.
+    muted: HashSet<String>,
+    /// The login that its owner has revoked.
+    dropped: Option<Fingerprint>,
+    /// The access token whose successor is held and not saved yet.
+    outlived: Option<Fingerprint>,
+    /// How many sets a refresh has brought: a read begun before one is older than it.
+    landed: u64,
+}
+
+struct Quiet {
+    until: Instant,
+    error: TokenError,
+    /// Whether the refresh that was put off was for a token that is still good. One that is not may
+    /// be due at once: the record says.
+    good: bool,
+}
+
+/// How a refresh ended; `None` while it is in the air.
+type Landing = Option<Result<(), TokenError>>;
+
+impl Rotating {
+    pub(super) async fn start(
+        parts: Parts,
+        store: Arc<dyn RecordStore>,
+        issuer: Arc<dyn Issuer>,
+    ) -> Arc<Self> {
+        let stop = CancellationToken::new();
+        let rotating = Arc::new(Self {
+            rotation: Rotation::new(Arc::clone(&store), issuer, parts.clock.clone()),
+            name: parts.name,
+            clock: parts.clock,
+            refreshes: parts.refreshes,
+            held: ArcSwap::from_pointee(Held { header: None, login: Kept::Nothing, trouble: None }),
+            gate: Mutex::default(),
+            reading: tokio::sync::Mutex::default(),
+            skew_ms: AtomicI64::new(0),
+            kind: watch::Sender::new(None),
+            _watch: stop.clone().drop_guard(),
+            store,
+        });
+        // Before the first read, so that nothing that comes after it is missed.
+        let changes = rotating.store.changes();
+        rotating.read(Duration::ZERO).await;
+        parts.background.spawn(watch_store(Arc::downgrade(&rotating), changes, stop));
+        rotating
+    }
+
+    /// The value to send. The warm path: one load, one look at the clock.
+    pub(super) async fn current(self: &Arc<Self>) -> Result<Arc<Credential>, TokenError> {
+        if let Kept::Ready(ready) = &self.held.load().login
+            && !self.has_come(ready.times.due)
+        {
+            return Ok(Arc::clone(&ready.credential));
+        }
+        Box::pin(self.renewed()).await
+    }
+
+    /// The value to send where none is held, or one that is due.
+    async fn renewed(self: &Arc<Self>) -> Result<Arc<Credential>, TokenError> {
+        // A set that others brought may have expired too; more than two such in a row is no accident.
+        for _ in 0..3 {
+            let held = self.held.load_full();
+            if let Some(ready) = self.unexpired(&held) {
+                self.refresh_if_due(&held);
+                return Ok(Arc::clone(&ready.credential));
+            }
+            let Some(want) = self.want(&held, Reason::Proactive) else {
+                if self.read(READ_INTERVAL).await {
+                    continue;
+                }
+                return Err(self.refusal(&held));
+            };
+            let landing = self.join(want).await;
+            if self.unexpired(&self.held.load_full()).is_none() {
+                landing?;
+            }
+        }
+        Err(TokenError::IssuerUnavailable { retry_after: READ_INTERVAL })
+    }
+
+    pub(super) async fn after_401(
+        self: &Arc<Self>,
+        rule: &str,
+        refused: &Credential,
+    ) -> Result<Option<Arc<Credential>>, TokenError> {
+        if self.gate().muted.contains(rule) {
+            return Ok(None);
+        }
+        let mut held = self.held.load_full();
+        let is_refused = |held: &Held| held.ready().is_some_and(|it| it.is(refused));
+        if is_refused(&held) {
+            match self.want(&held, Reason::Unauthorized) {
+                Some(_) if self.was_forced_lately() => drop(self.read(READ_INTERVAL).await),
+                Some(want) => self.join(want).await?,
+                None => drop(self.read(READ_INTERVAL).await),
+            }
+            held = self.held.load_full();
+        }
+        if is_refused(&held) {
+            return match held.death() {
+                Some(_) => Err(self.refusal(&held)),
+                None => Ok(None),
+            };
+        }
+        let now = Box::pin(self.current()).await?;
+        // The request was made for one account; another one must not answer it.
+        let same = now.kind() == refused.kind() && now.account().id == refused.account().id;
+        Ok(same.then_some(now))
+    }
+
+    pub(super) fn refused_again(&self, rule: &str, credential: &Credential) {
+        let mut gate = self.gate();
+        if self.held.load().ready().is_some_and(|ready| ready.is(credential)) {
+            gate.muted.insert(rule.to_owned());
+        }
+    }
+
+    pub(super) fn can_refresh(&self) -> bool {
+        let held = self.held.load();
+        match held.ready() {
+            // Somebody may have put another key there.
+            Some(Ready { set: None, .. }) => true,
+            Some(_) => self.want(&held, Reason::Unauthorized).is_some(),
+            None => false,
+        }
+    }
+
+    pub(super) fn kind(&self) -> Option<LoginKind> {
+        *self.kind.borrow()
+    }
+
+    pub(super) fn kind_changes(&self) -> watch::Receiver<Option<LoginKind>> {
+        self.kind.subscribe()
+    }
+
+    pub(super) fn status(&self) -> Status {
+        let held = self.held.load();
+        let ready = held.ready();
+        let set = ready.and_then(|ready| ready.set.as_ref());
+        let state = match (&held.trouble, &held.login) {
+            (Some(error), _) => State::Unreadable(error.to_string()),
+            (None, Kept::Nothing) => State::NoLogin,
+            (None, Kept::Unsupported(what)) => State::Unsupported(what.clone()),
+            (None, Kept::Ready(_)) => {
+                held.death().map_or(State::Ok, |code| State::Dead(code.to_owned()))
+            }
+        };
+        Status {
+            kind: ready.map(|ready| ready.credential.kind()),
+            account: ready.map(|ready| ready.credential.account().clone()).unwrap_or_default(),
+            expires_at: ready
+                .and_then(|ready| ready.times.expires)
+                .map(|moment| moment.on_the_wall(&self.clock, self.skew())),
+            last_refresh: set.and_then(|set| set.last_refresh),
+            state,
+        }
+    }
+
+    pub(super) fn recognises(&self, token: &Secret) -> Option<Whose> {
+        let (held, token) = (self.held.load(), token.fingerprint());
+        let ready = held.ready()?;
+        let set = ready.set.as_ref()?;
+        let refresh = set.refresh.as_ref().map(Secret::fingerprint);
+        let previous = held.header.as_ref().and_then(|header| header.previous);
+        if refresh == Some(token) {
+            Some(Whose::Current)
+        } else if previous == Some(token) {
+            Some(Whose::Previous)
+        } else {
+            (set.access.fingerprint() == token).then_some(Whose::Access)
+        }
+    }
+
+    pub(super) async fn answer_refresh(
+        self: &Arc<Self>,
+        whose: Whose,
+    ) -> Result<Bytes, TokenError> {
+        let held = self.held.load_full();
+        if whose == Whose::Current
+            && !self.was_forced_lately()
+            && let Some(want) = self.want(&held, Reason::Unauthorized)
+        {
+            let good = self.unexpired(&held).is_some();
+            // Where it fails and the set is still good, that is the answer.
+            if let Err(error) = self.join(Want { good, ..want }).await {
+                tracing::debug!(credential = %self.name, %error, "a client gets the set as it is");
+            }
+        }
+        Box::pin(self.current()).await?;
+        let held = self.held.load();
+        let ready = self.unexpired(&held).ok_or_else(|| self.refusal(&held))?;
+        let set = ready.set.as_ref().ok_or_else(|| self.refusal(&held))?;
+        let left = ready.times.expires.map(|moment| moment.left(&self.clock, self.skew()));
+        Ok(wire::refresh_answer(set, left))
+    }
+
+    pub(super) fn logged_out(&self) {
+        let mut gate = self.gate();
+        let held = self.held.load_full();
+        gate.dropped = held.ready().and_then(Ready::fingerprint);
+        self.hold(Held { login: Kept::Nothing, ..Held::clone(&held) });
+    }
+
+    /// Starts a refresh in the background where the value held is due.
+    fn refresh_if_due(self: &Arc<Self>, held: &Held) {
+        if held.ready().is_some_and(|ready| self.has_come(ready.times.due))
+            && let Some(want) = self.want(held, Reason::Proactive)
+        {
+            // Whoever flies it looks after it; that it may not start now is no news.
+            drop(self.flight(want));
+        }
+    }
+
+    /// What a refresh of the set held would be for; `None` where it cannot be refreshed.
+    fn want(&self, held: &Held, reason: Reason) -> Option<Want> {
+        let ready = held.ready()?;
+        let set = ready.set.as_ref().filter(|set| set.refresh.is_some())?;
+        if held.death().is_some() {
+            return None;
+        }
+        let good = reason == Reason::Proactive && !self.has_come(ready.times.expires);
+        Some(Want { unwanted: set.access.fingerprint(), good, reason })
+    }
+
+    /// Waits for the refresh in the air, or for a new one.
+    async fn join(self: &Arc<Self>, want: Want) -> Result<(), TokenError> {
+        let mut flight = self.flight(want)?;
+        match flight.wait_for(Option::is_some).await {
+            Ok(landing) => landing.clone().unwrap_or(Ok(())),
+            // The task is gone without a word: it has panicked, or the runtime ends.
+            Err(_) => Err(TokenError::IssuerUnavailable { retry_after: READ_INTERVAL }),
+        }
+    }
+
+    /// The refresh in the air, else a new one: a task of its own, which goes on when all who wait
+    /// for it have gone.
+    fn flight(self: &Arc<Self>, want: Want) -> Result<watch::Receiver<Landing>, TokenError> {
+        let mut gate = self.gate();
+        if let Some(flight) = &gate.flight
+            && flight.has_changed().is_ok()
+        {
+            return Ok(flight.clone());
+        }
+        if let Some(quiet) = gate.quiet.as_ref().filter(|quiet| want.good || !quiet.good) {
+            let left = quiet.until.saturating_duration_since(self.clock.instant());
+            if !left.is_zero() {
+                return Err(quiet.error.clone().after(left));
+            }
+        }
+        let (landing, flight) = watch::channel(None);
+        gate.flight = Some(flight.clone());
+        self.refreshes.spawn(Arc::clone(self).fly(want, landing));
+        Ok(flight)
+    }
+
+    async fn fly(self: Arc<Self>, want: Want, landing: watch::Sender<Landing>) {
+        let outcome = self.rotation.refresh(&want).await;
+        if want.reason == Reason::Unauthorized
+            && matches!(outcome, Ok(Outcome::Redeemed(_) | Outcome::TooSoon))
+        {
+            self.gate().forced = Some(self.clock.instant());
+        }
+        let landed = match outcome {
+            Ok(Outcome::Found(record)) => {
+                self.adopt(&record, None);
+                Ok(())
+            }
+            Ok(Outcome::Redeemed(successor)) => {
+                self.save(&successor, &landing).await;
+                Ok(())
+            }
+            Ok(Outcome::TooSoon) => Ok(()),
+            Ok(Outcome::Later(wait)) => {
+                let error = TokenError::IssuerUnavailable { retry_after: wait };
+                Err(self.keep_quiet(wait, error, want.good))
+            }
+            Err(error) => {
+                tracing::warn!(credential = %self.name, %error, "a login cannot be refreshed");
+                let error = TokenError::StoreUnavailable(Arc::new(error));
+                Err(self.keep_quiet(self.store_pause(), error, want.good))
+            }
+        };
+        landing.send_replace(Some(landed));
+        drop(landing);
+        // Somebody may have written between what we hold and our holding it.
+        self.read(Duration::ZERO).await;
+    }
+
+    /// Saves a new set and holds it. Where saving takes long it is held, and all who wait have it,
+    /// before it is saved.
+    async fn save(&self, successor: &Successor, landing: &watch::Sender<Landing>) {
+        if let Some(skew) = successor.skew {
+            let skew = skew.clamp(-LARGEST_SKEW, LARGEST_SKEW).whole_milliseconds();
+            self.skew_ms.store(i64::try_from(skew).unwrap_or(0), Ordering::Relaxed);
+        }
+        let mut saved = pin!(self.rotation.publish(successor));
+        let record = match timeout(SAVE_PATIENCE, &mut saved).await {
+            Ok(record) => record,
+            Err(_) => {
+                self.gate().outlived = successor.follows();
+                self.adopt(&successor.unsaved(), Some(successor.received));
+                landing.send_replace(Some(Ok(())));
+                saved.await
+            }
+        };
+        self.gate().outlived = None;
+        let received = successor.is_in(&record).then_some(successor.received);
+        self.adopt(&record, received);
+        tracing::info!(credential = %self.name, "refreshed");
+    }
+
+    fn keep_quiet(&self, wait: Duration, error: TokenError, good: bool) -> TokenError {
+        let until = self.clock.instant() + wait;
+        self.gate().quiet = Some(Quiet { until, error: error.clone(), good });
+        error
+    }
+
+    /// How long a store in trouble is left alone: 1 s at first, and longer each time.
+    fn store_pause(&self) -> Duration {
+        let mut gate = self.gate();
+        gate.store_failures = gate.store_failures.saturating_add(1);
+        Duration::from_secs(1 << (gate.store_failures - 1).min(6)).min(SLOWEST_RETRY)
+    }
+
+    fn was_forced_lately(&self) -> bool {
+        let (gate, now) = (self.gate(), self.clock.instant());
+        gate.forced.is_some_and(|at| now.saturating_duration_since(at) < FORCED_INTERVAL)
+    }
+
+    /// Reads the store and holds what is there, unless that was done less than `interval` ago.
+    async fn read(&self, interval: Duration) -> bool {
+        let mut last = self.reading.lock().await;
+        let now = self.clock.instant();
+        if last.is_some_and(|at| now.saturating_duration_since(at) < interval) {
+            return false;
+        }
+        *last = Some(now);
+        loop {
+            let landed = self.gate().landed;
+            let read = self.store.get().await;
+            let gate = self.gate();
+            if gate.landed != landed {
+                continue;
+            }
+            match read {
+                Ok((_, record)) => self.adopt_within(gate, &record, None),
+                Err(error) => {
+                    tracing::warn!(credential = %self.name, %error, "a login cannot be read");
+                    let held = Held::clone(&self.held.load());
+                    self.hold(Held { trouble: Some(Arc::new(error)), ..held });
+                }
+            }
+            return true;
+        }
+    }
+
+    /// Holds what a refresh has brought.
+    fn adopt(&self, record: &Record, received: Option<Received>) {
+        let mut gate = self.gate();
+        gate.landed += 1;
+        self.adopt_within(gate, record, received);
+    }
+
+    fn adopt_within(
+        &self,
+        mut gate: MutexGuard<'_, Gate>,
+        record: &Record,
+        received: Option<Received>,
+    ) {
+        let set = chatgpt(record);
+        if gate.outlived.is_some() && gate.outlived == set.map(|set| set.access.fingerprint()) {
+            return;
+        }
+        gate.store_failures = 0;
+        let old = self.held.load_full();
+        let login = match &record.login {
+            None => Kept::Nothing,
+            Some(Login::Unsupported(what)) => Kept::Unsupported(what.clone()),
+            Some(Login::ApiKey(key)) => {
+                let account = Account::default();
+                let credential = old.same_or_new(LoginKind::ApiKey, key, account);
+                Kept::Ready(Ready { credential, set: None, times: Times::NEVER })
+            }
+            Some(Login::ChatGpt(set)) if gate.dropped == Some(set.fingerprint()) => Kept::Nothing,
+            Some(Login::ChatGpt(set)) => {
+                let credential = old.same_or_new(LoginKind::ChatGpt, &set.access, set.account());
+                let times = match old.ready() {
+                    // What this process received is known by its own clock, and stays so.
+                    Some(known) if received.is_none() && known.is_received(&credential) => {
+                        known.times
+                    }
+                    _ => Times::of(set, &record.header, received),
+                };
+                Kept::Ready(Ready { credential, set: Some(Arc::new(set.clone())), times })
+            }
+        };
+        let held = Held { header: Some(record.header.clone()), login, trouble: None };
+        if held.serial() != old.serial() {
+            gate.dropped = None;
+            gate.quiet = None;
+            if gate.forced_at == record.header.forced_at || record.header.forced_at.is_none() {
+                gate.muted.clear();
+            }
+        }
+        gate.forced_at = record.header.forced_at;
+        self.hold(held);
+    }
+
+    /// Replaces what is held; `gate` must be.
+    fn hold(&self, held: Held) {
+        let kind = held.ready().map(|ready| ready.credential.kind());
+        self.held.store(Arc::new(held));
+        self.kind.send_if_modified(|known| std::mem::replace(known, kind) != kind);
+    }
+
+    fn unexpired<'a>(&self, held: &'a Held) -> Option<&'a Ready> {
+        held.ready().filter(|ready| !self.has_come(ready.times.expires))
+    }
+
+    fn has_come(&self, moment: Option<Moment>) -> bool {
+        moment.is_some_and(|moment| moment.left(&self.clock, self.skew()).is_zero())
+    }
+
+    fn skew(&self) -> time::Duration {
+        time::Duration::milliseconds(self.skew_ms.load(Ordering::Relaxed))
+    }
+
+    fn gate(&self) -> MutexGuard<'_, Gate> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why there is nothing to send.
+    fn refusal(&self, held: &Held) -> TokenError {
+        let why = match (&held.login, &held.trouble, held.death()) {
+            (Kept::Nothing, Some(error), _) => {
+                return TokenError::StoreUnavailable(Arc::clone(error));
+            }
+            (Kept::Nothing, None, _) => "Not logged in".to_owned(),
+            (Kept::Unsupported(what), ..) => {
+                format!("{what} is signed in, which cannot be used here")
+            }
+            (Kept::Ready(_), _, Some(code)) => refresh::verdict(code),
+            (Kept::Ready(_), _, None) => {
+                "The access token has expired, and there is no refresh token".to_owned()
+            }
+        };
+        TokenError::LoginRequired {
+            why,
+            hint: format!("valetkey login --credential {}", self.name),
+        }
+    }
+
+    /// How long the watch over the store sleeps at most.
+    fn until_due(&self) -> Duration {
+        let held = self.held.load();
+        let due = held.ready().and_then(|ready| ready.times.due);
+        let left = due.map(|moment| moment.left(&self.clock, self.skew()));
+        // What is due already is tried again at the pace of the looks.
+        left.filter(|left| !left.is_zero()).map_or(LOOK_INTERVAL, |left| left.min(LOOK_INTERVAL))
+    }
+}
+
+impl Held {
+    fn ready(&self) -> Option<&Ready> {
+        match &self.login {
+            Kept::Ready(ready) => Some(ready),
+            Kept::Nothing | Kept::Unsupported(_) => None,
+        }
+    }
+
+    fn serial(&self) -> Option<u64> {
+        self.ready().map(|ready| ready.credential.serial())
+    }
+
+    /// The code with which the issuer has ended the login.
+    fn death(&self) -> Option<&str> {
+        match self.header.as_ref().map(|header| &header.phase) {
+            Some(Phase::Dead(code)) => Some(code),
+            _ => None,
+        }
+    }
+
+    /// The credential held where it says the same, so that its serial stays.
+    fn same_or_new(&self, kind: LoginKind, token: &Secret, account: Account) -> Arc<Credential> {
+        let same = |known: &&Arc<Credential>| {
+            known.kind() == kind
+                && known.token().fingerprint() == token.fingerprint()
+                && *known.account() == account
+        };
+        match self.ready().map(|ready| &ready.credential).filter(same) {
+            Some(known) => Arc::clone(known),
+            None => Arc::new(Credential::new(kind, token.clone(), account)),
+        }
+    }
+}
+
+impl Ready {
+    fn is(&self, credential: &Credential) -> bool {
+        self.credential.serial() == credential.serial()
+    }
+
+    /// Whether this process received that credential from the issuer.
+    fn is_received(&self, credential: &Credential) -> bool {
+        self.is(credential) && matches!(self.times.expires, Some(Moment::Here(_)))
+    }
+
+    fn fingerprint(&self) -> Option<Fingerprint> {
+        self.set.as_ref().map(|set| set.fingerprint())
+    }
+}
+
+impl TokenError {
+    /// The same, heard when `left` is left of the wait.
+    fn after(self, left: Duration) -> Self {
+        match self {
+            Self::IssuerUnavailable { .. } => Self::IssuerUnavailable { retry_after: left },
+            other => other,
+        }
+    }
+}
+
+/// Holds what the store holds, and refreshes what is due, as long as anybody uses the source.
+async fn watch_store(
+    source: Weak<Rotating>,
+    mut changes: watch::Receiver<u64>,
+    stop: CancellationToken,
+) {
+    let mut wait = LOOK_INTERVAL;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(wait) => {}
+            changed = changes.changed() => if changed.is_err() { return },
+        }
+        let Some(source) = source.upgrade() else { return };
+        source.read(Duration::ZERO).await;
+        source.refresh_if_due(&source.held.load_full());
+        wait = source.until_due();
+    }
+}
+
+/// How often the store is looked at although no change was heard of.
+const LOOK_INTERVAL: Duration = Duration::from_secs(15);
+
+/// How often it is read for those who find nothing to send, at most.
+const READ_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a new set may take to be saved before it is used all the same.
+const SAVE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Slowest pace of trying a store that is in trouble.
+const SLOWEST_RETRY: Duration = Duration::from_secs(60);
+
+/// Furthest that a clock is believed to be off.
+const LARGEST_SKEW: time::Duration = time::Duration::days(3660);

@@ -1,0 +1,261 @@
+//! The only way out: requests, upgrades, refreshes, logins and tunnels leave here, over one policy of
+//! trust and one chain.
+
+pub mod body;
+pub mod chain;
+pub mod dial;
+pub mod early;
+mod pool;
+
+use std::fmt;
+use std::sync::Arc;
+
+use http::header::HOST;
+use http::uri::{Parts, PathAndQuery};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
+use hyper_util::rt::TokioIo;
+
+use crate::origin::{BadHost, Origin, Scheme, Target};
+use crate::tasks::Tasks;
+use body::Body;
+use dial::Dialer;
+use pool::Pool;
+
+/// Sends requests to origins. Clones share the pooled connections.
+#[derive(Clone)]
+pub struct Upstream {
+    dialer: Arc<Dialer>,
+    pool: Arc<Pool>,
+    /// The pool's tasks, and those of connections that serve one request.
+    tasks: Tasks,
+}
+
+impl Upstream {
+    /// An upstream without open connections.
+    pub fn new(dialer: Dialer) -> Self {
+        let tasks = Tasks::new();
+        Self { dialer: Arc::new(dialer), pool: Arc::new(Pool::new(tasks.clone())), tasks }
+    }
+
+    /// Sends a request on a pooled connection. Its URI's path and query count; scheme and authority
+    /// are the origin's, and so is `Host`. Header fields that belong to one connection must be out.
+    ///
+    /// A request that provably never left (the connection closed before taking it) is sent again on
+    /// another connection, at most [`MOST_ATTEMPTS`] times in all; no other is.
+    ///
+    /// # Errors
+    ///
+    /// [`UpstreamError`]; [`UpstreamError::left`] says whether the upstream may have seen any of it.
+    pub async fn send(
+        &self,
+        origin: &Origin,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, UpstreamError> {
+        let mut attempt = 1;
+        loop {
+            let mut lease =
+                self.pool.checkout(origin, || Box::pin(self.open_pooled(origin))).await?;
+            shape(&mut request, origin, lease.version());
+            match lease.try_send(request).await {
+                Ok(response) => return Ok(response.map(|body| lease.into_body(body))),
+                Err(mut failed) => match failed.take_message() {
+                    Some(unsent) if attempt < MOST_ATTEMPTS => {
+                        request = unsent;
+                        attempt += 1;
+                    }
+                    unsent => {
+                        return Err(UpstreamError::http(
+                            origin,
+                            failed.into_error(),
+                            unsent.is_none(),
+                        ));
+                    }
+                },
+            }
+        }
+    }
+
+    /// Sends a request on a fresh HTTP/1.1 connection of its own, once: for upgrades, and for a token
+    /// request, which no layer may repeat. After a 101 the connection is in the response's
+    /// [`hyper::upgrade::on`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Upstream::send`].
+    pub async fn send_once(
+        &self,
+        origin: &Origin,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, UpstreamError> {
+        let stream = self.dialer.dial_http1(origin).await?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| UpstreamError::http(origin, error, false))?;
+        self.tasks.spawn(connection.with_upgrades());
+        shape(&mut request, origin, Version::HTTP_11);
+        match sender.try_send_request(request).await {
+            Ok(response) => Ok(response.map(Body::from)),
+            Err(mut failed) => {
+                let left = failed.take_message().is_none();
+                Err(UpstreamError::http(origin, failed.into_error(), left))
+            }
+        }
+    }
+
+    /// Opens a byte stream to a target for a tunnel: TCP, through the chain where there is one, and
+    /// no TLS of ours.
+    ///
+    /// # Errors
+    ///
+    /// [`UpstreamError`] with the stage that failed.
+    pub async fn connect(&self, target: &Target) -> Result<dial::Transport, UpstreamError> {
+        self.dialer.connect(target).await
+    }
+
+    async fn open_pooled(&self, origin: &Origin) -> Result<pool::Opened, UpstreamError> {
+        let stream = self.dialer.dial(origin).await?;
+        pool::open(stream, &self.tasks)
+            .await
+            .map_err(|error| UpstreamError::http(origin, error, false))
+    }
+}
+
+/// How often a request that never left is tried: an idle connection may have died, and so may the one
+/// that was tried instead, hardly a third.
+const MOST_ATTEMPTS: u32 = 3;
+
+/// Gives a request the form that its protocol wants: origin-form and `Host` for HTTP/1.1 (RFC 9112
+/// section 3.2.1), absolute form and no `Host` for HTTP/2 (RFC 9113 section 8.3.1).
+fn shape(request: &mut Request<Body>, origin: &Origin, version: Version) {
+    let path = request.uri().path_and_query().cloned();
+    let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
+    *request.version_mut() = version;
+    if version == Version::HTTP_2 {
+        request.headers_mut().remove(HOST);
+        let mut parts = Parts::default();
+        parts.scheme = origin.scheme.as_str().parse().ok();
+        parts.authority = origin.authority().parse().ok();
+        parts.path_and_query = Some(path);
+        *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+    } else {
+        if let Ok(host) = HeaderValue::from_str(&origin.authority()) {
+            request.headers_mut().insert(HOST, host);
+        }
+        *request.uri_mut() = Uri::from(path);
+    }
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream").finish_non_exhaustive()
+    }
+}
+
+/// Why an upstream gave no response: where it failed, and whether any of the request had left.
+#[derive(Debug, thiserror::Error)]
+#[error("{stage} ({place})")]
+pub struct UpstreamError {
+    stage: Stage,
+    /// Host and port that were being reached.
+    place: String,
+    left: bool,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// The step that failed. Its `Display` is the sentence that people see.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Stage {
+    /// The proxy in front of us asked for a password, or did not take ours.
+    #[error("the upstream proxy wants a password")]
+    ChainAuth,
+    /// The proxy in front of us answered with something else than HTTP.
+    #[error("the upstream proxy did not answer in HTTP")]
+    ChainGarbage,
+    /// The proxy in front of us refused the target.
+    #[error("the upstream proxy answered {0} instead of opening a tunnel")]
+    ChainRefused(StatusCode),
+    /// The proxy in front of us could not be reached.
+    #[error("the upstream proxy could not be reached")]
+    ChainUnreachable,
+    /// The name has no address.
+    #[error("the host name could not be resolved")]
+    Dns,
+    /// The connection ended before a response came, or spoke no HTTP.
+    #[error("the upstream closed the connection before it answered")]
+    Http,
+    /// No TCP connection.
+    #[error("the upstream could not be reached")]
+    Tcp,
+    /// A step took longer than it may.
+    #[error("the upstream did not answer in time")]
+    Timeout,
+    /// TLS failed for another reason than trust.
+    #[error("the TLS handshake with the upstream failed")]
+    Tls,
+    /// The certificate was not accepted; holds why.
+    #[error("the upstream's certificate was not accepted: {0}")]
+    Untrusted(String),
+}
+
+impl UpstreamError {
+    fn new(stage: Stage, place: &impl fmt::Display) -> Self {
+        Self { stage, place: place.to_string(), left: false, source: None }
+    }
+
+    fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    fn http(origin: &Origin, error: hyper::Error, left: bool) -> Self {
+        Self { left, ..Self::new(Stage::Http, &origin.target).because(error) }
+    }
+
+    /// The step that failed.
+    pub fn stage(&self) -> &Stage {
+        &self.stage
+    }
+
+    /// Host and port that were being reached.
+    pub fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// Whether any byte of the request may have reached the upstream. `false` is a proof.
+    pub fn left(&self) -> bool {
+        self.left
+    }
+
+    /// The stable code for machines.
+    pub fn code(&self) -> &'static str {
+        match self.stage {
+            Stage::ChainAuth => "chain_auth",
+            Stage::ChainGarbage => "chain_garbage",
+            Stage::ChainRefused(_) => "chain_refused",
+            Stage::ChainUnreachable => "chain_unreachable",
+            Stage::Dns => "upstream_dns",
+            Stage::Http => "upstream_closed",
+            Stage::Tcp => "upstream_unreachable",
+            Stage::Timeout => "deadline",
+            Stage::Tls => "upstream_tls",
+            Stage::Untrusted(_) => "upstream_tls_untrusted",
+        }
+    }
+}
+
+/// A setting that names no usable place.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadChain {
+    /// The host or port is wrong.
+    #[error("the upstream proxy's address is wrong: {0}")]
+    Address(#[from] BadHost),
+    /// Not one of the schemes that we speak.
+    #[error("the upstream proxy's URL must start with http://, https:// or socks5h://")]
+    Scheme,
+}
+
+impl Origin {
+    fn wants_tls(&self) -> bool {
+        self.scheme == Scheme::Https
+    }
+}

@@ -1,0 +1,132 @@
+//! The body of a message on its way: streamed, never gathered.
+
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::Incoming;
+
+/// What goes wrong while a body streams.
+pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A body of a request or a response.
+///
+/// Frames pass as they come. Dropping it cancels the side that it comes from.
+pub struct Body(Kind);
+
+enum Kind {
+    Boxed(UnsyncBoxBody<Bytes, BodyError>),
+    Full(Option<Bytes>),
+    Incoming(Incoming),
+}
+
+impl Body {
+    /// No body at all.
+    pub fn empty() -> Self {
+        Self(Kind::Full(None))
+    }
+
+    /// Any other body.
+    pub fn boxed<B>(body: B) -> Self
+    where
+        B: HttpBody<Data = Bytes, Error = BodyError> + Send + 'static,
+    {
+        Self(Kind::Boxed(UnsyncBoxBody::new(body)))
+    }
+
+    /// The same body with its trailers passed through `edit`.
+    #[must_use]
+    pub fn map_trailers<F>(self, edit: F) -> Self
+    where
+        F: Fn(&mut HeaderMap) + Send + Unpin + 'static,
+    {
+        if self.is_end_stream() { self } else { Self::boxed(MapTrailers { inner: self, edit }) }
+    }
+}
+
+impl From<Bytes> for Body {
+    fn from(bytes: Bytes) -> Self {
+        Self(Kind::Full(Some(bytes).filter(|bytes| !bytes.is_empty())))
+    }
+}
+
+impl From<Incoming> for Body {
+    fn from(incoming: Incoming) -> Self {
+        Self(Kind::Incoming(incoming))
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut self.get_mut().0 {
+            Kind::Boxed(body) => Pin::new(body).poll_frame(cx),
+            Kind::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Kind::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Kind::Boxed(body) => body.is_end_stream(),
+            Kind::Full(bytes) => bytes.is_none(),
+            Kind::Incoming(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Kind::Boxed(body) => body.size_hint(),
+            Kind::Full(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
+            Kind::Incoming(body) => body.size_hint(),
+        }
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Body(..)")
+    }
+}
+
+struct MapTrailers<F> {
+    inner: Body,
+    edit: F,
+}
+
+impl<F: Fn(&mut HeaderMap) + Unpin> HttpBody for MapTrailers<F> {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        Pin::new(&mut this.inner).poll_frame(cx).map_ok(|mut frame| {
+            if let Some(trailers) = frame.trailers_mut() {
+                (this.edit)(trailers);
+            }
+            frame
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

@@ -1,0 +1,241 @@
+//! Connects: TCP, the chain, TLS, each with its deadline; the only caller of connect.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Uri;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::dns::{GaiAddrs, GaiResolver, Name};
+use hyper_util::client::legacy::connect::proxy::SocksV5;
+use rustls::ClientConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
+use tower_service::Service;
+
+use super::chain::{Chain, Hop, HopScheme};
+use super::early::Early;
+use super::{Stage, UpstreamError};
+use crate::origin::{Origin, Target};
+use crate::tasks::Tasks;
+use crate::tls::trust::{Alpn, UpstreamTrust, describe_failure};
+
+/// Bytes to and from a target before any TLS of ours: TCP, or a tunnel through the chain, whose first
+/// leg may itself be TLS.
+pub type Transport = Early<Either<TcpStream, Box<TlsStream<TcpStream>>>>;
+
+/// A connection to an origin on which HTTP is spoken: plain text for absolute-form requests, else
+/// verified TLS.
+pub type Stream = Either<Transport, Box<TlsStream<Transport>>>;
+
+/// Opens connections to targets and origins.
+pub struct Dialer {
+    trust: Arc<UpstreamTrust>,
+    chain: Chain,
+    resolve: BTreeMap<Target, Target>,
+    tcp: HttpConnector<Resolver>,
+    tasks: Tasks,
+}
+
+impl Dialer {
+    /// A dialer with this trust and chain. `resolve` says where to connect instead of to a target,
+    /// like curl's `--connect-to`; names in TLS and HTTP stay, and the chain is not used for those.
+    pub fn new(trust: Arc<UpstreamTrust>, chain: Chain, resolve: BTreeMap<Target, Target>) -> Self {
+        let mut tcp = HttpConnector::new_with_resolver(Resolver(GaiResolver::new()));
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_keepalive(Some(KEEPALIVE));
+        tcp.set_connect_timeout(Some(CONNECT_LIMIT));
+        // RFC 8305 section 5 recommends 250 ms; the connector's own default is 300.
+        tcp.set_happy_eyeballs_timeout(Some(Duration::from_millis(250)));
+        Self { trust, chain, resolve, tcp, tasks: Tasks::new() }
+    }
+
+    /// A connection on which HTTP/2 or HTTP/1.1 is spoken, as the upstream chose.
+    pub(super) async fn dial(&self, origin: &Origin) -> Result<Stream, UpstreamError> {
+        self.dial_with(origin, Alpn::Any).await
+    }
+
+    /// A connection on which only HTTP/1.1 was offered.
+    pub(super) async fn dial_http1(&self, origin: &Origin) -> Result<Stream, UpstreamError> {
+        self.dial_with(origin, Alpn::Http1).await
+    }
+
+    async fn dial_with(&self, origin: &Origin, alpn: Alpn) -> Result<Stream, UpstreamError> {
+        let transport = self.connect(&origin.target).await?;
+        if !origin.wants_tls() {
+            return Ok(Either::Left(transport));
+        }
+        let config = self.trust.client_config(alpn);
+        Ok(Either::Right(Box::new(handshake(config, &origin.target, transport).await?)))
+    }
+
+    /// TCP to the target, through the chain where there is one.
+    pub(super) async fn connect(&self, target: &Target) -> Result<Transport, UpstreamError> {
+        if let Some(place) = self.resolve.get(target) {
+            return Ok(direct(self.tcp(place).await?));
+        }
+        match self.chain.hop(target) {
+            None => Ok(direct(self.tcp(target).await?)),
+            Some(hop) => limited(CHAIN_LIMIT, &hop.proxy, self.through(&hop, target)).await,
+        }
+    }
+
+    async fn through(&self, hop: &Hop, target: &Target) -> Result<Transport, UpstreamError> {
+        if let HopScheme::Socks5 { remote_dns } = hop.scheme {
+            return self.socks(hop, target, remote_dns).await;
+        }
+        let tcp = self.tcp(&hop.proxy).await.map_err(UpstreamError::of_the_chain)?;
+        if hop.scheme == HopScheme::Http {
+            let (tcp, early) = hop.open_tunnel(tcp, target, &self.tasks).await?;
+            return Ok(Early::new(early, Either::Left(tcp)));
+        }
+        let config = self.trust.client_config(Alpn::Http1);
+        let tls = handshake(config, &hop.proxy, tcp).await?;
+        let (tls, early) = hop.open_tunnel(tls, target, &self.tasks).await?;
+        Ok(Early::new(early, Either::Right(Box::new(tls))))
+    }
+
+    async fn socks(
+        &self,
+        hop: &Hop,
+        target: &Target,
+        remote_dns: bool,
+    ) -> Result<Transport, UpstreamError> {
+        let unreachable = || UpstreamError::new(Stage::ChainUnreachable, &hop.proxy);
+        let mut socks = SocksV5::new(uri(&hop.proxy)?, self.tcp.clone()).local_dns(!remote_dns);
+        if let Some((user, password)) = hop.raw.clone() {
+            socks = socks.with_auth(user, password);
+        }
+        let io = socks.call(uri(target)?).await.map_err(|error| unreachable().because(error))?;
+        Ok(direct(io.into_inner()))
+    }
+
+    async fn tcp(&self, place: &Target) -> Result<TcpStream, UpstreamError> {
+        let connected = self.tcp.clone().call(uri(place)?).await;
+        connected.map(hyper_util::rt::TokioIo::into_inner).map_err(|error| {
+            let unresolved = causes(&error).any(|cause| cause.is::<Unresolved>());
+            let late = causes(&error)
+                .filter_map(|cause| cause.downcast_ref::<io::Error>())
+                .any(|cause| cause.kind() == io::ErrorKind::TimedOut);
+            let stage = match (unresolved, late) {
+                (true, _) => Stage::Dns,
+                (_, true) => Stage::Timeout,
+                _ => Stage::Tcp,
+            };
+            UpstreamError::new(stage, place).because(error)
+        })
+    }
+}
+
+/// Longest time for one TCP connection: two retransmissions of the first packet (1 s and 2 s after it,
+/// RFC 6298 section 2) and room for several addresses.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// Longest time for the TLS handshake, the same as for the client's.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Longest time for everything that leads through the chain: its TCP, its TLS and its answer, which
+/// waits for its own connection to the target.
+const CHAIN_LIMIT: Duration = Duration::from_secs(30);
+
+/// When a silent TCP connection is probed: below the five minutes after which common NAT and company
+/// firewalls forget it.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+fn direct(tcp: TcpStream) -> Transport {
+    Early::new(Bytes::new(), Either::Left(tcp))
+}
+
+/// Whether the upstream chose HTTP/2.
+pub(super) fn is_http2(stream: &Stream) -> bool {
+    match stream {
+        Either::Left(_) => false,
+        Either::Right(tls) => tls.get_ref().1.alpn_protocol() == Some(b"h2"),
+    }
+}
+
+async fn handshake<S>(
+    config: Arc<ClientConfig>,
+    target: &Target,
+    stream: S,
+) -> Result<TlsStream<S>, UpstreamError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let name = (target.host.server_name())
+        .ok_or_else(|| UpstreamError::new(Stage::Untrusted(NO_NAME.to_owned()), target))?;
+    let connecting = tokio_rustls::TlsConnector::from(config).connect(name, stream);
+    let failed = |error: io::Error| {
+        let stage = match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(tls) => describe_failure(tls).map_or(Stage::Tls, Stage::Untrusted),
+            None => Stage::Tls,
+        };
+        UpstreamError::new(stage, target).because(error)
+    };
+    limited(HANDSHAKE_LIMIT, target, async { connecting.await.map_err(failed) }).await
+}
+
+/// Why a certificate for a host like `a_b.example` is never accepted.
+const NO_NAME: &str = "no certificate can be checked against this host name";
+
+async fn limited<T>(
+    limit: Duration,
+    place: &Target,
+    step: impl Future<Output = Result<T, UpstreamError>>,
+) -> Result<T, UpstreamError> {
+    match tokio::time::timeout(limit, step).await {
+        Ok(outcome) => outcome,
+        Err(late) => Err(UpstreamError::new(Stage::Timeout, place).because(late)),
+    }
+}
+
+fn uri(target: &Target) -> Result<Uri, UpstreamError> {
+    format!("http://{target}/").parse().map_err(|error: http::uri::InvalidUri| {
+        UpstreamError::new(Stage::Dns, target).because(error)
+    })
+}
+
+/// The error and everything below it.
+fn causes<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
+}
+
+impl UpstreamError {
+    /// The same failure, on the way to the proxy in front of us.
+    fn of_the_chain(self) -> Self {
+        Self { stage: Stage::ChainUnreachable, ..self }
+    }
+}
+
+/// The system's resolver, with an error that can be told from others.
+#[derive(Clone)]
+struct Resolver(GaiResolver);
+
+#[derive(Debug, thiserror::Error)]
+#[error("name lookup failed")]
+struct Unresolved(#[source] io::Error);
+
+impl Service<Name> for Resolver {
+    type Response = GaiAddrs;
+    type Error = Unresolved;
+    type Future = Pin<Box<dyn Future<Output = Result<GaiAddrs, Unresolved>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Unresolved>> {
+        self.0.poll_ready(cx).map_err(Unresolved)
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        let looking_up = self.0.call(name);
+        Box::pin(async move { looking_up.await.map_err(Unresolved) })
+    }
+}
