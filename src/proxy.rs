@@ -3,6 +3,7 @@
 mod admit;
 mod connection;
 mod exchange;
+mod explained;
 mod intercept;
 mod issuer;
 mod listener;
@@ -101,6 +102,8 @@ impl Shared {
     async fn accept(self: Arc<Self>, listener: TcpListener) {
         let own = listener.local_addr().ok();
         let mut kinds = self.tokens.kind_changes();
+        // One may have changed before anybody listened.
+        self.follow_logins();
         loop {
             tokio::select! {
                 () = self.draining.cancelled() => return,

@@ -5,6 +5,7 @@ pub mod body;
 pub mod chain;
 pub mod dial;
 pub mod early;
+mod expect;
 mod pool;
 
 use std::fmt;
@@ -19,6 +20,7 @@ use crate::origin::{BadHost, Origin, Scheme, Target};
 use crate::tasks::Tasks;
 use body::Body;
 use dial::Dialer;
+use expect::Gate;
 use pool::Pool;
 
 /// Sends requests to origins. Clones share the pooled connections.
@@ -51,13 +53,18 @@ impl Upstream {
         origin: &Origin,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, UpstreamError> {
+        let gate = Gate::before(&mut request);
         let mut attempt = 1;
         loop {
             let mut lease =
                 self.pool.checkout(origin, || Box::pin(self.open_pooled(origin))).await?;
             shape(&mut request, origin, lease.version());
+            if let (Some(gate), Version::HTTP_2) = (&gate, lease.version()) {
+                // hyper hears no 100 on HTTP/2.
+                gate.open();
+            }
             match lease.try_send(request).await {
-                Ok(response) => return Ok(response.map(|body| lease.into_body(body))),
+                Ok(response) => return Ok(response.map(|body| lease.into_body(body, gate))),
                 Err(mut failed) => match failed.take_message() {
                     Some(unsent) if attempt < MOST_ATTEMPTS => {
                         request = unsent;

@@ -1,5 +1,6 @@
 //! `valetkey check`: reads the configuration and everything that it names.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use super::Typed;
@@ -28,12 +29,11 @@ pub(super) fn run(typed: &Typed) -> Result<ExitCode, Failure> {
     if !wrong.is_empty() {
         return Ok(ExitCode::FAILURE);
     }
-    let mut rules: Vec<&str> = config.rules.iter().map(|rule| rule.name.as_str()).collect();
-    rules.dedup();
+    let rules: BTreeSet<&str> = config.rules.iter().map(|rule| rule.name.as_str()).collect();
     let file = &config.paths.config_file;
     let read = if file.exists() { file.display().to_string() } else { "the defaults alone".into() };
     output::words(format_args!(
-        "ok: {read}; {} rules, {} credentials",
+        "ok: {read}; rules: {}; credentials: {}",
         rules.len(),
         config.credentials.len()
     ));

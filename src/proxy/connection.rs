@@ -14,6 +14,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tracing::Instrument as _;
 
+use super::explained::Explained;
 use super::reject::Rejection;
 use super::{Client, Shared, exchange, intercept, tunnel};
 use crate::headers::strip_hop_by_hop;
@@ -42,7 +43,8 @@ pub(super) async fn serve(shared: Arc<Shared>, client: Client, stream: TcpStream
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_LIMIT)
-        .serve_connection(TokioIo::new(stream), service)
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(Explained::new(stream)), service)
         .with_upgrades();
     shared.drive(connection, |connection| connection.graceful_shutdown()).instrument(span).await;
 }
@@ -185,8 +187,8 @@ impl Shared {
         let carrying = async move {
             let Ok(upgraded) = upgrade.await else { return };
             // The connection was built on this very type, so the other case does not happen.
-            let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else { return };
-            road(Early::new(parts.read_buf, parts.io.into_inner()), shared).await;
+            let Ok(parts) = upgraded.downcast::<TokioIo<Explained<TcpStream>>>() else { return };
+            road(Early::new(parts.read_buf, parts.io.into_inner().into_inner()), shared).await;
         };
         self.connections.spawn(carrying.instrument(span));
     }

@@ -77,8 +77,7 @@ pub(super) async fn forward(
     request: Request<Incoming>,
     upgrade: Option<Upgrade>,
 ) -> Result<Response<Body>, Rejection> {
-    let (parts, body) = request.into_parts();
-    let mut head = Head { method: parts.method, uri: parts.uri, headers: parts.headers };
+    let (mut head, body) = Head::of(request);
     strip_hop_by_hop(&mut head.headers);
     let response = connection.send(head, Body::from(body), upgrade.as_ref()).await?;
     connection.finish(response, upgrade)
@@ -90,6 +89,14 @@ pub(super) struct Head {
     pub(super) method: Method,
     pub(super) uri: Uri,
     pub(super) headers: HeaderMap,
+}
+
+impl Head {
+    /// Takes a request apart.
+    pub(super) fn of(request: Request<Incoming>) -> (Self, Incoming) {
+        let (parts, body) = request.into_parts();
+        (Self { method: parts.method, uri: parts.uri, headers: parts.headers }, body)
+    }
 }
 
 /// A request that a rule signs in.
@@ -112,8 +119,7 @@ impl<'a> Signed<'a> {
         request: Request<Incoming>,
         upgrade: Option<Upgrade>,
     ) -> Result<Response<Body>, Rejection> {
-        let (parts, body) = request.into_parts();
-        let mut head = Head { method: parts.method, uri: parts.uri, headers: parts.headers };
+        let (mut head, body) = Head::of(request);
         // Before injection, so that `Connection: authorization` cannot drop what we set.
         strip_hop_by_hop(&mut head.headers);
         let credential = self.source.current().await?;

@@ -17,6 +17,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::Shared;
 use super::exchange;
+use super::explained::Explained;
 use super::reject::Rejection;
 use crate::origin::{Host, Origin, Target};
 use crate::upstream::body::Body;
@@ -119,7 +120,8 @@ where
         let serving = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(IDLE_LIMIT)
-            .serve_connection(TokioIo::new(stream), service)
+            .auto_date_header(false)
+            .serve_connection(TokioIo::new(Explained::new(stream)), service)
             .with_upgrades();
         shared.drive(serving, |serving| serving.graceful_shutdown()).await;
     }
@@ -137,6 +139,7 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(HANDSHAKE_LIMIT)
         .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), service);
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(Explained::new(stream)), service);
     shared.drive(serving, |serving| serving.graceful_shutdown()).await;
 }

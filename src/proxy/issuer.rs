@@ -16,6 +16,7 @@ use super::reject::Rejection;
 use crate::headers::strip_hop_by_hop;
 use crate::rules::Use;
 use crate::secret::Secret;
+use crate::tokens::Whose;
 use crate::upstream::body::Body;
 
 /// Longest token request that is looked at; a real one is below 4 KiB.
@@ -33,13 +34,12 @@ pub(super) async fn answer(
     let (Some(source), true) = (source, readable) else {
         return forward(connection, request, None).await;
     };
-    let (parts, body) = request.into_parts();
-    let mut head = Head { method: parts.method, uri: parts.uri, headers: parts.headers };
+    let (mut head, body) = Head::of(request);
     let body = gather(body).await?;
     let asked = Asked::read(head.headers.get(CONTENT_TYPE), &body);
     let whose = asked.as_ref().and_then(|asked| source.recognises(asked.token()));
     match (asked, whose) {
-        (Some(Asked::Refresh(_)), Some(whose)) => {
+        (Some(Asked::Refresh(_)), Some(whose @ (Whose::Current | Whose::Previous))) => {
             tracing::info!(credential = %uses.credential, "answering a client's refresh of the shared login");
             let answer = source.answer_refresh(whose).await?;
             let mut response = Response::new(Body::from(answer));

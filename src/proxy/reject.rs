@@ -27,6 +27,9 @@ pub enum Rejection {
     /// A ruled host was asked for in plain text.
     #[error("this host is signed in by a rule, so it is never spoken to in plain text")]
     CleartextRefused,
+    /// Not HTTP/1.1, or more of it than is taken; holds the status that says which.
+    #[error("{}", malformed(*.0))]
+    Malformed(StatusCode),
     /// The client is another user's; holds the uid where the kernel gave one.
     #[error("only the user who runs valetkey may use it{}", .0.map(|uid| format!(", and this is uid {uid}")).unwrap_or_default())]
     PassRequired(Option<u32>),
@@ -66,6 +69,11 @@ impl Rejection {
             Self::CleartextRefused => {
                 Row(S::FORBIDDEN, "cleartext_refused", "use https:// (or wss://)".into())
             }
+            Self::Malformed(status) => Row(
+                *status,
+                "bad_request",
+                "send a well-formed HTTP/1.1 request of usual size".into(),
+            ),
             Self::PassRequired(uid) => Row(
                 S::PROXY_AUTHENTICATION_REQUIRED,
                 "pass_required",
@@ -98,10 +106,9 @@ impl Rejection {
     /// The answer that the client gets.
     pub(super) fn into_response(self) -> Response<Body> {
         let Row(status, code, hint) = self.row();
-        tracing::debug!(code, status = status.as_u16(), error = %chain_of(&self), "refused");
-        let error = json!({ "code": code, "message": self.to_string(), "hint": hint });
-        let body = format!("{:#}\n", json!({ "error": error }));
-        let mut response = Response::new(Body::from(Bytes::from(body)));
+        let error: &(dyn std::error::Error + 'static) = &self;
+        tracing::debug!(code, status = status.as_u16(), error, "refused");
+        let mut response = Response::new(Body::from(Bytes::from(self.body(code, &hint))));
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -119,6 +126,34 @@ impl Rejection {
             headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
         }
         response
+    }
+
+    fn body(&self, code: &str, hint: &str) -> String {
+        let error = json!({ "code": code, "message": self.to_string(), "hint": hint });
+        format!("{:#}\n", json!({ "error": error }))
+    }
+
+    /// The answer in bytes, for a connection that ends with it.
+    pub(super) fn to_http1(&self) -> Bytes {
+        let Row(status, code, hint) = self.row();
+        tracing::debug!(code, status = status.as_u16(), "refused");
+        let (body, reason) =
+            (self.body(code, &hint), status.canonical_reason().unwrap_or_default());
+        let head = format!(
+            "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\n{VALETKEY_ERROR}: {code}\r\n\
+             content-length: {}\r\nconnection: close\r\n\r\n",
+            status.as_u16(),
+            body.len(),
+        );
+        Bytes::from(head + &body)
+    }
+}
+
+fn malformed(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::URI_TOO_LONG => "the request's URI is too long",
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "the request's head is too large",
+        _ => "the request is not well-formed HTTP/1.1",
     }
 }
 
@@ -161,16 +196,4 @@ fn upstream_row(error: &UpstreamError) -> Row {
         _ => StatusCode::BAD_GATEWAY,
     };
     Row(status, error.code(), hint.into())
-}
-
-/// The error and its causes in one line, for the log.
-fn chain_of(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        cause = error.source();
-    }
-    line
 }
