@@ -62,6 +62,12 @@ pub(super) async fn read(typed: &Typed, config: &Config) -> Result<Vec<Shown>, F
     let roots = LocalCa::load_roots(&ca_dir(config)).map_err(output::hinted)?;
     let way_out = WayOut::new(&config.upstream, &roots)?;
     let tokens = start::tokens(config, &typed.env, &way_out.upstream, &Tasks::new()).await;
+    for (name, source) in tokens.iter() {
+        if let Some(CredentialKind::ApiKey { .. }) = config.credentials.get(name) {
+            // What comes of it is in the status.
+            let _read_once = source.current().await;
+        }
+    }
     let shown = tokens.iter().map(|(name, source)| Shown {
         name: name.clone(),
         place: config.credentials.get(name).map(place_of).unwrap_or_default(),

@@ -5,7 +5,7 @@
 //! | path | answer |
 //! | --- | --- |
 //! | `/always-401` | 401 |
-//! | `/401-once-per-token` | 401 to the first request with each token, then 200 |
+//! | `/401-until-refreshed` | 401 to the first token that it ever sees and to none, 200 to every other |
 //! | `/bytes/N` | N bytes |
 //! | `/close-before-head` | none: the connection (HTTP/2: the stream) is cut |
 //! | `/echo` | the request's body and trailers, as they come |
@@ -22,7 +22,6 @@
 //! | `/ws` | a WebSocket that echoes messages; asked for elsewhere, 426 |
 //! | any other below [`COVERED`] | who asked, as whom, and how |
 
-use std::collections::HashSet;
 use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -74,7 +73,8 @@ struct Orders {
     accepted: Vec<Secret>,
     folders: Vec<(String, PathBuf)>,
     needs_login: bool,
-    refused_once: HashSet<Fingerprint>,
+    /// The first token that `/401-until-refreshed` saw.
+    refused: Option<Fingerprint>,
 }
 
 impl Api {
@@ -154,10 +154,10 @@ impl Api {
             ("ws", _) => Ok(self.websocket(request)),
             ("ws-refused", code) => Ok(status(code)),
             _ if request.headers().contains_key(UPGRADE) => Ok(status("426")),
-            ("401-once-per-token", _) if self.is_first(request.headers()) => {
+            ("401-until-refreshed", _) if self.is_the_first(request.headers()) => {
                 unauthorized(request, Standing::Expired).await
             }
-            ("401-once-per-token", _) => self.whoami(request).await,
+            ("401-until-refreshed", _) => self.whoami(request).await,
             ("always-401", _) => unauthorized(request, Standing::Expired).await,
             ("bytes", count) => Ok(Response::new(
                 count.parse().map_or_else(|_| full(""), |left| Filler { left }.boxed_unsync()),
@@ -193,9 +193,10 @@ impl Api {
         self.0.orders.read(|orders| orders.accepted.iter().any(is_same))
     }
 
-    fn is_first(&self, headers: &HeaderMap) -> bool {
+    fn is_the_first(&self, headers: &HeaderMap) -> bool {
         let Some(token) = token(headers) else { return true };
-        self.0.orders.change(|orders| orders.refused_once.insert(token.fingerprint()))
+        let token = token.fingerprint();
+        self.0.orders.change(|orders| *orders.refused.get_or_insert(token) == token)
     }
 
     /// The file that a served directory has for the path.

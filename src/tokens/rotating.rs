@@ -166,6 +166,7 @@ impl Rotating {
         if self.gate().muted.contains(rule) {
             return Ok(None);
         }
+        self.landed().await;
         let mut held = self.held.load_full();
         let is_refused = |held: &Held| held.ready().is_some_and(|it| it.is(refused));
         if is_refused(&held) {
@@ -200,7 +201,7 @@ impl Rotating {
         match held.ready() {
             // Somebody may have put another key there.
             Some(Ready { set: None, .. }) => true,
-            Some(_) => self.want(&held, Reason::Unauthorized).is_some(),
+            Some(Ready { set: Some(set), .. }) => set.refresh.is_some() && held.death().is_none(),
             None => false,
         }
     }
@@ -255,6 +256,8 @@ impl Rotating {
         self: &Arc<Self>,
         whose: Whose,
     ) -> Result<Bytes, TokenError> {
+        // A set that is being replaced must not be handed out: the client would save it over the new one.
+        self.landed().await;
         let held = self.held.load_full();
         if whose == Whose::Current
             && !self.was_forced_lately()
@@ -265,6 +268,9 @@ impl Rotating {
             if let Err(error) = self.join(Want { good, ..want }).await {
                 tracing::debug!(credential = %self.name, %error, "a client gets the set as it is");
             }
+        } else {
+            // Another process may have replaced it.
+            self.read(Duration::ZERO).await;
         }
         Box::pin(self.current()).await?;
         let held = self.held.load();
@@ -309,6 +315,15 @@ impl Rotating {
             Ok(landing) => landing.clone().unwrap_or(Ok(())),
             // The task is gone without a word: it has panicked, or the runtime ends.
             Err(_) => Err(TokenError::IssuerUnavailable { retry_after: READ_INTERVAL }),
+        }
+    }
+
+    /// Waits for the refresh in the air, where there is one. How it ended is in what is held.
+    async fn landed(&self) {
+        let flight = self.gate().flight.clone();
+        if let Some(mut flight) = flight {
+            // The sender is dropped when it has landed long ago.
+            let _landing = flight.wait_for(Option::is_some).await;
         }
     }
 
@@ -524,10 +539,15 @@ impl Rotating {
                 "The access token has expired, and there is no refresh token".to_owned()
             }
         };
-        TokenError::LoginRequired {
-            why,
-            hint: format!("valetkey login --credential {}", self.name),
-        }
+        TokenError::LoginRequired { why, hint: self.how_to_sign_in() }
+    }
+
+    fn how_to_sign_in(&self) -> String {
+        let named = match self.name.as_str() {
+            "openai" => String::new(),
+            name => format!(" --credential {name}"),
+        };
+        format!("sign in: codex login, or pipe an API key to: valetkey login --with-api-key{named}")
     }
 
     /// How long the watch over the store sleeps at most.
