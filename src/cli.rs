@@ -68,6 +68,18 @@ enum Command {
     Completions(completions::Arguments),
 }
 
+impl Command {
+    /// What is logged unless somebody asks: a server tells what it does, a program that runs for a moment
+    /// says by its own words what went wrong.
+    fn usual_log(&self) -> &'static str {
+        match self {
+            Self::Serve(_) => "info",
+            Self::Run(_) => "warn",
+            _ => "error",
+        }
+    }
+}
+
 /// Runs the program as it was typed, and gives its exit status.
 pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
@@ -104,8 +116,7 @@ impl Typed {
 fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
     let env = Environment::from_process();
     let filter = arguments.log.or_else(|| env.text(LOG));
-    let quiet = matches!(arguments.command, Command::Run(_) | Command::Demo);
-    let filter = filter.unwrap_or_else(|| if quiet { "warn" } else { "info" }.to_owned());
+    let filter = filter.unwrap_or_else(|| arguments.command.usual_log().to_owned());
     telemetry::start(&filter)
         .map_err(|mistake| Failure::new(format!("--log: {mistake}")).status(WRONG_USE))?;
 

@@ -18,9 +18,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HOST, HeaderValue};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue};
 use http::uri::Authority;
 use http::{Method, Request, Response, StatusCode};
+use http_body::Body as _;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -243,7 +244,8 @@ impl Site {
         let is_issuer = host.parse::<Authority>().is_ok_and(|name| name.host() == ISSUER_HOST);
         let log = if is_issuer { self.issuer.log() } else { self.api.log() };
         let (of_request, mut of_response) = log.enter(host, &request);
-        if request.method() == Method::HEAD {
+        let is_head = request.method() == Method::HEAD;
+        if is_head {
             of_response.complete();
         }
         let request = request.map(|body| of_request.over(body));
@@ -252,8 +254,20 @@ impl Site {
         } else {
             self.api.answer(request).await?
         };
+        // hyper would send the body of an answer to HEAD as HTTP/2 frames.
+        let response = if is_head { without_body(response) } else { response };
         Ok(response.map(|body| of_response.over(body)))
     }
+}
+
+/// The answer to a HEAD: the length is told, and nothing of it is sent.
+fn without_body(response: Response<Body>) -> Response<Body> {
+    let length = response.body().size_hint().exact();
+    let mut response = response.map(|_| full(""));
+    if let Some(length) = length {
+        response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    response
 }
 
 /// The authority that the request names, as it was spelled.

@@ -53,18 +53,18 @@ impl Upstream {
         origin: &Origin,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, UpstreamError> {
-        let gate = Gate::before(&mut request);
+        if let Some(gate) = Gate::before(&mut request) {
+            // Only on HTTP/1.1 does hyper hear a 100, and a body that nobody wanted ends the connection.
+            let response = self.send_once(origin, request).await?;
+            return Ok(response.map(|body| gate.until_end_of(body)));
+        }
         let mut attempt = 1;
         loop {
             let mut lease =
                 self.pool.checkout(origin, || Box::pin(self.open_pooled(origin))).await?;
             shape(&mut request, origin, lease.version());
-            if let (Some(gate), Version::HTTP_2) = (&gate, lease.version()) {
-                // hyper hears no 100 on HTTP/2.
-                gate.open();
-            }
             match lease.try_send(request).await {
-                Ok(response) => return Ok(response.map(|body| lease.into_body(body, gate))),
+                Ok(response) => return Ok(response.map(|body| lease.into_body(body))),
                 Err(mut failed) => match failed.take_message() {
                     Some(unsent) if attempt < MOST_ATTEMPTS => {
                         request = unsent;

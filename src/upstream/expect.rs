@@ -48,26 +48,57 @@ impl Gate {
         let asked = gate.clone();
         hyper::ext::on_informational(request, move |interim| {
             if interim.status() == StatusCode::CONTINUE {
-                asked.open();
+                asked.turn(OPEN);
             }
         });
         Some(gate)
     }
 
-    /// Lets the body through.
-    pub(super) fn open(&self) {
-        self.turn(OPEN);
-    }
-
-    /// The exchange is over: a body that has not been asked for never will be.
-    pub(super) fn refuse(&self) {
-        self.turn(REFUSED);
+    /// The response's body; when it has ended, or is dropped, a request body that has not been asked for
+    /// never will be.
+    pub(super) fn until_end_of(self, response: Body) -> Body {
+        if response.is_end_stream() {
+            self.turn(REFUSED);
+            return response;
+        }
+        Body::boxed(Answer { body: response, gate: self })
     }
 
     fn turn(&self, to: u8) {
         if self.0.is.compare_exchange(SHUT, to, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             self.0.waiting.wake();
         }
+    }
+}
+
+struct Answer {
+    body: Body,
+    gate: Gate,
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.gate.turn(REFUSED);
+    }
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -94,7 +125,7 @@ impl HttpBody for Gated {
         if state.is.load(Ordering::Acquire) == SHUT {
             state.waiting.register(cx.waker());
             if this.patience.as_mut().poll(cx).is_ready() {
-                this.gate.open();
+                this.gate.turn(OPEN);
             }
         }
         match state.is.load(Ordering::Acquire) {

@@ -20,7 +20,6 @@ use tokio::sync::Notify;
 use super::UpstreamError;
 use super::body::{Body, BodyError};
 use super::dial::{Stream, is_http2};
-use super::expect::Gate;
 use crate::origin::Origin;
 use crate::tasks::Tasks;
 
@@ -268,9 +267,8 @@ impl Lease {
 
     /// The response's body, which gives the room back when it ends and closes an HTTP/1.1 connection,
     /// or cancels an HTTP/2 stream, when it is dropped before.
-    /// A request body that still waits at `gate` then waits in vain.
-    pub(super) fn into_body(self, body: Incoming, gate: Option<Gate>) -> Body {
-        let mut leased = Leased { body, lease: Some(self), gate };
+    pub(super) fn into_body(self, body: Incoming) -> Body {
+        let mut leased = Leased { body, lease: Some(self) };
         if leased.body.is_end_stream() {
             leased.end();
             return Body::empty();
@@ -282,22 +280,10 @@ impl Lease {
 struct Leased {
     body: Incoming,
     lease: Option<Lease>,
-    gate: Option<Gate>,
-}
-
-impl Drop for Leased {
-    fn drop(&mut self) {
-        if let Some(gate) = &self.gate {
-            gate.refuse();
-        }
-    }
 }
 
 impl Leased {
     fn end(&mut self) {
-        if let Some(gate) = &self.gate {
-            gate.refuse();
-        }
         let Some(Lease::Http1(Http1Lease { mut sender, pool })) = self.lease.take() else {
             return;
         };

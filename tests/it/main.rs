@@ -4,4 +4,5 @@
 
 mod names;
 mod refresh;
+mod stream;
 mod support;

@@ -1,0 +1,12 @@
+//! Real programs, unmodified and without a credential, through the built binary.
+//!
+//! `tests/run` installs them and sets `VALETKEY_TEST_TOOLS`; then a program that is missing fails its test.
+//! Without it such a test says what it skipped.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail by panicking")]
+
+mod clients;
+mod company;
+mod login;
+mod process;
+mod support;

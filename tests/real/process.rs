@@ -1,0 +1,244 @@
+//! `run`, `serve` and `env` as processes: exit codes, signals, files, nesting, and what can be read of them.
+
+use std::fs;
+use std::process::Stdio;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+
+use super::support::{KEY, Scene, done, program};
+
+const THINGS: &str = "https://api.example.com/v1/things";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_programs_exit_status_is_ours() {
+    let scene = Scene::usual().await;
+    let table: [(&[&str], i32); 6] = [
+        (&["true"], 0),
+        (&["sh", "-c", "exit 7"], 7),
+        (&["sh", "-c", "kill -TERM $$"], 128 + 15),
+        (&["sh", "-c", "kill -KILL $$"], 128 + 9),
+        (&["no-such-program"], 127),
+        (&["/etc"], 126),
+    ];
+    for (command, status) in table {
+        assert_eq!(scene.run(command).await.status, status, "{command:?}");
+    }
+    let left = fs::read_dir(scene.path("run/valetkey")).unwrap().count();
+    assert_eq!(left, 0, "a folder of a run was left behind");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signals_and_streams_pass() {
+    let scene = Scene::usual().await;
+    let script = "trap 'exit 9' TERM; echo ready; cat; while :; do read -r line || :; done";
+    let mut command = scene.valetkey(&["run", "--", "sh", "-c", script]);
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert_eq!(out.next_line().await.unwrap().as_deref(), Some("ready"));
+    stdin.write_all(b"through the pipe\n").await.unwrap();
+    assert_eq!(out.next_line().await.unwrap().as_deref(), Some("through the pipe"));
+    drop(stdin);
+    let pid = rustix::process::Pid::from_raw(child.id().unwrap() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(done(child).await.status, 9);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn concurrent_runs_are_apart() {
+    let Some(curl) = program("curl") else { return };
+    let scene = Scene::usual().await;
+    let script = format!(
+        "echo \"$SSL_CERT_FILE $HTTPS_PROXY\"; exec '{curl}' -sS --fail -o /dev/null {THINGS}"
+    );
+    let command = ["sh", "-c", &script];
+    let runs = (0..6).map(|_| scene.run_ok(&command));
+    let mut seen: Vec<String> =
+        futures_util::future::join_all(runs).await.into_iter().map(|done| done.out).collect();
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), 6, "{seen:?}");
+    assert_eq!(scene.seen_signed_in().len(), 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_valetkey_in_a_valetkey() {
+    let Some(curl) = program("curl") else { return };
+    let scene = Scene::usual().await;
+    let valetkey = env!("CARGO_BIN_EXE_valetkey");
+    let chatgpt = "https://chatgpt.com/backend-api/codex/models";
+    let inner = [valetkey, "run", "--", valetkey, "run", "--", &curl, "-sS", "--fail", chatgpt];
+    assert!(scene.run_ok(&inner).await.out.contains("present and current"));
+    assert_eq!(scene.seen_signed_in().len(), 1);
+
+    let script = format!(
+        "set -e; '{valetkey}' status --json || :; '{valetkey}' ca fingerprint; \
+         echo sk-inside-0123456789 | '{valetkey}' login --with-api-key; \
+         '{valetkey}' explain https://api.openai.com/v1/models"
+    );
+    let done = scene.run_ok(&["sh", "-c", &script]).await;
+    assert!(done.out.contains("\"proxy\": {\n    \"url\": \"http://127.0.0.1:"), "{done:?}");
+    assert!(done.out.contains("openai (API key)"), "{done:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn serve_and_env() {
+    let (Some(curl), Some(bash)) = (program("curl"), program("bash")) else { return };
+    let scene = Scene::usual().await;
+    let info = scene.path("info.json");
+    let listen = ["serve", "--listen", "127.0.0.1:0", "--server-info", info.to_str().unwrap()];
+    let mut serve = scene.valetkey(&listen).spawn().unwrap();
+    let mut said = BufReader::new(serve.stderr.take().unwrap()).lines();
+    // The line comes after the files.
+    let mut listening = String::new();
+    while !listening.starts_with("listening") {
+        listening = said.next_line().await.unwrap().unwrap();
+    }
+    let info_text = fs::read_to_string(&info).unwrap();
+    let parsed: serde_json::Value = serde_json::from_str(&info_text).unwrap();
+    assert!(listening.contains(parsed["proxy"].as_str().unwrap()), "{listening} {info_text}");
+    assert_eq!(parsed["pid"], serve.id().unwrap());
+    assert!(fs::read_to_string(parsed["ca"].as_str().unwrap()).unwrap().contains("CERTIFICATE"));
+
+    let valetkey = env!("CARGO_BIN_EXE_valetkey");
+    let script = format!(
+        "set -e; eval \"$('{valetkey}' env --shell bash)\"; '{curl}' -sS --fail {THINGS}; \
+         '{valetkey}' run -- '{curl}' -sS --fail {THINGS}"
+    );
+    let mut shell = tokio::process::Command::new(bash);
+    shell.args(["-c", &script]).env_clear().envs(&scene.env).env("PATH", env!("PATH"));
+    let outcome = done(shell.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()).await;
+    assert_eq!(outcome.status, 0, "{outcome:?}");
+    assert_eq!(scene.seen_signed_in().len(), 2);
+
+    let taken = format!("127.0.0.1:{}", parsed["port"]);
+    let second = done(scene.valetkey(&["serve", "--listen", &taken]).spawn().unwrap()).await;
+    assert_eq!(second.status, 1);
+    assert!(second.err.contains("hint:") && second.err.contains("cannot listen"), "{second:?}");
+
+    let pid = rustix::process::Pid::from_raw(serve.id().unwrap() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(done(serve).await.status, 0);
+    assert!(!info.exists() && !scene.path("run/valetkey/serve.json").exists());
+    let none = done(scene.valetkey(&["env"]).spawn().unwrap()).await;
+    assert_eq!(none.status, 1);
+    assert!(none.err.contains("hint: start one: valetkey serve"), "{none:?}");
+}
+
+/// The forms in which a secret may be written.
+fn forms(secret: &str) -> Vec<String> {
+    let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let percent: String = secret.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    let json = serde_json::to_string(secret).unwrap().trim_matches('"').to_owned();
+    let reversed: String = secret.chars().rev().collect();
+    // Base64 of what stands before a secret shifts it by a byte or two: its middle is looked for.
+    let middle = |text: String| text[4..text.len() - 4].to_owned();
+    let shifted = (0..3).map(|skip| STANDARD.encode(&secret.as_bytes()[skip..]));
+    let mut all: Vec<String> = shifted.map(middle).collect();
+    all.extend([
+        secret.to_owned(),
+        middle(URL_SAFE_NO_PAD.encode(secret)),
+        hex.to_uppercase(),
+        hex,
+        percent,
+        json,
+        reversed,
+        secret.to_uppercase(),
+    ]);
+    all
+}
+
+/// The first secret that a text holds in any form.
+fn leak<'a>(secrets: &'a [String], text: &str) -> Option<&'a String> {
+    secrets.iter().find(|secret| forms(secret).iter().any(|form| text.contains(form.as_str())))
+}
+
+#[test]
+fn the_scan_finds_what_is_planted() {
+    let secrets = ["vk-canary-planted-on-purpose/+".to_owned()];
+    assert_eq!(leak(&secrets, "nothing here"), None);
+    for form in forms(&secrets[0]) {
+        assert!(leak(&secrets, &format!("before {form} after")).is_some(), "{form}");
+    }
+    let basic = STANDARD.encode(format!("user:{}", secrets[0]));
+    assert!(leak(&secrets, &basic).is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_days_work_shows_no_secret_to_anybody() {
+    let Some(curl) = program("curl") else { return };
+    let scene = Scene::new(time::Duration::minutes(-1)).await;
+    let scene = scene.with("VALETKEY_LOG", "trace").with("SSLKEYLOGFILE", "keys.log");
+    let script = format!(
+        "for path in models 401-until-refreshed always-401 status/500 close-before-head reset-mid-body; do \
+         for version in --http1.1 --http2; do \
+         '{curl}' -sS $version https://chatgpt.com/backend-api/codex/$path; done; done; \
+         '{curl}' -sS {THINGS}; '{curl}' -sS https://untrusted.example.com/; \
+         echo ready; read -r line; env; echo done"
+    );
+    let mut command = scene.valetkey(&["run", "--", "sh", "-c", &script]);
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut errors = child.stderr.take().unwrap();
+    let reading = valetkey::tasks::Tasks::new().spawn(async move {
+        let mut log = String::new();
+        errors.read_to_string(&mut log).await.unwrap();
+        log
+    });
+    let mut answers = String::new();
+    while !answers.contains("ready\n") {
+        assert_ne!(out.read_line(&mut answers).await.unwrap(), 0, "{answers}");
+    }
+    let own = child.id().unwrap();
+    let children = fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap();
+    let mut readable = String::new();
+    for pid in children.split_whitespace().chain([own.to_string().as_str()]) {
+        for file in ["cmdline", "environ"] {
+            // Our own environment is not for others to read.
+            let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            let is_own_environment = pid == own.to_string() && file == "environ";
+            if !is_own_environment {
+                assert!(!bytes.is_empty(), "/proc/{pid}/{file}");
+                readable.push_str(&String::from_utf8_lossy(&bytes));
+            }
+        }
+    }
+    stdin.write_all(b"go on\n").await.unwrap();
+    out.read_to_string(&mut answers).await.unwrap();
+    let status =
+        tokio::time::timeout(Duration::from_secs(30), child.wait()).await.unwrap().unwrap();
+    assert!(status.success() && answers.ends_with("done\n"), "{answers}");
+    let log = reading.await.unwrap();
+    assert!(log.contains("TRACE") || log.contains("DEBUG"), "nothing was logged: {log}");
+    let secrets = scene.secrets();
+    assert!(secrets.len() > 3 && secrets.contains(&KEY.to_owned()));
+    for (what, text) in [("the log", &log), ("an answer", &answers), ("/proc", &readable)] {
+        assert_eq!(leak(&secrets, text), None, "{what}");
+        let planted = format!("{text}{}", secrets[0]);
+        assert!(leak(&secrets, &planted).is_some(), "the scan of {what} finds nothing at all");
+    }
+    for extra in ["status", "check"] {
+        let said = done(scene.valetkey(&[extra]).spawn().unwrap()).await;
+        assert_eq!(leak(&secrets, &(said.out + &said.err)), None, "{extra}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_plays_every_act() {
+    let scene = Scene::usual().await;
+    let with_curl = done(scene.valetkey(&["demo"]).spawn().unwrap()).await;
+    let without =
+        done(scene.valetkey(&["demo"]).env("PATH", "/nonexistent").spawn().unwrap()).await;
+    for done in [with_curl, without] {
+        assert_eq!(done.status, 0, "{done:?}");
+        for number in 1..=8 {
+            assert!(done.out.contains(&format!("\n{number}. ")), "{done:?}");
+        }
+        assert!(done.out.contains("All 8 steps held"), "{done:?}");
+        assert_eq!(done.out.matches("\n   ok\n").count(), 8, "{done:?}");
+    }
+}

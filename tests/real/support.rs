@@ -1,0 +1,184 @@
+//! A home of its own, the sandbox world, and the built binary.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+use valetkey::sandbox::{PretendLogin, Seen, Settings, World};
+use valetkey::secret::Secret;
+
+/// The API key of `api.example.com`, which comes from the environment.
+pub(crate) const KEY: &str = "vk-canary-key-from-the-environment";
+
+/// Longest time for one program.
+const LIMIT: Duration = Duration::from_secs(60);
+
+pub(crate) struct Scene {
+    pub(crate) world: World,
+    pub(crate) login: PretendLogin,
+    pub(crate) home: TempDir,
+    /// Variables of the programs besides `PATH`.
+    pub(crate) env: BTreeMap<String, String>,
+}
+
+/// What a program did.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) status: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Scene {
+    /// A home with a ChatGPT login that lives for `lifetime`, in a world that is reached directly.
+    pub(crate) async fn new(lifetime: time::Duration) -> Self {
+        let scene = Self::in_world(Settings::default(), lifetime).await;
+        scene.configure(&scene.world.upstream_toml());
+        scene
+    }
+
+    pub(crate) async fn usual() -> Self {
+        Self::new(time::Duration::hours(1)).await
+    }
+
+    /// A home without an `[upstream]`.
+    pub(crate) async fn in_world(settings: Settings, lifetime: time::Duration) -> Self {
+        let world = World::start(settings).await.unwrap();
+        world.api().accept(Secret::new(KEY));
+        world.api().require_login(true);
+        let home = tempfile::tempdir().unwrap();
+        fs::create_dir(home.path().join(".codex")).unwrap();
+        let login = world.issuer().write_auth_json(&home.path().join(".codex"), lifetime).unwrap();
+        let path = |name: &str| home.path().join(name).to_str().unwrap().to_owned();
+        let env = [
+            ("HOME", path("")),
+            ("XDG_RUNTIME_DIR", path("run")),
+            ("EXAMPLE_TOKEN", KEY.to_owned()),
+        ];
+        let env = env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let scene = Self { world, login, home, env };
+        scene.configure("");
+        scene
+    }
+
+    /// Writes the configuration: the usual rule for `api.example.com`, and this.
+    pub(crate) fn configure(&self, rest: &str) {
+        let dir = self.home.path().join(".config/valetkey");
+        fs::create_dir_all(&dir).unwrap();
+        let text = format!(
+            "[credentials.example]\nkind = \"api_key\"\nsource = \"env:EXAMPLE_TOKEN\"\n\
+             [[rules]]\nhost = \"api.example.com\"\ncredential = \"example\"\n{rest}"
+        );
+        fs::write(dir.join("config.toml"), text).unwrap();
+    }
+
+    pub(crate) fn with(mut self, name: &str, value: impl AsRef<Path>) -> Self {
+        self.env.insert(name.to_owned(), value.as_ref().to_str().unwrap().to_owned());
+        self
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.home.path().join(name)
+    }
+
+    /// The built binary with these arguments, in this home and nothing else of the real environment.
+    pub(crate) fn valetkey(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_valetkey"));
+        command.args(arguments).env_clear().envs(&self.env).kill_on_drop(true);
+        command.env("PATH", std::env!("PATH")).current_dir(self.home.path());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// `valetkey run -- COMMAND`, to its end.
+    pub(crate) async fn run(&self, command: &[&str]) -> Done {
+        done(self.valetkey(&[&["run", "--"], command].concat()).spawn().unwrap()).await
+    }
+
+    /// `valetkey run -- COMMAND`, which must succeed.
+    pub(crate) async fn run_ok(&self, command: &[&str]) -> Done {
+        let done = self.run(command).await;
+        assert_eq!(done.status, 0, "{command:?}: {done:#?}");
+        done
+    }
+
+    /// What the API saw, the newest last; each with the right credential for its host.
+    pub(crate) fn seen_signed_in(&self) -> Vec<Seen> {
+        let seen = self.world.api().seen();
+        assert!(!seen.is_empty(), "the API saw nothing");
+        for seen in &seen {
+            let sent = seen.headers.get_all("authorization").iter().collect::<Vec<_>>();
+            assert_eq!(sent.len(), 1, "{seen:?}");
+            let sent = sent[0].to_str().unwrap().trim_start_matches("Bearer ");
+            match seen.host.as_str() {
+                "api.example.com" => assert_eq!(sent, KEY),
+                "chatgpt.com" => {
+                    assert!(self.world.secrets().iter().any(|secret| secret == sent), "{seen:?}");
+                    assert_eq!(seen.headers["chatgpt-account-id"], self.login.account_id.as_str());
+                }
+                host => panic!("{host} was signed in"),
+            }
+        }
+        seen
+    }
+
+    /// Every secret of this scene.
+    pub(crate) fn secrets(&self) -> Vec<String> {
+        [self.world.secrets(), vec![KEY.to_owned()]].concat()
+    }
+
+    /// Fails where a text holds a secret.
+    pub(crate) fn assert_no_secret(&self, what: &str, text: &str) {
+        for secret in self.secrets() {
+            assert!(!text.contains(&secret), "{what} holds a secret");
+        }
+    }
+}
+
+/// Waits for a program's end.
+pub(crate) async fn done(child: Child) -> Done {
+    use std::os::unix::process::ExitStatusExt as _;
+    let output = tokio::time::timeout(LIMIT, child.wait_with_output());
+    let output = output.await.expect("the program took more than a minute").unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let status = output.status.code().or_else(|| output.status.signal().map(|signal| -signal));
+    Done { status: status.unwrap(), out: text(&output.stdout), err: text(&output.stderr) }
+}
+
+/// Where `tests/run` has put what it installed.
+fn tools() -> Option<PathBuf> {
+    option_env_now("VALETKEY_TEST_TOOLS").map(PathBuf::from)
+}
+
+#[expect(clippy::disallowed_methods, reason = "tests/run says so by a variable")]
+fn option_env_now(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The program, or `None` after saying what is skipped. With `tests/run` a missing one is a failure.
+pub(crate) fn program(name: &str) -> Option<String> {
+    let installed = tools().map(|tools| tools.join("venv/bin").join(name));
+    let in_path = std::env::split_paths(std::env!("PATH")).map(|dir| dir.join(name));
+    // The interpreter with the packages comes before the system's.
+    let found = installed.into_iter().chain(in_path).find(|path| path.exists());
+    present(name, found)
+}
+
+/// The folder with Node's packages, or `None` after saying what is skipped.
+pub(crate) fn node_modules() -> Option<String> {
+    let found =
+        tools().map(|tools| tools.join("node_modules")).filter(|dir| dir.join("undici").exists());
+    present("undici", found)
+}
+
+fn present(name: &str, found: Option<PathBuf>) -> Option<String> {
+    if found.is_none() {
+        assert!(tools().is_none(), "{name} is missing, and tests/run should have installed it");
+        println!("skipped: {name} is not installed (tests/run installs it)");
+    }
+    Some(found?.to_str().unwrap().to_owned())
+}
