@@ -1,6 +1,11 @@
 //! The promises of the data path, on the sandbox world: real sockets on loopback, the real proxy in process.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail by panicking")]
+#![allow(
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test may fail by panicking, and says what it skipped or counted"
+)]
 
 mod names;
 mod refresh;

@@ -3,7 +3,12 @@
 //! `tests/run` installs them and sets `VALETKEY_TEST_TOOLS`; then a program that is missing fails its test.
 //! Without it such a test says what it skipped.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail by panicking")]
+#![allow(
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test may fail by panicking, and says what it skipped or counted"
+)]
 
 mod clients;
 mod company;
