@@ -9,5 +9,7 @@
 
 mod names;
 mod refresh;
+mod refuse;
 mod stream;
 mod support;
+mod websocket;

@@ -45,6 +45,8 @@ pub(crate) const OTHER: &str = "other.example.com:443";
 pub(crate) struct Options {
     /// How long the ChatGPT login's access token lives; `None` signs nobody in.
     pub(crate) lifetime: Option<time::Duration>,
+    /// Keys of the top level, which stand before every table.
+    pub(crate) top: &'static str,
     /// Rules and credentials behind the usual ones.
     pub(crate) rules: String,
     /// The world.
@@ -54,7 +56,7 @@ pub(crate) struct Options {
 impl Default for Options {
     fn default() -> Self {
         let lifetime = Some(time::Duration::hours(1));
-        Self { lifetime, rules: String::new(), settings: Settings::default() }
+        Self { lifetime, top: "", rules: String::new(), settings: Settings::default() }
     }
 }
 
@@ -89,7 +91,7 @@ impl Scene {
         fs::create_dir(home.path().join(".codex")).unwrap();
         let write = |life| world.issuer().write_auth_json(&home.path().join(".codex"), life);
         let login = options.lifetime.map(|life| write(life).unwrap());
-        let config = config(&world, &home, &options.rules);
+        let config = config(&world, &home, &(options.top, &options.rules));
 
         let ca = LocalCa::open(&home.path().join("ca"), &config.rules.constraints(), clock.clone());
         let ca = ca.unwrap();
@@ -147,23 +149,13 @@ impl Scene {
         let answer = self.client.get(visit, "/v1/alive").await.unwrap();
         assert_eq!(answer.status(), 200);
     }
-
-    /// How many requests have arrived with a secret of this world, and at which hosts.
-    pub(crate) fn hosts_with_secrets(&self) -> Vec<String> {
-        let secrets = [self.world.secrets(), vec![KEY.to_owned()]].concat();
-        let holds = |value: &http::HeaderValue| {
-            secrets.iter().any(|secret| String::from_utf8_lossy(value.as_bytes()).contains(secret))
-        };
-        let seen = self.world.api().seen().into_iter();
-        seen.filter(|seen| seen.headers.values().any(holds)).map(|seen| seen.host).collect()
-    }
 }
 
-fn config(world: &World, home: &TempDir, rules: &str) -> Config {
+fn config(world: &World, home: &TempDir, (top, rules): &(&str, &str)) -> Config {
     let key = home.path().join("example.key");
     fs::write(&key, KEY).unwrap();
     let text = format!(
-        "[credentials.example]\nkind = \"api_key\"\nsource = \"file:{}\"\n\
+        "{top}\n[credentials.example]\nkind = \"api_key\"\nsource = \"file:{}\"\n\
          [[rules]]\nhost = \"api.example.com\"\npaths = [\"/v1/\"]\ncredential = \"example\"\n{rules}\n{}",
         key.display(),
         world.upstream_toml()

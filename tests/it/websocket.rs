@@ -1,0 +1,126 @@
+//! A WebSocket is signed in at its handshake, over HTTP/1.1 and HTTP/2, and is bytes after that.
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use http::{Method, Request};
+use hyper::ext::Protocol;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use valetkey::sandbox::client::{self, HTTP1, HTTP2, Visit};
+
+use super::support::{CHATGPT, Scene, within};
+
+async fn echoes<S: AsyncRead + AsyncWrite + Unpin>(mut socket: WebSocketStream<S>) {
+    for message in [Message::text("hello"), Message::binary(vec![7; 300_000]), Message::text("")] {
+        within(socket.send(message.clone())).await.unwrap();
+        assert_eq!(within(socket.next()).await.unwrap().unwrap(), message);
+    }
+    within(socket.close(None)).await.unwrap();
+    assert!(matches!(within(socket.next()).await, Some(Ok(Message::Close(_))) | None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_http1_with_and_without_alpn() {
+    let scene = Scene::expired().await;
+    scene.world.api().require_login(true);
+    for alpn in [&[][..], HTTP1] {
+        let tls = scene.client.greet(Visit::to(CHATGPT, alpn)).await.unwrap();
+        let url = "wss://chatgpt.com/backend-api/codex/ws";
+        let (socket, answer) = Box::pin(tokio_tungstenite::client_async(url, tls)).await.unwrap();
+        assert_eq!(answer.status(), 101);
+        Box::pin(echoes(socket)).await;
+    }
+    assert_eq!(scene.world.issuer().refreshes(), 1, "the expired token was not sent");
+    assert!(
+        scene.world.api().seen().iter().all(|seen| seen.headers.contains_key("chatgpt-account-id"))
+    );
+}
+
+/// An HTTP/2 connection to the ChatGPT host that can ask for extended CONNECT.
+async fn http2(scene: &Scene) -> hyper::client::conn::http2::SendRequest<client::ClientBody> {
+    let tls = scene.client.greet(Visit::to(CHATGPT, HTTP2)).await.unwrap();
+    let tasks = valetkey::tasks::Tasks::new();
+    let io = TokioIo::new(tls);
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(tasks.clone(), io).await.unwrap();
+    tasks.spawn(connection);
+    // The first answer comes after the server's settings, which allow it.
+    let mut first = client::get("/backend-api/codex/models");
+    *first.uri_mut() = "https://chatgpt.com/backend-api/codex/models".parse().unwrap();
+    within(sender.send_request(first)).await.unwrap();
+    sender
+}
+
+fn extended_connect(path: &str) -> Request<client::ClientBody> {
+    let mut request = client::get("/");
+    *request.method_mut() = Method::CONNECT;
+    *request.uri_mut() = format!("https://chatgpt.com{path}").parse().unwrap();
+    request.headers_mut().insert("sec-websocket-version", "13".parse().unwrap());
+    request.extensions_mut().insert(Protocol::from_static("websocket"));
+    request
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_http2_by_extended_connect() {
+    let scene = Scene::usual().await;
+    let mut sender = http2(&scene).await;
+    let answer =
+        within(sender.send_request(extended_connect("/backend-api/codex/ws"))).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert!(!answer.headers().contains_key("sec-websocket-accept"));
+    let upgraded = within(hyper::upgrade::on(answer)).await.unwrap();
+    let io = TokioIo::new(upgraded);
+    Box::pin(echoes(WebSocketStream::from_raw_socket(io, Role::Client, None).await)).await;
+    let seen = scene.world.api().seen().pop().unwrap();
+    assert_eq!((seen.method, seen.version), (Method::GET, http::Version::HTTP_11));
+    assert_eq!(seen.headers.get_all("authorization").iter().count(), 1);
+
+    let refused =
+        within(sender.send_request(extended_connect("/backend-api/codex/ws-refused/403"))).await;
+    assert_eq!(refused.unwrap().status(), 403);
+    let mut other = extended_connect("/backend-api/codex/ws");
+    other.extensions_mut().insert(Protocol::from_static("connect-udp"));
+    let answer = within(sender.send_request(other)).await.unwrap();
+    assert_eq!(answer.headers()["x-valetkey-error"], "target_forbidden");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_passes_and_what_came_early_is_never_a_tunnel() {
+    let scene = Scene::usual().await;
+    for status in [401, 403, 404, 426, 429, 500] {
+        let tls = scene.client.greet(Visit::to(CHATGPT, HTTP1)).await.unwrap();
+        let url = format!("wss://chatgpt.com/backend-api/codex/ws-refused/{status}");
+        match Box::pin(tokio_tungstenite::client_async(&url, tls)).await {
+            Err(Error::Http(answer)) => {
+                assert_eq!(answer.status(), status);
+                assert!(!answer.headers().contains_key("x-valetkey-error"), "{status}");
+            }
+            other => panic!("{status}: {:?}", other.err()),
+        }
+    }
+    scene.world.api().clear();
+    let mut tls = scene.client.greet(Visit::to(CHATGPT, HTTP1)).await.unwrap();
+    let early = "GET /backend-api/codex/smuggled HTTP/1.1\r\nHost: chatgpt.com\r\n\r\n";
+    let upgrade = "GET /backend-api/codex/ws-refused/403 HTTP/1.1\r\nHost: chatgpt.com\r\n\
+                   Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    tls.write_all(format!("{upgrade}{early}").as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let _reset = within(tls.read_to_end(&mut answer)).await;
+    assert!(answer.starts_with(b"HTTP/1.1 403"));
+    let paths: Vec<_> = scene.world.api().seen().into_iter().map(|seen| seen.path).collect();
+    assert_eq!(paths, ["/backend-api/codex/ws-refused/403"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_401_on_the_handshake_is_repaired() {
+    let scene = Scene::usual().await;
+    let tls = scene.client.greet(Visit::to(CHATGPT, HTTP1)).await.unwrap();
+    let url = "wss://chatgpt.com/backend-api/codex/ws-refused/401";
+    let outcome = Box::pin(tokio_tungstenite::client_async(url, tls)).await;
+    assert!(matches!(outcome, Err(Error::Http(answer)) if answer.status() == 401));
+    assert_eq!(scene.world.issuer().refreshes(), 1);
+    assert_eq!(scene.world.api().seen().len(), 2, "it was tried again with the new token, once");
+}
