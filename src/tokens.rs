@@ -4,6 +4,7 @@ mod expiry;
 #[cfg(test)]
 mod fake;
 mod fixed;
+mod held;
 mod rotating;
 mod rotation;
 #[cfg(test)]

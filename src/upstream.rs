@@ -43,7 +43,7 @@ impl Upstream {
     /// are the origin's, and so is `Host`. Header fields that belong to one connection must be out.
     ///
     /// A request that provably never left (the connection closed before taking it) is sent again on
-    /// another connection, at most [`MOST_ATTEMPTS`] times in all; no other is.
+    /// another connection, at most three times in all; no other is.
     ///
     /// # Errors
     ///

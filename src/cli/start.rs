@@ -210,7 +210,8 @@ pub(super) async fn tokens(
                 TokenSource::fixed(parts, Arc::new(load))
             }
             CredentialKind::Codex { home } => {
-                let store = CodexStore::new(home.clone(), background.clone());
+                // A write that has begun is waited for, as the refresh is that it belongs to.
+                let store = CodexStore::new(home.clone(), refreshes.clone());
                 TokenSource::rotating(parts, Arc::new(store), issuer.clone()).await
             }
         };

@@ -123,6 +123,11 @@ impl<'a> Signed<'a> {
         // Before injection, so that `Connection: authorization` cannot drop what we set.
         strip_hop_by_hop(&mut head.headers);
         let credential = self.source.current().await?;
+        // The login may have changed its kind a moment ago, before the rules have followed.
+        let login = self.rule.action.uses().and_then(|uses| uses.login);
+        if login.is_some_and(|login| login != credential.kind()) {
+            return Err(Rejection::Target("the login has just changed its kind: send it again"));
+        }
         if !self.source.can_refresh() {
             let response =
                 self.attempt(head, Body::from(body), &credential, upgrade.as_ref()).await?;

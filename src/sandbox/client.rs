@@ -211,6 +211,13 @@ impl Connection {
         matches!(self.sender, Sender::Http2(_))
     }
 
+    /// Another hold on the same connection; `None` on HTTP/1.1, which takes one request at a time.
+    pub fn share(&self) -> Option<Self> {
+        let Sender::Http2(sender) = &self.sender else { return None };
+        let sender = Sender::Http2(sender.clone());
+        Some(Self { sender, authority: self.authority.clone() })
+    }
+
     /// Sends a request. `Host` or the authority are filled in where the request has none.
     ///
     /// # Errors

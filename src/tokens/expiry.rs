@@ -207,22 +207,38 @@ mod tests {
             // What we received on this machine is told by this machine's clock.
             (t + DAY, t + DAY + HOUR, T as i64, Some(HOUR), Some(hour - 600), Some(hour)),
             (0, 0, T as i64, Some(100), Some(80), Some(100)),
-            // No date is too strange.
-            (1, 253_402_300_799, 253_402_300_799, Some(u64::MAX), None, None),
         ];
         for (iat, exp, last_refresh, lifetime, due, expires) in table {
             let set = set(iat, exp, last_refresh);
             let times = Times::of(&set, &header(&set, lifetime).await, None);
             let case = format!("{iat} {exp} {last_refresh} {lifetime:?}");
-            if lifetime == Some(u64::MAX) {
-                continue;
-            }
             assert_eq!(wall(times.expires), expires, "{case}");
             let (found, latest) = (wall(times.due), due);
             assert!(found <= latest && found.is_some() == latest.is_some(), "{case}: {found:?}");
             if let (Some(found), Some(latest)) = (found, latest) {
                 let tenth = expires.map_or(0, |expires| (expires - latest) / 10);
                 assert!(found >= latest - tenth - 1, "{case}: {found} is too early");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn no_date_is_too_strange() {
+        const LAST: u64 = 253_402_300_799;
+        let (clock, skew) = (Clock::system(), time::Duration::days(-3_000_000));
+        let last = LAST as i64;
+        for (iat, exp, last_refresh) in
+            [(1, LAST, last), (LAST, 1, -last), (0, LAST, -last), (0, 0, last), (0, 0, -last)]
+        {
+            for lifetime in [None, Some(0), Some(u64::MAX)] {
+                let set = set(iat, exp, last_refresh);
+                let times = Times::of(&set, &header(&set, lifetime).await, None);
+                for moment in [times.due, times.expires].into_iter().flatten() {
+                    for skew in [skew, -skew, time::Duration::ZERO] {
+                        moment.left(&clock, skew);
+                        moment.on_the_wall(&clock, skew);
+                    }
+                }
             }
         }
     }

@@ -1,7 +1,7 @@
 //! An issuer and a store for tests: strict, countable, and out of order on demand.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -150,6 +150,10 @@ pub(super) struct Stumbling {
     pub(super) script: Mutex<VecDeque<Stumble>>,
     /// How many calls of `cas` and `get` fail from now on.
     pub(super) broken: AtomicUsize,
+    /// How often `get` was called.
+    pub(super) gets: AtomicUsize,
+    /// How many milliseconds the next `get` takes to bring what it has read.
+    pub(super) next_get_ms: AtomicU64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -170,6 +174,8 @@ impl Stumbling {
             inner: MemoryStore::new(login),
             script: Mutex::default(),
             broken: AtomicUsize::new(0),
+            gets: AtomicUsize::new(0),
+            next_get_ms: AtomicU64::new(0),
         })
     }
 
@@ -190,10 +196,14 @@ fn out_of_reach() -> StoreError {
 impl RecordStore for Stumbling {
     fn get(&self) -> BoxFuture<'_, Result<(Version, Record), StoreError>> {
         async {
+            self.gets.fetch_add(1, Ordering::Relaxed);
             if self.is_broken() {
                 return Err(out_of_reach());
             }
-            self.inner.get().await
+            let got = self.inner.get().await;
+            let delay = self.next_get_ms.swap(0, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(delay)).await;
+            got
         }
         .boxed()
     }

@@ -12,14 +12,15 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::expiry::{Moment, Received, Times};
+use super::expiry::{Moment, Received};
+use super::held::{Held, Kept, Ready};
 use super::rotation::{FORCED_INTERVAL, Outcome, Rotation, Successor, Want, chatgpt};
 use super::{Parts, State, Status, TokenError, Whose};
 use crate::clock::Clock;
-use crate::credential::{Account, Credential, CredentialName, Login, LoginKind, TokenSet};
+use crate::credential::{Credential, CredentialName, LoginKind};
 use crate::oauth::{Issuer, Reason, refresh, wire};
 use crate::secret::{Fingerprint, Secret};
-use crate::store::{Header, Phase, Record, RecordStore, StoreError};
+use crate::store::{Record, RecordStore};
 use crate::tasks::Tasks;
 
 pub(super) struct Rotating {
@@ -37,31 +38,6 @@ pub(super) struct Rotating {
     skew_ms: AtomicI64,
     kind: watch::Sender<Option<LoginKind>>,
     _watch: DropGuard,
-}
-
-/// What is held of the login. Replaced as a whole.
-#[derive(Clone)]
-struct Held {
-    /// Where its rotation stands; `None` before the store could be read.
-    header: Option<Header>,
-    login: Kept,
-    /// Why the store could not be read the last time.
-    trouble: Option<Arc<StoreError>>,
-}
-
-#[derive(Clone)]
-enum Kept {
-    Nothing,
-    Unsupported(String),
-    Ready(Ready),
-}
-
-#[derive(Clone)]
-struct Ready {
-    credential: Arc<Credential>,
-    /// `None` for an API key.
-    set: Option<Arc<TokenSet>>,
-    times: Times,
 }
 
 /// What decides whether a refresh starts.
@@ -110,7 +86,7 @@ impl Rotating {
             name: parts.name,
             clock: parts.clock,
             refreshes: parts.refreshes,
-            held: ArcSwap::from_pointee(Held { header: None, login: Kept::Nothing, trouble: None }),
+            held: ArcSwap::default(),
             gate: Mutex::default(),
             reading: tokio::sync::Mutex::default(),
             skew_ms: AtomicI64::new(0),
@@ -127,7 +103,7 @@ impl Rotating {
 
     /// The value to send. The warm path: one load, one look at the clock.
     pub(super) async fn current(self: &Arc<Self>) -> Result<Arc<Credential>, TokenError> {
-        if let Kept::Ready(ready) = &self.held.load().login
+        if let Some(ready) = self.held.load().ready()
             && !self.has_come(ready.times.due)
         {
             return Ok(Arc::clone(&ready.credential));
@@ -398,9 +374,9 @@ impl Rotating {
                 saved.await
             }
         };
-        self.gate().outlived = None;
         let received = successor.is_in(&record).then_some(successor.received);
         self.adopt(&record, received);
+        self.gate().outlived = None;
         tracing::info!(credential = %self.name, "refreshed");
     }
 
@@ -440,8 +416,10 @@ impl Rotating {
             match read {
                 Ok((_, record)) => self.adopt_within(gate, &record, None),
                 Err(error) => {
-                    tracing::warn!(credential = %self.name, %error, "a login cannot be read");
                     let held = Held::clone(&self.held.load());
+                    if held.trouble.is_none() {
+                        tracing::warn!(credential = %self.name, %error, "a login cannot be read");
+                    }
                     self.hold(Held { trouble: Some(Arc::new(error)), ..held });
                 }
             }
@@ -453,6 +431,7 @@ impl Rotating {
     fn adopt(&self, record: &Record, received: Option<Received>) {
         let mut gate = self.gate();
         gate.landed += 1;
+        gate.store_failures = 0;
         self.adopt_within(gate, record, received);
     }
 
@@ -466,30 +445,8 @@ impl Rotating {
         if gate.outlived.is_some() && gate.outlived == set.map(|set| set.access.fingerprint()) {
             return;
         }
-        gate.store_failures = 0;
         let old = self.held.load_full();
-        let login = match &record.login {
-            None => Kept::Nothing,
-            Some(Login::Unsupported(what)) => Kept::Unsupported(what.clone()),
-            Some(Login::ApiKey(key)) => {
-                let account = Account::default();
-                let credential = old.same_or_new(LoginKind::ApiKey, key, account);
-                Kept::Ready(Ready { credential, set: None, times: Times::NEVER })
-            }
-            Some(Login::ChatGpt(set)) if gate.dropped == Some(set.fingerprint()) => Kept::Nothing,
-            Some(Login::ChatGpt(set)) => {
-                let credential = old.same_or_new(LoginKind::ChatGpt, &set.access, set.account());
-                let times = match old.ready() {
-                    // What this process received is known by its own clock, and stays so.
-                    Some(known) if received.is_none() && known.is_received(&credential) => {
-                        known.times
-                    }
-                    _ => Times::of(set, &record.header, received),
-                };
-                Kept::Ready(Ready { credential, set: Some(Arc::new(set.clone())), times })
-            }
-        };
-        let held = Held { header: Some(record.header.clone()), login, trouble: None };
+        let held = old.followed_by(record, received, gate.dropped);
         if held.serial() != old.serial() {
             gate.dropped = None;
             gate.quiet = None;
@@ -557,55 +514,6 @@ impl Rotating {
         let left = due.map(|moment| moment.left(&self.clock, self.skew()));
         // What is due already is tried again at the pace of the looks.
         left.filter(|left| !left.is_zero()).map_or(LOOK_INTERVAL, |left| left.min(LOOK_INTERVAL))
-    }
-}
-
-impl Held {
-    fn ready(&self) -> Option<&Ready> {
-        match &self.login {
-            Kept::Ready(ready) => Some(ready),
-            Kept::Nothing | Kept::Unsupported(_) => None,
-        }
-    }
-
-    fn serial(&self) -> Option<u64> {
-        self.ready().map(|ready| ready.credential.serial())
-    }
-
-    /// The code with which the issuer has ended the login.
-    fn death(&self) -> Option<&str> {
-        match self.header.as_ref().map(|header| &header.phase) {
-            Some(Phase::Dead(code)) => Some(code),
-            _ => None,
-        }
-    }
-
-    /// The credential held where it says the same, so that its serial stays.
-    fn same_or_new(&self, kind: LoginKind, token: &Secret, account: Account) -> Arc<Credential> {
-        let same = |known: &&Arc<Credential>| {
-            known.kind() == kind
-                && known.token().fingerprint() == token.fingerprint()
-                && *known.account() == account
-        };
-        match self.ready().map(|ready| &ready.credential).filter(same) {
-            Some(known) => Arc::clone(known),
-            None => Arc::new(Credential::new(kind, token.clone(), account)),
-        }
-    }
-}
-
-impl Ready {
-    fn is(&self, credential: &Credential) -> bool {
-        self.credential.serial() == credential.serial()
-    }
-
-    /// Whether this process received that credential from the issuer.
-    fn is_received(&self, credential: &Credential) -> bool {
-        self.is(credential) && matches!(self.times.expires, Some(Moment::Here(_)))
-    }
-
-    fn fingerprint(&self) -> Option<Fingerprint> {
-        self.set.as_ref().map(|set| set.fingerprint())
     }
 }
 

@@ -102,8 +102,13 @@ fn brief(error: &TokenError) -> String {
 #[tokio::test(start_paused = true)]
 async fn a_hundred_that_wait_make_one_refresh() {
     let world = World::expiring_in(-10).await;
+    world.issuer.answers.forget_permits(usize::MAX);
     let all = (0..100).map(|_| world.source.current());
-    let all = futures_util::future::join_all(all).await;
+    let answer = async {
+        world.settle().await;
+        world.issuer.answers.add_permits(100);
+    };
+    let (all, ()) = tokio::join!(futures_util::future::join_all(all), answer);
     let serials: std::collections::HashSet<_> =
         all.iter().map(|value| value.as_ref().unwrap().serial()).collect();
     assert_eq!(serials.len(), 1);
@@ -181,6 +186,8 @@ async fn one_known_to_have_expired_is_never_given_out() {
             assert_eq!(world.token().await, expected, "{error}");
         }
         assert_eq!(world.issuer.posts().len(), 1, "{error}: no storm");
+        let gets = world.store.gets.load(Ordering::Relaxed);
+        assert!(gets < 20, "{error}: the store was read {gets} times");
         // Transient trouble passes; a dead login stays dead.
         world.pass_time(2);
         let later = if expected == "issuer" { "a1" } else { expected };
@@ -222,12 +229,31 @@ async fn a_lost_answer_is_not_asked_for_again_while_the_token_lives() {
 
 #[tokio::test(start_paused = true)]
 async fn a_gateway_error_costs_no_login() {
-    let world = World::expiring_in(300).await;
+    let world = World::expiring_in(40).await;
     world.will_fail(RefreshError::Unknown("502".to_owned()));
+    for _ in 0..3 {
+        assert_eq!(world.token().await, "a0");
+        world.settle().await;
+        world.pass_time(5);
+    }
+    assert_eq!(world.header().await.phase, Phase::Unknown);
+    world.pass_time(26);
+    assert_eq!(world.token().await, "a1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_read_does_not_undo_a_refresh() {
+    let world = World::expiring_in(300).await;
+    let (version, record) = world.store.inner.get().await.unwrap();
+    world.store.next_get_ms.store(5_000, Ordering::Relaxed);
+    world.store.inner.cas(version, record).await.unwrap();
+    world.settle().await;
     assert_eq!(world.token().await, "a0");
     world.settle().await;
-    world.pass_time(301);
-    assert_eq!(world.token().await, "a1");
+    let refreshed = world.source.current().await.unwrap();
+    assert_eq!(short(&refreshed), "a1");
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(world.source.current().await.unwrap().serial(), refreshed.serial());
 }
 
 #[tokio::test(start_paused = true)]
@@ -245,6 +271,8 @@ async fn a_storm_of_401s_makes_one_refresh() {
         assert_eq!(world.after_401("other", &second).await, "pass");
     }
     assert_eq!(world.issuer.posts(), ["r0"]);
+    let gets = world.store.gets.load(Ordering::Relaxed);
+    assert!(gets < 10, "the store was read {gets} times");
     world.pass_time(61);
     assert_eq!(world.after_401("other", &second).await, "a2");
 }
@@ -350,6 +378,17 @@ async fn a_token_received_here_is_good_whatever_the_clock_says() {
         world.pass_time(60);
     }
     assert_eq!(world.issuer.posts(), ["r0"]);
+    // Whatever becomes of the record that it was noted in.
+    let until = world.source.status().expires_at;
+    let (version, mut record) = world.store.inner.get().await.unwrap();
+    record.header.lifetime = None;
+    world.store.inner.cas(version, record.clone()).await.unwrap();
+    world.settle().await;
+    let left = world.source.status().expires_at.unwrap() - until.unwrap();
+    assert!(left < time::Duration::seconds(2), "{left}");
+    record.header.lifetime = Some(HOUR);
+    let (version, _) = world.store.inner.get().await.unwrap();
+    world.store.inner.cas(version, record).await.unwrap();
     // Another process on this machine, which has received nothing itself, sees the same.
     let parts = parts(&world.clock, &world.refreshes, &world.background);
     let second = TokenSource::rotating(parts, world.store.clone(), world.issuer.clone()).await;

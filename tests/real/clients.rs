@@ -5,7 +5,7 @@ use std::fs;
 use http::Version;
 use tokio::process::Command;
 
-use super::support::{Scene, node_modules, program};
+use super::support::{Scene, node_modules, program, python};
 
 const MODELS: &str = "https://chatgpt.com/backend-api/codex/models";
 
@@ -83,7 +83,7 @@ async fn wget() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn python_requests_and_websockets() {
-    let Some(python) = program("python") else { return };
+    let Some(python) = python() else { return };
     let scene = Scene::usual().await;
     let script = r#"
 import asyncio, os, requests, websockets

@@ -3,7 +3,7 @@
 use valetkey::sandbox::Settings;
 use valetkey::secret::Secret;
 
-use super::support::{Scene, node_modules, program};
+use super::support::{Scene, node_modules, program, python};
 
 const TUNNELLED: &str = "https://other.example.com/v1/things";
 const INJECTED: &str = "https://chatgpt.com/backend-api/codex/models";
@@ -57,7 +57,7 @@ async fn curl_reaches_a_tunnelled_and_an_injected_host() {
 #[tokio::test(flavor = "multi_thread")]
 async fn python_and_node_do_too() {
     let scene = inside(None, "CODEX_CA_CERTIFICATE", time::Duration::hours(1)).await;
-    if let Some(python) = program("python") {
+    if let Some(python) = python() {
         let script = format!(
             "import requests\nfor url in ['{TUNNELLED}', '{INJECTED}']:\n  requests.get(url).raise_for_status()"
         );

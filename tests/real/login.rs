@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use super::support::{Scene, done, program};
+use super::support::{Scene, done, program, python};
 
 fn cached(scene: &Scene) -> Value {
     serde_json::from_slice(&fs::read(scene.path(".codex/auth.json")).unwrap()).unwrap()
@@ -56,7 +56,7 @@ async fn four_runs_with_a_hundred_requests_each_cause_one_refresh() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_that_refreshes_the_shared_login_by_itself() {
-    let Some(python) = program("python") else { return };
+    let Some(python) = python() else { return };
     let scene = Scene::usual().await;
     // As Codex does it: read the cache, post its refresh token, write what comes back, forget the rest.
     let script = r#"

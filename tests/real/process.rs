@@ -221,9 +221,9 @@ async fn a_days_work_shows_no_secret_to_anybody() {
         let planted = format!("{text}{}", secrets[0]);
         assert!(leak(&secrets, &planted).is_some(), "the scan of {what} finds nothing at all");
     }
-    for extra in ["status", "check"] {
-        let said = done(scene.valetkey(&[extra]).spawn().unwrap()).await;
-        assert_eq!(leak(&secrets, &(said.out + &said.err)), None, "{extra}");
+    for extra in [&["status"][..], &["status", "--json"], &["check"], &["explain", THINGS]] {
+        let said = done(scene.valetkey(extra).spawn().unwrap()).await;
+        assert_eq!(leak(&secrets, &(said.out + &said.err)), None, "{extra:?}");
     }
 }
 

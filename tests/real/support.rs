@@ -161,11 +161,14 @@ fn option_env_now(name: &str) -> Option<String> {
 
 /// The program, or `None` after saying what is skipped. With `tests/run` a missing one is a failure.
 pub(crate) fn program(name: &str) -> Option<String> {
-    let installed = tools().map(|tools| tools.join("venv/bin").join(name));
-    let in_path = std::env::split_paths(std::env!("PATH")).map(|dir| dir.join(name));
-    // The interpreter with the packages comes before the system's.
-    let found = installed.into_iter().chain(in_path).find(|path| path.exists());
-    present(name, found)
+    let mut in_path = std::env::split_paths(std::env!("PATH")).map(|dir| dir.join(name));
+    present(name, in_path.find(|path| path.exists()))
+}
+
+/// The Python that has requests and websockets, or `None` after saying what is skipped.
+pub(crate) fn python() -> Option<String> {
+    let found = tools().map(|tools| tools.join("venv/bin/python")).filter(|path| path.exists());
+    present("Python with requests and websockets", found)
 }
 
 /// The folder with Node's packages, or `None` after saying what is skipped.

@@ -1,0 +1,122 @@
+//! What a source holds of its login, ready to be sent: one value, replaced as a whole.
+
+use std::sync::Arc;
+
+use super::expiry::{Moment, Received, Times};
+use crate::credential::{Account, Credential, Login, LoginKind, TokenSet};
+use crate::secret::{Fingerprint, Secret};
+use crate::store::{Header, Phase, Record, StoreError};
+
+/// What is held of a login.
+#[derive(Clone, Default)]
+pub(super) struct Held {
+    /// Where its rotation stands; `None` before the store could be read.
+    pub(super) header: Option<Header>,
+    /// The login itself.
+    pub(super) login: Kept,
+    /// Why the store could not be read the last time; what was read before is held then.
+    pub(super) trouble: Option<Arc<StoreError>>,
+}
+
+/// The login that is held.
+#[derive(Clone, Default)]
+pub(super) enum Kept {
+    /// None.
+    #[default]
+    Nothing,
+    /// One that cannot be injected; what it is.
+    Unsupported(String),
+    /// One that can.
+    Ready(Ready),
+}
+
+/// A login that can be sent.
+#[derive(Clone)]
+pub(super) struct Ready {
+    /// What is injected.
+    pub(super) credential: Arc<Credential>,
+    /// What it was made from; `None` for an API key.
+    pub(super) set: Option<Arc<TokenSet>>,
+    /// When it is due and when it expires.
+    pub(super) times: Times,
+}
+
+impl Held {
+    /// What is held after this when a store holds `record`. What says the same keeps its serial, and
+    /// its times where this process received it. A set that is `dropped` counts as none.
+    pub(super) fn followed_by(
+        &self,
+        record: &Record,
+        received: Option<Received>,
+        dropped: Option<Fingerprint>,
+    ) -> Self {
+        let login = match &record.login {
+            None => Kept::Nothing,
+            Some(Login::Unsupported(what)) => Kept::Unsupported(what.clone()),
+            Some(Login::ApiKey(key)) => {
+                let credential = self.same_or_new(LoginKind::ApiKey, key, Account::default());
+                Kept::Ready(Ready { credential, set: None, times: Times::NEVER })
+            }
+            Some(Login::ChatGpt(set)) if dropped == Some(set.fingerprint()) => Kept::Nothing,
+            Some(Login::ChatGpt(set)) => {
+                let credential = self.same_or_new(LoginKind::ChatGpt, &set.access, set.account());
+                let known = self.ready().filter(|known| known.is_received(&credential));
+                let times = match (received, known) {
+                    (None, Some(known)) => known.times,
+                    _ => Times::of(set, &record.header, received),
+                };
+                Kept::Ready(Ready { credential, set: Some(Arc::new(set.clone())), times })
+            }
+        };
+        Self { header: Some(record.header.clone()), login, trouble: None }
+    }
+
+    fn same_or_new(&self, kind: LoginKind, token: &Secret, account: Account) -> Arc<Credential> {
+        let same = |known: &&Arc<Credential>| {
+            known.kind() == kind
+                && known.token().fingerprint() == token.fingerprint()
+                && *known.account() == account
+        };
+        match self.ready().map(|ready| &ready.credential).filter(same) {
+            Some(known) => Arc::clone(known),
+            None => Arc::new(Credential::new(kind, token.clone(), account)),
+        }
+    }
+
+    /// The login, where it can be sent.
+    pub(super) fn ready(&self) -> Option<&Ready> {
+        match &self.login {
+            Kept::Ready(ready) => Some(ready),
+            Kept::Nothing | Kept::Unsupported(_) => None,
+        }
+    }
+
+    /// Which value it is.
+    pub(super) fn serial(&self) -> Option<u64> {
+        self.ready().map(|ready| ready.credential.serial())
+    }
+
+    /// The code with which the issuer has ended the login.
+    pub(super) fn death(&self) -> Option<&str> {
+        match self.header.as_ref().map(|header| &header.phase) {
+            Some(Phase::Dead(code)) => Some(code),
+            _ => None,
+        }
+    }
+}
+
+impl Ready {
+    /// Whether this is that very value.
+    pub(super) fn is(&self, credential: &Credential) -> bool {
+        self.credential.serial() == credential.serial()
+    }
+
+    fn is_received(&self, credential: &Credential) -> bool {
+        self.is(credential) && matches!(self.times.expires, Some(Moment::Here(_)))
+    }
+
+    /// Which rotation it is; `None` for an API key.
+    pub(super) fn fingerprint(&self) -> Option<Fingerprint> {
+        self.set.as_ref().map(|set| set.fingerprint())
+    }
+}
