@@ -30,7 +30,7 @@ use output::{Failure, WRONG_USE};
 /// Start a tool with `valetkey run -- TOOL`: it gets a proxy of its own, which attaches your Codex login or
 /// API key to the requests that your rules name. The tool never sees the credential.
 #[derive(Debug, Parser)]
-#[command(name = "valetkey", version, propagate_version = true, disable_help_subcommand = true)]
+#[command(name = "valetkey", version, propagate_version = true)]
 struct Arguments {
     /// Configuration file, instead of $XDG_CONFIG_HOME/valetkey/config.toml
     #[arg(long, global = true, value_name = "FILE")]
@@ -58,7 +58,7 @@ enum Command {
     Env(env::Arguments),
     /// Show the local CA that intercepted hosts are signed by
     Ca(ca::Arguments),
-    /// Read the configuration and everything that it names, and show every mistake
+    /// Show every mistake of the configuration, then of the files and logins that it names
     Check,
     /// Say what would happen to a request: which rule, which credential, which headers, or why not
     Explain(explain::Arguments),

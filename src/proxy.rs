@@ -25,7 +25,6 @@ use crate::tasks::Tasks;
 use crate::tls::leaf::Leaves;
 use crate::tokens::Tokens;
 use crate::upstream::Upstream;
-pub use reject::Rejection;
 
 /// What a proxy is made of, all of it ready to use.
 pub struct Parts {
@@ -37,8 +36,6 @@ pub struct Parts {
     pub upstream: Upstream,
     /// Certificates for intercepted hosts.
     pub leaves: Leaves,
-    /// Users let in besides our own.
-    pub allow_uids: Vec<u32>,
 }
 
 /// A running forward proxy. Clones are the same proxy.
@@ -51,7 +48,6 @@ struct Shared {
     tokens: Arc<Tokens>,
     upstream: Upstream,
     leaves: Leaves,
-    uids: admit::Uids,
     replay: replay::Budget,
     /// Connections, tunnels and WebSockets.
     connections: Tasks,
@@ -70,7 +66,6 @@ impl Proxy {
             tokens: parts.tokens,
             upstream: parts.upstream,
             leaves: parts.leaves,
-            uids: admit::Uids::new(parts.allow_uids),
             replay: replay::Budget::default(),
             connections: Tasks::new(),
             draining: CancellationToken::new(),
@@ -79,10 +74,10 @@ impl Proxy {
     }
 
     /// Serves clients on a listener from now on until [`Proxy::shut_down`]. Several listeners may be
-    /// served at once.
-    pub fn serve(&self, listener: TcpListener) {
-        let shared = self.0.clone();
-        self.0.connections.spawn(async move { shared.accept(listener).await });
+    /// served at once. On this one the users in `allow_uids` are let in besides our own.
+    pub fn serve(&self, listener: TcpListener, allow_uids: Vec<u32>) {
+        let (shared, uids) = (self.0.clone(), admit::Uids::new(allow_uids));
+        self.0.connections.spawn(async move { shared.accept(listener, uids).await });
     }
 
     /// Ends serving: no new clients, exchanges may end until `deadline` from now, then all is cut.
@@ -99,7 +94,7 @@ impl Proxy {
 impl Shared {
     /// Accepts clients, and follows the kinds of login meanwhile, so that the rules in force are always
     /// those of the logins.
-    async fn accept(self: Arc<Self>, listener: TcpListener) {
+    async fn accept(self: Arc<Self>, listener: TcpListener, uids: admit::Uids) {
         let own = listener.local_addr().ok();
         let mut kinds = self.tokens.kind_changes();
         // One may have changed before anybody listened.
@@ -109,7 +104,9 @@ impl Shared {
                 () = self.draining.cancelled() => return,
                 () = kinds.next() => self.follow_logins(),
                 (stream, peer) = listener::accept(&listener) => {
-                    let serving = connection::serve(self.clone(), Client { peer, own }, stream);
+                    let client = Client { peer, own };
+                    let admission = uids.admit(client);
+                    let serving = connection::serve(self.clone(), client, admission, stream);
                     self.connections.spawn(serving);
                 }
             }

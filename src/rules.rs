@@ -62,6 +62,11 @@ pub struct Use {
 }
 
 impl Action {
+    /// Whether the client's TLS is ended for it.
+    pub fn intercepts(&self) -> bool {
+        !matches!(self, Self::Tunnel)
+    }
+
     /// The credential that the action needs, if any.
     pub fn uses(&self) -> Option<&Use> {
         match self {
@@ -100,6 +105,17 @@ pub enum Decision {
     Refuse,
     /// Carry bytes, see nothing.
     Tunnel,
+}
+
+/// What to do with a plain `http://` request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plain {
+    /// Send it on; no rule ever applies to it.
+    Forward,
+    /// Refuse it: the host has no rule, and those are refused.
+    NoRule,
+    /// Refuse it: a rule speaks of the host, which is therefore only spoken to over TLS.
+    OnlyTls,
 }
 
 /// The rule for a request on an intercepted host.
@@ -164,6 +180,16 @@ impl Rules {
         }
     }
 
+    /// What to do with a plain `http://` request to a target, at whatever port its host is ruled.
+    pub fn decide_plain(&self, target: &Target) -> Plain {
+        let speaks_of = |rule: &Arc<Rule>| rule.host.matches_host(&target.host);
+        match self.iter().find(|rule| rule.action.intercepts() && speaks_of(rule)) {
+            Some(_) => Plain::OnlyTls,
+            None if self.decide(target) == Decision::Refuse => Plain::NoRule,
+            None => Plain::Forward,
+        }
+    }
+
     /// The rule that covers a request. `path` is without query. Never one for an origin without TLS.
     pub fn find(&self, origin: &Origin, method: &Method, path: &str) -> Found<'_> {
         if origin.scheme != Scheme::Https {
@@ -193,7 +219,7 @@ impl Rules {
 
     /// The hosts that the local CA must be able to sign for: those of every rule that may intercept.
     pub fn constraints(&self) -> Vec<Host> {
-        let intercepting = self.iter().filter(|rule| !matches!(rule.action, Action::Tunnel));
+        let intercepting = self.iter().filter(|rule| rule.action.intercepts());
         let mut hosts: Vec<Host> = intercepting.map(|rule| rule.host.constraint()).collect();
         hosts.sort();
         hosts.dedup();

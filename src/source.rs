@@ -107,7 +107,7 @@ impl SourceError {
     pub fn hint(&self) -> String {
         match self {
             Self::Missing { place } => {
-                format!("set or create {place}, then start valetkey again or reload it")
+                format!("set or create {place}, then start valetkey again")
             }
             Self::Unfit { place, .. } => {
                 format!("put the bare key into {place}: one line, no spaces, no quotes")

@@ -7,8 +7,8 @@ use tokio_util::task::TaskTracker;
 
 /// A set of tasks that ends together. Clones are the same set.
 ///
-/// The program keeps two: one for connections, which shutdown may cut after a deadline, and one for
-/// refreshes, which it must wait for.
+/// The program keeps several, by who waits for them: connections, which shutdown may cut after a deadline;
+/// refreshes, which it must wait for; and what nobody waits for, because it never ends by itself.
 #[derive(Clone, Debug, Default)]
 pub struct Tasks(TaskTracker);
 

@@ -16,7 +16,7 @@ use http::uri::{Parts, PathAndQuery};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::TokioIo;
 
-use crate::origin::{BadHost, Origin, Scheme, Target};
+use crate::origin::{BadHost, Origin, Target};
 use crate::tasks::Tasks;
 use body::Body;
 use dial::Dialer;
@@ -223,11 +223,6 @@ impl UpstreamError {
         &self.stage
     }
 
-    /// Host and port that were being reached.
-    pub fn place(&self) -> &str {
-        &self.place
-    }
-
     /// Whether any byte of the request may have reached the upstream. `false` is a proof.
     pub fn left(&self) -> bool {
         self.left
@@ -259,10 +254,4 @@ pub enum BadChain {
     /// Not one of the schemes that we speak.
     #[error("the upstream proxy's URL must start with http://, https:// or socks5h://")]
     Scheme,
-}
-
-impl Origin {
-    fn wants_tls(&self) -> bool {
-        self.scheme == Scheme::Https
-    }
 }

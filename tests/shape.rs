@@ -12,7 +12,7 @@ secret clock origin headers tasks telemetry ←
 credential ← secret clock
 inject     ← headers secret credential
 rules      ← inject origin credential
-config     ← rules inject origin credential secret
+config     ← rules inject origin credential
 tls        ← clock origin secret
 upstream   ← tls origin headers tasks
 store      ← credential secret clock tasks

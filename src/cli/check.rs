@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 
-use super::Typed;
 use super::output::{self, Failure};
 use super::start::{self, WayOut, ca_dir};
+use super::{Typed, process, status};
 use crate::config::CredentialKind;
 use crate::tls::ca::LocalCa;
+use crate::tokens::State;
 
 pub(super) fn run(typed: &Typed) -> Result<ExitCode, Failure> {
     let config = typed.config()?;
@@ -21,6 +22,11 @@ pub(super) fn run(typed: &Typed) -> Result<ExitCode, Failure> {
             && let Err(error) = start::source_of(source, &typed.env).load()
         {
             wrong.push(output::hinted(error).about(&format!("credential `{name}`")));
+        }
+    }
+    for shown in process::runtime()?.block_on(status::read(typed, &config)).unwrap_or_default() {
+        if let (true, State::Unreadable(why)) = (shown.is_shared, &shown.status.state) {
+            wrong.push(Failure::new(format!("credential `{}`: {why}", shown.name)));
         }
     }
     for failure in &wrong {

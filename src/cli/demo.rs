@@ -19,6 +19,7 @@ use super::start::{self, Started};
 use crate::client_env::ClientEnv;
 use crate::config::env::Environment;
 use crate::config::{Config, Overrides};
+use crate::headers::VALETKEY_ERROR;
 use crate::sandbox::client::{self, Client, HTTP1, HTTP2, Visit};
 use crate::sandbox::{Seen, Settings, World};
 use crate::secret::Secret;
@@ -79,9 +80,7 @@ async fn play(env: &Environment) -> Result<ExitCode, Failure> {
     if failed > 0 {
         return Err(Failure::new(format!("{failed} of {number} steps failed")));
     }
-    output::data(format_args!(
-        "All {number} steps held. Now with your own login: valetkey run -- curl https://api.openai.com/v1/models"
-    ));
+    output::data(format_args!("All {number} steps held. Now your own login: valetkey status"));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -114,7 +113,7 @@ impl<'a> Stage<'a> {
         let started = Started::new(&config, &own_env).await?;
         let listener = start::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await?;
         let address = listener.local_addr()?;
-        started.proxy.serve(listener);
+        started.proxy.serve(listener, Vec::new());
         let roots = started.write_roots(home.path())?;
         let all_roots = home.path().join("client.pem");
         fs::write(&all_roots, fs::read_to_string(roots)? + world.ca_pem())?;
@@ -174,8 +173,9 @@ impl<'a> Stage<'a> {
             Ok(echo)
         });
         let echo = echo.await?;
-        let mut told =
-            self.told(Sent::by_us("GET /backend-api/codex/ws, Upgrade: websocket"), CHATGPT)?;
+        let mut sent = Sent::by_us("GET /backend-api/codex/ws, Upgrade: websocket");
+        sent.status = 101;
+        let mut told = self.told(sent, CHATGPT)?;
         told.push(format!("the echo          {:?}", echo.to_text().unwrap_or("not text")));
         if echo == Message::text("turn the key") { Ok(told) } else { Err(told.join(", ")) }
     }
@@ -193,7 +193,7 @@ impl<'a> Stage<'a> {
         let host = http::HeaderValue::from_static("other.example.com");
         request.headers_mut().insert(http::header::HOST, host);
         let answer = within(self.client.send(Visit::to(CHATGPT, HTTP1), request)).await?;
-        let code = answer.headers().get("x-valetkey-error").and_then(|code| code.to_str().ok());
+        let code = answer.headers().get(VALETKEY_ERROR).and_then(|code| code.to_str().ok());
         let told = vec![
             "the tool sent     CONNECT chatgpt.com:443, then Host: other.example.com".to_owned(),
             format!("the tool got      {} ({})", answer.status(), code.unwrap_or("no code")),

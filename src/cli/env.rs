@@ -39,7 +39,7 @@ enum Shell {
 
 pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Failure> {
     let config = typed.config()?;
-    let Some(info) = running::find(&config.paths.runtime_dir, &typed.env) else {
+    let Some(info) = running::find_soon(&config.paths.runtime_dir, &typed.env) else {
         return Err(Failure::new("no proxy is running")
             .hint("start one: valetkey serve")
             .hint("or run one program behind a proxy of its own: valetkey run -- PROGRAM"));

@@ -11,7 +11,7 @@ use super::{Typed, process};
 use crate::credential::{CredentialName, Field};
 use crate::inject::Injection;
 use crate::origin::{Host, Origin, Scheme, Target};
-use crate::rules::{Action, Decision, Found, Rule, Rules, Unmatched, Use};
+use crate::rules::{Action, Decision, Found, Plain, Rules, Unmatched, Use};
 use crate::tokens::State;
 
 /// What `explain` takes.
@@ -43,7 +43,13 @@ fn parse(text: &str) -> Result<(Origin, String), Failure> {
             .status(WRONG_USE)
             .hint("for example: valetkey explain https://api.openai.com/v1/models")
     };
-    let url = Url::parse(text).map_err(|error| wrong(&error.to_string()))?;
+    let url = match Url::parse(text) {
+        Ok(url) => url,
+        Err(url::ParseError::RelativeUrlWithoutBase) => {
+            return Err(wrong("it must start with https:// or wss://"));
+        }
+        Err(error) => return Err(wrong(&error.to_string())),
+    };
     let scheme = match url.scheme() {
         "https" | "wss" => Scheme::Https,
         "http" | "ws" => Scheme::Http,
@@ -67,17 +73,16 @@ struct Explaining<'a> {
 impl Explaining<'_> {
     fn explain(&self, origin: &Origin, method: &Method, path: &str) {
         if origin.scheme == Scheme::Http {
-            let intercepted = |rule: &Rule| !matches!(rule.action, Action::Tunnel);
-            let host = &origin.target.host;
-            let ruled =
-                self.rules.iter().any(|rule| intercepted(rule) && rule.host.matches_host(host));
-            return match ruled {
-                true => say(
-                    "decision",
-                    "refused (403 cleartext_refused): this host is only spoken to over TLS",
-                ),
-                false => say("decision", "sent on as plain HTTP; no rule applies to that"),
-            };
+            return say(
+                "decision",
+                match self.rules.decide_plain(&origin.target) {
+                    Plain::Forward => "sent on as plain HTTP; no rule applies to that",
+                    Plain::NoRule => {
+                        "refused (403 target_forbidden): no rule, and default = \"refuse\""
+                    }
+                    Plain::OnlyTls => "refused (403 cleartext_refused): only spoken to over TLS",
+                },
+            );
         }
         match self.rules.decide(&origin.target) {
             Decision::Refuse => {
@@ -179,9 +184,7 @@ impl Explaining<'_> {
                     "refused (403 login_required) until somebody signs in: codex login, or valetkey login --with-api-key",
                 );
             }
-            State::Unreadable(_) => {
-                say("answer", "refused (503 store_unavailable) until it can be read")
-            }
+            State::Unreadable(_) => say("answer", credential.unreadable()),
         }
     }
 

@@ -11,7 +11,7 @@ use crate::config::{Config, CredentialKind};
 use crate::credential::{CredentialName, Login};
 use crate::secret::Secret;
 use crate::store::codex::CodexStore;
-use crate::store::put_login;
+use crate::store::{RecordStore as _, put_login};
 use crate::tasks::Tasks;
 
 /// What `login` takes.
@@ -44,7 +44,13 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
     let home = codex_home(&config, &name)?;
     let key = read_key()?;
     let store = CodexStore::new(home.to_owned(), Tasks::new());
-    process::runtime()?.block_on(put_login(&store, Some(Login::ApiKey(key))))?;
+    let saving = async {
+        if let Some(Login::ChatGpt(_)) = store.get().await?.1.login {
+            output::words("It takes the place of the ChatGPT login that was there.");
+        }
+        put_login(&store, Some(Login::ApiKey(key))).await
+    };
+    process::runtime()?.block_on(saving).map_err(output::hinted)?;
     // Codex's own words.
     output::words("API key saved. Authentication is checked when you send a request.");
     Ok(ExitCode::SUCCESS)
@@ -85,8 +91,9 @@ fn read_key() -> Result<Secret, Failure> {
         .map_err(|error| Failure::new(format!("stdin could not be read: {error}")))?;
     let key = Secret::new(input.trim());
     if key.is_empty() {
-        return Err(Failure::new("no API key provided via stdin")
-            .hint("pipe it: printenv OPENAI_API_KEY | valetkey login --with-api-key"));
+        return Err(Failure::new("no API key provided via stdin").hint(
+            "is the variable set? pipe it: printenv OPENAI_API_KEY | valetkey login --with-api-key",
+        ));
     }
     key.check_field_value()
         .map_err(|unfit| Failure::new(format!("this is no API key: {unfit}")))?;

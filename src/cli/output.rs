@@ -12,6 +12,7 @@ use anstream::{eprintln, stderr, stdout};
 
 use crate::config::ConfigErrors;
 use crate::source::SourceError;
+use crate::store::StoreError;
 use crate::tls::ca::CaError;
 use crate::tls::trust::TrustError;
 
@@ -96,6 +97,16 @@ impl Hinted for TrustError {
 impl Hinted for SourceError {
     fn hint(&self) -> Option<String> {
         Some(self.hint())
+    }
+}
+
+impl Hinted for StoreError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Corrupt { place, .. } => Some(format!("move {place} away, then sign in again")),
+            Self::Denied { place, .. } => Some(format!("make {place} a file of your own (chown)")),
+            Self::Unavailable { .. } => None,
+        }
     }
 }
 

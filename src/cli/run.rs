@@ -20,12 +20,7 @@ use crate::config::{Config, CredentialKind, SourceSpec};
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// The program and its arguments
-    #[arg(
-        required = true,
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "COMMAND"
-    )]
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
 
@@ -47,7 +42,7 @@ async fn run_behind(
     let started = Started::new(config, &typed.env).await?;
     let listener = start::bind(([127, 0, 0, 1], 0).into()).await?;
     let address = listener.local_addr()?;
-    started.proxy.serve(listener);
+    started.proxy.serve(listener, Vec::new());
 
     let runtime_dir = &config.paths.runtime_dir;
     process::private_dir(runtime_dir)?;

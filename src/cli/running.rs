@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -105,6 +106,22 @@ pub(super) fn find(runtime_dir: &Path, env: &Environment) -> Option<ServerInfo> 
         proxy.and_then(|proxy| all(runtime_dir).into_iter().find(|info| info.proxy == proxy));
     around.or_else(|| ServerInfo::read(&runtime_dir.join(FILE)))
 }
+
+/// As [`find`], for a proxy that may have been started in the same breath (`serve &`, then `env`).
+pub(super) fn find_soon(runtime_dir: &Path, env: &Environment) -> Option<ServerInfo> {
+    let patience = Instant::now() + PATIENCE;
+    loop {
+        match find(runtime_dir, env) {
+            None if Instant::now() < patience => std::thread::sleep(PAUSE),
+            found => return found,
+        }
+    }
+}
+
+/// How long a proxy may take to start before it counts as not running, and how often it is looked for: it
+/// is another process, which tells of itself by a file.
+const PATIENCE: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Removes the folders of `run`s that are gone without having tidied up.
 pub(super) fn sweep(runtime_dir: &Path) {

@@ -39,13 +39,13 @@ async fn serve(typed: &Typed, config: &Config) -> Result<ExitCode, Failure> {
     let mut listeners = Vec::new();
     for listener in &config.listeners {
         let ListenAddress::Tcp(address) = listener.address else { continue };
-        listeners.push(start::bind(address).await?);
+        listeners.push((start::bind(address).await?, listener.allow_uids.clone()));
     }
-    let addresses: Vec<_> = listeners.iter().filter_map(|it| it.local_addr().ok()).collect();
+    let addresses: Vec<_> = listeners.iter().filter_map(|(it, _)| it.local_addr().ok()).collect();
     let first =
         addresses.first().ok_or_else(|| Failure::new("there is no address to listen on"))?;
-    for listener in listeners {
-        started.proxy.serve(listener);
+    for (listener, allow_uids) in listeners {
+        started.proxy.serve(listener, allow_uids);
     }
 
     let runtime_dir = &config.paths.runtime_dir;

@@ -61,13 +61,11 @@ impl Started {
         let out = WayOut::new(&config.upstream, &roots)?;
         let refreshes = Tasks::new();
         let tokens = tokens(config, env, &out.upstream, &refreshes).await;
-        let allow_uids = config.listeners.iter().flat_map(|it| it.allow_uids.clone()).collect();
         let proxy = Proxy::new(Parts {
             rules: config.rules.clone(),
             tokens: Arc::new(tokens),
             upstream: out.upstream.clone(),
             leaves: Leaves::new(ca).map_err(output::hinted)?,
-            allow_uids,
         });
         Ok(Self { proxy, refreshes, roots, out })
     }

@@ -52,6 +52,8 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
 /// One credential as it is shown.
 pub(super) struct Shown {
     pub(super) name: CredentialName,
+    /// Whether it is a cache that others write too, and not a key that is only read.
+    pub(super) is_shared: bool,
     /// Where its value is kept.
     pub(super) place: String,
     pub(super) status: Status,
@@ -70,6 +72,7 @@ pub(super) async fn read(typed: &Typed, config: &Config) -> Result<Vec<Shown>, F
     }
     let shown = tokens.iter().map(|(name, source)| Shown {
         name: name.clone(),
+        is_shared: matches!(config.credentials.get(name), Some(CredentialKind::Codex { .. })),
         place: config.credentials.get(name).map(place_of).unwrap_or_default(),
         status: source.status(),
     });
@@ -114,6 +117,14 @@ impl Shown {
             (State::Dead(code), _) => format!("over: the issuer said {code}; sign in again"),
             (State::Unsupported(what), _) => format!("cannot be used: {what}"),
             (State::Unreadable(why), _) => format!("cannot be read: {why}"),
+        }
+    }
+
+    /// What a request gets while the credential cannot be read.
+    pub(super) fn unreadable(&self) -> &'static str {
+        match self.is_shared {
+            true => "refused (503 store_unavailable) until it can be read",
+            false => "refused (403 login_required) until it can be read",
         }
     }
 

@@ -42,7 +42,8 @@ impl Written {
             Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => None,
             Err(error) => {
                 let message = format_args!("cannot read {}: {error}", path.display());
-                mistakes.add_nowhere(message, "give a readable file of UTF-8 text, or none");
+                mistakes
+                    .add_nowhere(message, "give a readable file of UTF-8 text, or leave it out");
                 None
             }
         }

@@ -77,7 +77,7 @@ fn date(headers: &HeaderMap) -> Option<OffsetDateTime> {
 /// Longest answer that is read: 64 KiB, sixteen times the largest set seen.
 pub const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
-/// The codes that end a login, whatever the status they come with (Codex 0.169, and RFC 6749 section 5.2).
+/// The codes that end a login with a 400 or 403; a 401 ends it with any (Codex 0.169, and RFC 6749 section 5.2).
 const FINAL_CODES: [&str; 4] =
     ["invalid_grant", "refresh_token_expired", "refresh_token_invalidated", "refresh_token_reused"];
 

@@ -14,12 +14,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tracing::Instrument as _;
 
+use super::admit::Admission;
 use super::explained::Explained;
 use super::reject::Rejection;
 use super::{Client, Shared, exchange, intercept, tunnel};
 use crate::headers::strip_hop_by_hop;
 use crate::origin::{Origin, Scheme, Target};
-use crate::rules::{Action, Decision, Rule};
+use crate::rules::{Decision, Plain};
 use crate::upstream::body::Body;
 use crate::upstream::early::Early;
 
@@ -27,9 +28,14 @@ use crate::upstream::early::Early;
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
 
 /// Serves one client until it goes, its tunnel takes over, or the proxy shuts down.
-pub(super) async fn serve(shared: Arc<Shared>, client: Client, stream: TcpStream) {
+pub(super) async fn serve(
+    shared: Arc<Shared>,
+    client: Client,
+    admission: Admission,
+    stream: TcpStream,
+) {
     let span = tracing::debug_span!("connection", client = %client.peer);
-    let (serving, admission) = (shared.clone(), shared.uids.admit(client));
+    let serving = shared.clone();
     let service = service_fn(move |request| {
         let serving = serving.clone();
         async move {
@@ -66,7 +72,7 @@ async fn answer(
 }
 
 /// A page in a browser can make it send requests to a loopback port, but cannot keep it from saying
-/// so. Inside a tunnel these fields are the client's business.
+/// so. Inside a tunnel these fields are the client's business.
 fn refuse_browsers(request: &Request<Incoming>) -> Result<(), Rejection> {
     let headers = request.headers();
     let by_a_page = [ORIGIN, REFERER].iter().any(|name| headers.contains_key(name))
@@ -126,15 +132,11 @@ async fn plain(
     exchange::check_framing(&request)?;
     exchange::check_host(&request, &origin)?;
 
-    let rules = shared.rules.load();
-    let tls = |rule: &Rule| !matches!(rule.action, Action::Tunnel);
-    if rules.iter().any(|rule| tls(rule) && rule.host.matches_host(&origin.target.host)) {
-        return Err(Rejection::CleartextRefused);
+    match shared.rules.load().decide_plain(&origin.target) {
+        Plain::Forward => {}
+        Plain::NoRule => return Err(Rejection::Target("no rule allows this host")),
+        Plain::OnlyTls => return Err(Rejection::CleartextRefused),
     }
-    if rules.decide(&origin.target) == Decision::Refuse {
-        return Err(Rejection::Target("no rule allows this host"));
-    }
-    drop(rules);
     strip_hop_by_hop(request.headers_mut());
     let mut response = shared.upstream.send(&origin, request.map(Body::from)).await?;
     strip_hop_by_hop(response.headers_mut());

@@ -243,7 +243,7 @@ pub(super) fn check_host(request: &Request<Incoming>, origin: &Origin) -> Result
     Err(Rejection::WrongOrigin(origin.to_string()))
 }
 
-/// Refuses what hyper lets pass and another parser might read differently: any transfer coding
+/// Refuses what hyper lets pass and another parser might read differently: any transfer coding
 /// but exactly `chunked` (RFC 9112 section 6.1).
 pub(super) fn check_framing(request: &Request<Incoming>) -> Result<(), Rejection> {
     let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();

@@ -23,7 +23,7 @@ use crate::origin::{Host, Origin, Target};
 use crate::upstream::body::Body;
 use crate::upstream::early::Early;
 
-/// Longest time for the client's TLS handshake.
+/// Longest time for the client's TLS handshake.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Longest idle time of a client's HTTP/1.1 connection. Above the keep-alive limits of common clients

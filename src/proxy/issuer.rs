@@ -19,7 +19,7 @@ use crate::secret::Secret;
 use crate::tokens::Whose;
 use crate::upstream::body::Body;
 
-/// Longest token request that is looked at; a real one is below 4 KiB.
+/// Longest token request that is looked at; a real one is below 4 KiB.
 const MOST_BODY: usize = 64 * 1024;
 
 /// Answers a request to an issuer's endpoint, judged by the token in its body.

@@ -17,7 +17,7 @@ use crate::upstream::{Stage, UpstreamError};
 ///
 /// A 401 is never among the statuses: it is only ever the upstream's.
 #[derive(Debug, thiserror::Error)]
-pub enum Rejection {
+pub(super) enum Rejection {
     /// The request is malformed; holds what is wrong with it.
     #[error("{0}")]
     BadRequest(String),
@@ -187,9 +187,10 @@ fn upstream_row(error: &UpstreamError) -> Row {
         Stage::Dns => "check the host name, and whether this network resolves it",
         Stage::Http | Stage::Timeout | Stage::Tls => "try again",
         Stage::Tcp => "check the network, and whether a proxy is needed: upstream.proxy",
-        Stage::Untrusted(_) => {
+        Stage::Untrusted(why) if why.contains("issuer") => {
             "behind a TLS-inspecting proxy, set upstream.ca_bundle to the company's CA file"
         }
+        Stage::Untrusted(_) => "ask whoever runs the upstream for a good certificate",
     };
     let status = match error.stage() {
         Stage::Timeout => StatusCode::GATEWAY_TIMEOUT,

@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 
 use crate::upstream::body::{Body, BodyError};
 
-/// Largest copy of one body.
+/// Largest copy of one body.
 const MOST_PER_BODY: usize = 1 << 20;
 
 /// Largest sum of all copies.
@@ -35,32 +35,38 @@ impl Budget {
 
 /// The body as it is sent the first time, and the means to send it again.
 pub(super) fn keep(body: Incoming, budget: &Budget) -> (Body, Replay) {
+    if body.is_end_stream() {
+        return (Body::empty(), Replay(None));
+    }
     let size = body.size_hint();
     let copy = Copy { frames: Vec::new(), len: 0, budget: budget.clone() };
     let state = State { rest: Some(body), copy: Some(copy), turn: 0 };
     let shared = Arc::new(Mutex::new(state));
     let first = Sending { shared: shared.clone(), turn: 0, sent: 0, size };
-    (Body::boxed(first), Replay(shared))
+    (Body::boxed(first), Replay(Some(shared)))
 }
 
-/// Whether and how a body can be sent again.
-pub(super) struct Replay(Arc<Mutex<State>>);
+/// Whether and how a body can be sent again; `None` for one that is empty.
+pub(super) struct Replay(Option<Arc<Mutex<State>>>);
 
 impl Replay {
     /// Gives the copy up: the first sending goes on alone.
     pub(super) fn give_up(self) {
-        lock(&self.0).copy = None;
+        if let Some(shared) = &self.0 {
+            lock(shared).copy = None;
+        }
     }
 
     /// The body from its beginning, when the copy is whole as far as it was read. What had not been
     /// read yet follows from the client; the first sending ends.
     pub(super) fn again(self) -> Option<Body> {
-        let mut state = lock(&self.0);
+        let Some(shared) = self.0 else { return Some(Body::empty()) };
+        let mut state = lock(&shared);
         state.copy.as_ref()?;
         state.turn += 1;
         let turn = state.turn;
         drop(state);
-        Some(Body::boxed(Sending { shared: self.0, turn, sent: 0, size: SizeHint::default() }))
+        Some(Body::boxed(Sending { shared, turn, sent: 0, size: SizeHint::default() }))
     }
 }
 

@@ -165,7 +165,7 @@ fn a_leaf_is_as_clients_want_it() {
     assert!(root.key_usage().unwrap().unwrap().critical);
 }
 
-/// what a stolen key is worth.
+/// What a stolen key is worth.
 #[test]
 fn a_stolen_key_signs_for_no_other_host() {
     let names = ["example.com", "evil.example", "example.com.evil.example", "127.0.0.1", "[::1]"];

@@ -273,7 +273,7 @@ impl TrustError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Bundle { .. } | Self::Unreadable { .. } => Some(
-                "name a PEM file with one or more CERTIFICATE blocks, or none to use the system's roots",
+                "name a PEM file with one or more CERTIFICATE blocks, or leave it out to use the system's roots",
             ),
             Self::Nothing => Some(
                 "install the system's ca-certificates, name a bundle, or set trust = \"mozilla+bundle\"",

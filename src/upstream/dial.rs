@@ -23,7 +23,7 @@ use tower_service::Service;
 use super::chain::{Chain, Hop, HopScheme};
 use super::early::Early;
 use super::{Stage, UpstreamError};
-use crate::origin::{Origin, Target};
+use crate::origin::{Origin, Scheme, Target};
 use crate::tasks::Tasks;
 use crate::tls::trust::{Alpn, UpstreamTrust, describe_failure};
 
@@ -70,7 +70,7 @@ impl Dialer {
 
     async fn dial_with(&self, origin: &Origin, alpn: Alpn) -> Result<Stream, UpstreamError> {
         let transport = self.connect(&origin.target).await?;
-        if !origin.wants_tls() {
+        if origin.scheme == Scheme::Http {
             return Ok(Either::Left(transport));
         }
         let config = self.trust.client_config(alpn);

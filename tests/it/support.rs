@@ -111,11 +111,10 @@ impl Scene {
             tokens: Arc::new(tokens),
             upstream,
             leaves: Leaves::new(ca).unwrap(),
-            allow_uids: Vec::new(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        proxy.serve(listener);
+        proxy.serve(listener, Vec::new());
 
         let roots = home.path().join("client.pem");
         fs::write(&roots, pems + world.ca_pem()).unwrap();

@@ -114,5 +114,5 @@ async fn an_api_key_is_saved_from_a_pipe_and_shown_to_nobody() {
     }
     let empty = done(scene.valetkey(&["login", "--with-api-key"]).spawn().unwrap()).await;
     assert_eq!(empty.status, 1);
-    assert!(empty.err.contains("hint: pipe it"), "{empty:?}");
+    assert!(empty.err.contains("pipe it: printenv"), "{empty:?}");
 }

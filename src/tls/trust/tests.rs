@@ -37,7 +37,7 @@ fn trust_in(mode: TrustMode, bundle: &Path) -> Result<UpstreamTrust, TrustError>
     UpstreamTrust::load(&TrustSettings { mode, bundle: Some(bundle), own: &[] })
 }
 
-/// what is wrong with an upstream is refused on every leg, and said in words.
+/// What is wrong with an upstream is refused on every leg, and said in words.
 #[test]
 fn bad_upstreams_are_refused_and_described() {
     let temp = tempfile::tempdir().unwrap();
@@ -144,7 +144,7 @@ fn modes_choose_the_roots() {
     }
 }
 
-/// a bundle that cannot be used is an error that names it.
+/// A bundle that cannot be used is an error that names it.
 #[test]
 fn bad_bundles_are_named() {
     let temp = tempfile::tempdir().unwrap();
