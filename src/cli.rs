@@ -21,7 +21,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::env::{Environment, LOG};
-use crate::config::{Config, Overrides};
+use crate::config::{Config, ListenAddress, Listener, Overrides};
+use crate::origin::Target;
 use crate::telemetry;
 use output::{Failure, WRONG_USE};
 
@@ -108,8 +109,23 @@ impl Typed {
         let mut config = Config::load(&self.overrides, &self.env).map_err(output::mistakes)?;
         // A valetkey inside another one's environment goes out beside it, not through it.
         let runtime_dir = config.paths.runtime_dir.clone();
-        config.upstream.ignore_proxies(|target| running::is_ours(&runtime_dir, target));
-        Ok(config)
+        let listeners = config.listeners.clone();
+        let is_this = |target: &Target| {
+            let at = |listener: &Listener| match &listener.address {
+                ListenAddress::Tcp(address) => address.port() == target.port,
+                ListenAddress::Unix(_) => false,
+            };
+            target.host.is_loopback() && listeners.iter().any(at)
+        };
+        let is_ours = |target: &Target| running::is_ours(&runtime_dir, target);
+        config.upstream.ignore_proxies(|target| is_this(target) || is_ours(target));
+        match config.upstream.proxies.first() {
+            Some(proxy) if is_this(proxy.url.target()) => {
+                let message = format!("{}: {} is valetkey itself", proxy.named_by, proxy.url);
+                Err(Failure::new(message).hint("name the company's proxy there, or \"none\""))
+            }
+            _ => Ok(config),
+        }
     }
 }
 

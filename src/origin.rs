@@ -75,10 +75,14 @@ impl Host {
         }
     }
 
-    /// Whether the host is this machine's loopback, by address or by the name `localhost`.
+    /// Whether the host is this machine's loopback, by address (the unspecified one leads there too) or by the
+    /// name `localhost`.
     pub fn is_loopback(&self) -> bool {
         match self {
-            Self::Ip(address) => address.is_loopback(),
+            Self::Ip(address) => {
+                let address = address.to_canonical();
+                address.is_loopback() || address.is_unspecified()
+            }
             Self::Name(name) => &**name == "localhost" || name.ends_with(".localhost"),
         }
     }

@@ -29,11 +29,15 @@ pub(super) async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Rejection> {
     let source = connection.shared.tokens.source(&uses.credential);
-    let readable =
-        request.method() == Method::POST && !request.headers().contains_key(CONTENT_ENCODING);
-    let (Some(source), true) = (source, readable) else {
+    let (Some(source), &Method::POST) = (source, request.method()) else {
         return forward(connection, request, None).await;
     };
+    if request.headers().contains_key(CONTENT_ENCODING) {
+        // What cannot be read might be our own token, and would be redeemed behind our back.
+        return Err(Rejection::BadRequest(
+            "a token request is sent without Content-Encoding".into(),
+        ));
+    }
     let (mut head, body) = Head::of(request);
     let body = gather(body).await?;
     let asked = Asked::read(head.headers.get(CONTENT_TYPE), &body);
@@ -52,7 +56,7 @@ pub(super) async fn answer(
             let mut response = connection.send(head, Body::from(body), None).await?;
             strip_hop_by_hop(response.headers_mut());
             if matches!(asked, Some(Asked::Revoke(_)))
-                && whose.is_some()
+                && matches!(whose, Some(Whose::Current | Whose::Previous))
                 && response.status().is_success()
             {
                 tracing::info!(credential = %uses.credential, "a client logged out of the shared login");

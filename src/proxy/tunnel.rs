@@ -1,6 +1,8 @@
 //! Carries bytes both ways and looks at none.
 
 use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -23,8 +25,9 @@ where
 {
     let (mut from_client, mut to_client) = tokio::io::split(client);
     let (mut from_upstream, mut to_upstream) = tokio::io::split(upstream);
-    let mut up = std::pin::pin!(copy(&mut from_client, &mut to_upstream));
-    let mut down = std::pin::pin!(copy(&mut from_upstream, &mut to_client));
+    let moved = AtomicU64::new(0);
+    let mut up = std::pin::pin!(copy(&mut from_client, &mut to_upstream, &moved));
+    let mut down = std::pin::pin!(copy(&mut from_upstream, &mut to_client, &moved));
     let joined = async {
         let first = tokio::select! {
             up = up.as_mut() => (up, true),
@@ -32,8 +35,8 @@ where
         };
         match first {
             (Err(error), _) => Err(error),
-            (Ok(()), true) => tokio::time::timeout(LINGER, down).await.unwrap_or(Ok(())),
-            (Ok(()), false) => tokio::time::timeout(LINGER, up).await.unwrap_or(Ok(())),
+            (Ok(()), true) => linger(down, &moved).await,
+            (Ok(()), false) => linger(up, &moved).await,
         }
     };
     tokio::select! {
@@ -46,16 +49,35 @@ where
     }
 }
 
-/// Copies to the end of `from`, then passes the end on.
+/// Waits for the other direction as long as it moves.
+async fn linger(
+    mut copying: Pin<&mut impl Future<Output = io::Result<()>>>,
+    moved: &AtomicU64,
+) -> io::Result<()> {
+    loop {
+        let before = moved.load(Ordering::Relaxed);
+        match tokio::time::timeout(LINGER, copying.as_mut()).await {
+            Ok(outcome) => return outcome,
+            Err(_still) if moved.load(Ordering::Relaxed) != before => {}
+            Err(_idle) => return Ok(()),
+        }
+    }
+}
+
+/// Copies to the end of `from`, then passes the end on. `moved` counts what was copied.
 async fn copy(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
+    moved: &AtomicU64,
 ) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     loop {
         match from.read(&mut buffer).await? {
             0 => return to.shutdown().await,
-            len => to.write_all(&buffer[..len]).await?,
+            len => {
+                to.write_all(&buffer[..len]).await?;
+                moved.fetch_add(len as u64, Ordering::Relaxed);
+            }
         }
     }
 }

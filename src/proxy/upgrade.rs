@@ -75,6 +75,10 @@ impl Upgrade {
         mut response: Response<Body>,
     ) -> Result<Response<Body>, Rejection> {
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            if self.over_http2 && response.status().is_success() {
+                // To an extended CONNECT any 2xx says that the WebSocket is open (RFC 8441 section 5).
+                return Err(Rejection::BadUpgrade);
+            }
             strip_hop_by_hop(response.headers_mut());
             if !self.over_http2 {
                 let close = HeaderValue::from_static("close");

@@ -280,8 +280,9 @@ impl Rotating {
         if held.death().is_some() {
             return None;
         }
-        let good = reason == Reason::Proactive && !self.has_come(ready.times.expires);
-        Some(Want { unwanted: set.access.fingerprint(), good, reason })
+        let alive = !self.has_come(ready.times.expires);
+        let good = reason == Reason::Proactive && alive;
+        Some(Want { unwanted: set.access.fingerprint(), good, alive, reason })
     }
 
     /// Waits for the refresh in the air, or for a new one.
@@ -327,7 +328,7 @@ impl Rotating {
     async fn fly(self: Arc<Self>, want: Want, landing: watch::Sender<Landing>) {
         let outcome = self.rotation.refresh(&want).await;
         if want.reason == Reason::Unauthorized
-            && matches!(outcome, Ok(Outcome::Redeemed(_) | Outcome::TooSoon))
+            && matches!(outcome, Ok(Outcome::Redeemed(_) | Outcome::TooSoon | Outcome::Later(_)))
         {
             self.gate().forced = Some(self.clock.instant());
         }

@@ -39,6 +39,8 @@ pub(super) struct Want {
     pub(super) unwanted: Fingerprint,
     /// Whether that token can still be sent: neither expired nor refused.
     pub(super) good: bool,
+    /// Whether it lives by its expiry. A refused one does: the 401 may mean something else.
+    pub(super) alive: bool,
     /// Why it is to be replaced.
     pub(super) reason: Reason,
 }
@@ -119,8 +121,8 @@ impl Rotation {
             Phase::Claimed if !own && unchanged < CLAIM_LEASE => Next::Wait,
             Phase::Posting if !own && unchanged < POSTING_LIMIT => Next::Wait,
             Phase::Posting => Next::CallUnknown,
-            // Sending it again is the last resort: it may end the login, while the token is good.
-            Phase::Unknown if want.good => Next::Stop(Outcome::Later(BACKOFF_LIMIT)),
+            // Sending it again is the last resort, and never while the access token lives: it may end the login.
+            Phase::Unknown if want.alive => Next::Stop(Outcome::Later(BACKOFF_LIMIT)),
             Phase::Idle | Phase::Claimed | Phase::Unknown | Phase::Dead(_) => {
                 let now = self.clock.now();
                 if let Some(wait) = header.retry_at.and_then(|at| until(at, now, LONGEST_WAIT)) {

@@ -288,3 +288,21 @@ async fn a_clients_logout_is_passed_on_and_ends_the_login() {
     assert_eq!(scene.world.issuer().revokes(), 1);
     assert_eq!(refusal(&scene.get("/models").await), (403, "login_required".to_owned()));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_an_unclear_answer_a_401_does_not_send_the_token_again() {
+    for fault in [Fault::DropAfter, Fault::Status(502)] {
+        let scene = Scene::usual().await;
+        let issuer = scene.world.issuer();
+        issuer.script(fault);
+        assert_eq!(scene.get("/always-401").await.status(), 401);
+        assert_eq!(issuer.posts(), 1);
+        for _ in 0..5 {
+            scene.clock.advance(time::Duration::seconds(90));
+            assert_eq!(scene.get("/always-401").await.status(), 401);
+        }
+        assert_eq!((issuer.posts(), issuer.reuses()), (1, 0), "{fault:?}");
+        scene.world.api().require_login(true);
+        assert_eq!(scene.get("/models").await.status(), 200, "the access token lives");
+    }
+}

@@ -242,3 +242,38 @@ async fn the_demo_plays_every_act() {
         assert_eq!(done.out.matches("\n   ok\n").count(), 8, "{done:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_is_never_its_own_chain() {
+    let Some(curl) = program("curl") else { return };
+    let scene = Scene::usual().await;
+    // The port that a profile exports, and that serve is about to take.
+    let port = {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        free.local_addr().unwrap().port()
+    };
+    let listen = format!("127.0.0.1:{port}");
+    scene.configure(&scene.world.upstream_toml().replace("proxy = \"none\"\n", ""));
+    let scene = scene.with("HTTPS_PROXY", format!("http://localhost:{port}"));
+    let mut serve = scene.valetkey(&["serve", "--listen", &listen]).spawn().unwrap();
+    let mut said = BufReader::new(serve.stderr.take().unwrap()).lines();
+    while !said.next_line().await.unwrap().unwrap().starts_with("listening") {}
+    let mut client = tokio::process::Command::new(curl);
+    client.args([
+        "-sS",
+        "-o",
+        "/dev/null",
+        "-w",
+        "%{http_connect}",
+        "-x",
+        &format!("http://{listen}"),
+    ]);
+    client.arg("https://no-such-host.invalid/").stdout(Stdio::piped()).stderr(Stdio::piped());
+    assert_eq!(done(client.spawn().unwrap()).await.out, "502");
+    serve.kill().await.unwrap();
+
+    scene.configure(&format!("[upstream]\nproxy = \"http://{listen}\"\n"));
+    let refused = done(scene.valetkey(&["serve", "--listen", &listen]).spawn().unwrap()).await;
+    assert_eq!(refused.status, 1);
+    assert!(refused.err.contains("is valetkey itself"), "{refused:?}");
+}

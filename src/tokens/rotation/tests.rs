@@ -31,7 +31,7 @@ impl World {
 
     async fn want(&self, good: bool) -> Want {
         let unwanted = access_of(&self.store.record().await).unwrap();
-        Want { unwanted, good, reason: Reason::Proactive }
+        Want { unwanted, good, alive: good, reason: Reason::Proactive }
     }
 
     async fn header(&self) -> Header {
