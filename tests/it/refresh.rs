@@ -269,6 +269,12 @@ async fn a_clients_own_refresh_of_the_shared_login_is_ours() {
     assert_eq!(answer.status(), 200);
     assert_eq!((issuer.refreshes(), issuer.reuses()), (2, 0));
     assert_eq!(refresh_as_a_client(&scene, "nobodys").await.status(), 401);
+    // One that cannot be read might be ours.
+    let mut encoded = client::post("/oauth/token", "whatever");
+    encoded.headers_mut().insert("content-encoding", http::HeaderValue::from_static("gzip"));
+    let visit = Visit::to("auth.openai.com:443", HTTP1);
+    let answer = gather(scene.client.send(visit, encoded).await.unwrap()).await.unwrap();
+    assert_eq!(refusal(&answer), (400, "bad_request".to_owned()));
     scene.world.api().require_login(true);
     assert_eq!(scene.get("/models").await.status(), 200);
 }

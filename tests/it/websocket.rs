@@ -124,3 +124,15 @@ async fn a_401_on_the_handshake_is_repaired() {
     assert_eq!(scene.world.issuer().refreshes(), 1);
     assert_eq!(scene.world.api().seen().len(), 2, "it was tried again with the new token, once");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_in_place_of_a_websocket_is_no_open_socket() {
+    let scene = Scene::usual().await;
+    std::fs::write(scene.home.path().join("page"), "hello").unwrap();
+    scene.world.api().serve_dir("/backend-api/codex/files/", scene.home.path());
+    let mut sender = http2(&scene).await;
+    let asked = extended_connect("/backend-api/codex/files/page");
+    let answer = within(sender.send_request(asked)).await.unwrap();
+    assert_eq!(answer.status(), 502);
+    assert_eq!(answer.headers()["x-valetkey-error"], "upstream_websocket");
+}
