@@ -21,7 +21,6 @@ async fn four_runs_with_a_hundred_requests_each_cause_one_refresh() {
         &curl,
         "-sS",
         "--parallel",
-        "--parallel-immediate",
         "--parallel-max",
         "100",
         "-o",
