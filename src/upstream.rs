@@ -64,6 +64,11 @@ impl Upstream {
                 self.pool.checkout(origin, || Box::pin(self.open_pooled(origin))).await?;
             shape(&mut request, origin, lease.version());
             match lease.try_send(request).await {
+                // No request of these asks for it, so whatever follows is not HTTP.
+                Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                    let failed = UpstreamError::new(Stage::Http, &origin.target);
+                    return Err(UpstreamError { left: true, ..failed });
+                }
                 Ok(response) => return Ok(response.map(|body| lease.into_body(body))),
                 Err(mut failed) => match failed.take_message() {
                     Some(unsent) if attempt < MOST_ATTEMPTS => {

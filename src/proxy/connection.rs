@@ -92,6 +92,9 @@ async fn connect(
     if headers.contains_key(CONTENT_LENGTH) || headers.contains_key(TRANSFER_ENCODING) {
         return Err(Rejection::BadRequest("a CONNECT has no body".into()));
     }
+    if request.uri().scheme().is_some() {
+        return Err(Rejection::BadRequest("a CONNECT names a host and a port, not a URL".into()));
+    }
     let authority = request.uri().authority().map_or("", |authority| authority.as_str());
     let target = Target::parse(authority)
         .map_err(|bad| Rejection::BadRequest(format!("the CONNECT target is wrong: {bad}")))?;

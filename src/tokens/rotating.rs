@@ -121,10 +121,16 @@ impl Rotating {
                 return Ok(Arc::clone(&ready.credential));
             }
             let Some(want) = self.want(&held, Reason::Proactive) else {
-                if self.read(READ_INTERVAL).await {
+                let is_read = self.read(READ_INTERVAL).await;
+                // Somebody else may have read while we waited for that.
+                let now = self.held.load_full();
+                if is_read
+                    || self.unexpired(&now).is_some()
+                    || self.want(&now, Reason::Proactive).is_some()
+                {
                     continue;
                 }
-                return Err(self.refusal(&held));
+                return Err(self.refusal(&now));
             };
             let landing = self.join(want).await;
             if self.unexpired(&self.held.load_full()).is_none() {

@@ -57,6 +57,7 @@ async fn at_the_port() {
             400,
             bad,
         ),
+        ("CONNECT https://chatgpt.com:443 HTTP/1.1\r\nConnection: close\r\n\r\n", 400, bad),
         ("CONNECT a b c HTTP/1.1\r\n\r\n", 400, bad),
         ("GET / HTTP/1.1\r\nA B: c\r\n\r\n", 400, bad),
         ("GET / HTTP/1.1\r\nA : c\r\n\r\n", 400, bad),
