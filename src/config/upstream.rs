@@ -95,7 +95,11 @@ fn proxies(layers: &[Layer], env: &Environment, mistakes: &Mistakes) -> Vec<Prox
     };
     match choice {
         ProxyChoice::None => Vec::new(),
-        ProxyChoice::Url(url) => vec![ProxySetting { url, named_by }],
+        ProxyChoice::Url(url) => {
+            // What a valetkey around us exports has no password; the file that it read has.
+            let same = in_file().and_then(|choice| choice.url().filter(|file| file.is_same(&url)));
+            vec![ProxySetting { url: same.unwrap_or(url), named_by }]
+        }
         ProxyChoice::Env => ["https_proxy", "all_proxy"]
             .into_iter()
             .filter_map(|variable| {
@@ -172,6 +176,13 @@ pub(super) enum ProxyChoice {
 }
 
 impl ProxyChoice {
+    fn url(self) -> Option<ProxyUrl> {
+        match self {
+            Self::Url(url) => Some(url),
+            Self::Env | Self::None => None,
+        }
+    }
+
     /// What a text says; one that says nothing is noted and counts as none.
     pub(super) fn read(text: &At<&str>, mistakes: &Mistakes) -> Self {
         mistakes.hide_user_information(&text.place);
@@ -221,6 +232,11 @@ impl ProxyUrl {
     /// The URL with its user information, for whoever dials it and nobody else.
     pub fn with_user_information(&self) -> &str {
         &self.full
+    }
+
+    /// Whether this is the other one, which names no user, with or without user information.
+    fn is_same(&self, other: &Self) -> bool {
+        self.shown == other.shown && !other.full.contains('@')
     }
 
     /// Where to connect to.

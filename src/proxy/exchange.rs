@@ -23,10 +23,11 @@ pub(super) async fn exchange(
     request: Request<Incoming>,
 ) -> Response<Body> {
     let is_http1 = request.version() < Version::HTTP_2;
+    let is_head = request.method() == Method::HEAD;
     let span = tracing::debug_span!("exchange", method = %request.method(), host = %connection.origin.target.host);
     let outcome = answer(&connection, request).instrument(span.clone()).await;
     let _entered = span.entered();
-    match outcome {
+    let response = match outcome {
         Ok(response) => {
             tracing::debug!(status = response.status().as_u16(), "answered");
             response
@@ -39,7 +40,10 @@ pub(super) async fn exchange(
             }
             response
         }
-    }
+    };
+    // hyper's HTTP/2 server would send the body of a refusal, or what an upstream wrongly sends, after the
+    // head, and the client would take that for a broken stream (RFC 9113 section 8.1.1).
+    if is_head { response.map(|_| Body::empty()) } else { response }
 }
 
 async fn answer(
