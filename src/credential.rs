@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::secret::{Fingerprint, Secret};
@@ -52,8 +53,10 @@ pub struct BadName;
 pub enum LoginKind {
     /// An OpenAI API key.
     ApiKey,
-    /// A ChatGPT login: rotating OAuth tokens bound to an account.
+    /// A ChatGPT login: rotating OAuth tokens, or a personal access token, bound to an account.
     ChatGpt,
+    /// A login at any other OAuth issuer. No rule chooses by it.
+    OAuth,
 }
 
 impl LoginKind {
@@ -62,6 +65,7 @@ impl LoginKind {
         match self {
             Self::ApiKey => "api_key",
             Self::ChatGpt => "chatgpt",
+            Self::OAuth => "oauth",
         }
     }
 }
@@ -104,7 +108,7 @@ impl Field {
 }
 
 /// Whom a login speaks for. Everything is optional: an API key knows none of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Account {
     /// Workspace id (`chatgpt_account_id`).
     pub id: Option<String>,
@@ -189,7 +193,7 @@ impl TokenSet {
     /// Whom the set speaks for: the cache's account id, the rest from the claims of the id token,
     /// else of the access token.
     pub fn account(&self) -> Account {
-        let claims = self.id.as_ref().and_then(Claims::of).unwrap_or_default();
+        let claims = self.id_claims();
         let spare = || Claims::of(&self.access).unwrap_or_default();
         let claims = if claims.account_id.is_some() { claims } else { spare() };
         Account {
@@ -200,21 +204,86 @@ impl TokenSet {
         }
     }
 
+    /// What the id token says, which policies judge by; empty without one.
+    pub fn id_claims(&self) -> Claims {
+        self.id.as_ref().and_then(Claims::of).unwrap_or_default()
+    }
+
     /// Which rotation this is, for the record: the refresh token's fingerprint, else the access token's.
     pub fn fingerprint(&self) -> Fingerprint {
         self.refresh.as_ref().unwrap_or(&self.access).fingerprint()
     }
 }
 
-/// What a Codex cache holds.
+/// What a cache holds.
 #[derive(Clone, Debug)]
 pub enum Login {
     /// An API key.
     ApiKey(Secret),
     /// A ChatGPT login.
     ChatGpt(TokenSet),
+    /// A login at any other OAuth issuer.
+    OAuth(TokenSet),
+    /// A ChatGPT login by a personal access token.
+    Personal(PersonalToken),
     /// A login of a kind that cannot be injected as a header yet; holds what it is.
     Unsupported(String),
+}
+
+/// Where a login is kept: what `credentials_store` says, and `cli_auth_credentials_store` in Codex's own
+/// configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keep {
+    /// In a file.
+    #[default]
+    File,
+    /// In the keyring of the desktop, never in a file.
+    Keyring,
+    /// In the keyring where there is one that works, else in a file.
+    Auto,
+    /// In memory: it ends with the process.
+    Ephemeral,
+}
+
+impl Keep {
+    /// The words of the configuration.
+    pub const WORDS: [(&str, Self); 4] = [
+        ("file", Self::File),
+        ("keyring", Self::Keyring),
+        ("auto", Self::Auto),
+        ("ephemeral", Self::Ephemeral),
+    ];
+}
+
+/// How a login at an OAuth issuer comes to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Grant {
+    /// A person signs in with a browser on this machine.
+    #[default]
+    AuthorizationCode,
+    /// A person signs in with a browser anywhere.
+    DeviceCode,
+    /// Nobody signs in: the client proves itself with its secret.
+    ClientCredentials,
+}
+
+impl Grant {
+    /// The words of the configuration.
+    pub const WORDS: [(&str, Self); 3] = [
+        ("authorization_code", Self::AuthorizationCode),
+        ("device_code", Self::DeviceCode),
+        ("client_credentials", Self::ClientCredentials),
+    ];
+}
+
+/// A long-lived token (`at-…`) that its owner made for a machine. It is never refreshed.
+#[derive(Clone, Debug)]
+pub struct PersonalToken {
+    /// Sent to the API.
+    pub token: Secret,
+    /// Whom it speaks for, which the token does not say and only the issuer knows; `None` before the
+    /// issuer was asked.
+    pub account: Option<Account>,
 }
 
 impl Login {
@@ -222,8 +291,17 @@ impl Login {
     pub fn kind(&self) -> Option<LoginKind> {
         match self {
             Self::ApiKey(_) => Some(LoginKind::ApiKey),
-            Self::ChatGpt(_) => Some(LoginKind::ChatGpt),
+            Self::ChatGpt(_) | Self::Personal(_) => Some(LoginKind::ChatGpt),
+            Self::OAuth(_) => Some(LoginKind::OAuth),
             Self::Unsupported(_) => None,
+        }
+    }
+
+    /// The tokens of a login that has such as can expire and be replaced.
+    pub fn tokens(&self) -> Option<&TokenSet> {
+        match self {
+            Self::ChatGpt(set) | Self::OAuth(set) => Some(set),
+            Self::ApiKey(_) | Self::Personal(_) | Self::Unsupported(_) => None,
         }
     }
 }

@@ -268,6 +268,62 @@ pub enum BadHost {
     TooLong,
 }
 
+/// An `https` URL: an origin, and a path with its query. Without user information.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Whose it is.
+    pub origin: Origin,
+    /// Path and query.
+    pub path: String,
+}
+
+impl Endpoint {
+    /// Reads an `https` URL.
+    ///
+    /// # Errors
+    ///
+    /// [`BadEndpoint`] for every other text.
+    pub fn parse(text: &str) -> Result<Self, BadEndpoint> {
+        let url = url::Url::parse(text).map_err(|_| BadEndpoint::NoUrl)?;
+        if url.scheme() != "https" {
+            return Err(BadEndpoint::NotHttps);
+        }
+        if !url.username().is_empty() || url.password().is_some() || url.fragment().is_some() {
+            return Err(BadEndpoint::NoUrl);
+        }
+        let host = Host::parse_typed(url.host_str().unwrap_or_default())?;
+        let port = url.port().unwrap_or(443);
+        let query = url.query().map(|query| format!("?{query}")).unwrap_or_default();
+        let path = format!("{}{query}", url.path());
+        Ok(Self { origin: Origin::https(Target { host, port }), path })
+    }
+
+    /// Another path at the same origin.
+    #[must_use]
+    pub fn at(&self, path: &str) -> Self {
+        Self { origin: self.origin.clone(), path: path.to_owned() }
+    }
+
+    /// As people and browsers read it.
+    pub fn url(&self) -> String {
+        format!("{}://{}{}", self.origin.scheme.as_str(), self.origin.authority(), self.path)
+    }
+}
+
+/// A text that names no endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadEndpoint {
+    /// No URL, or one with a user or a fragment.
+    #[error("expected a URL, as in `https://login.example.com`")]
+    NoUrl,
+    /// Tokens are never sent in plain text.
+    #[error("an issuer is only spoken to over https")]
+    NotHttps,
+    /// A host that there cannot be.
+    #[error(transparent)]
+    Host(#[from] BadHost),
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -353,5 +409,22 @@ mod tests {
             assert!(!origin.is_named_by(other), "{other}");
         }
         assert_eq!(origin.to_string(), "https://api.example.com");
+    }
+
+    #[test]
+    fn endpoints() {
+        let table = [
+            ("https://login.example.com", Ok("https://login.example.com/")),
+            ("https://LOGIN.example.com:8443/t?a=b", Ok("https://login.example.com:8443/t?a=b")),
+            ("http://login.example.com", Err(BadEndpoint::NotHttps)),
+            ("login.example.com", Err(BadEndpoint::NoUrl)),
+            ("https://me:pw@login.example.com", Err(BadEndpoint::NoUrl)),
+            ("https://login.example.com/#x", Err(BadEndpoint::NoUrl)),
+            ("", Err(BadEndpoint::NoUrl)),
+        ];
+        for (text, expected) in table {
+            let got = Endpoint::parse(text).map(|endpoint| endpoint.url());
+            assert_eq!(got, expected.map(str::to_owned), "{text}");
+        }
     }
 }

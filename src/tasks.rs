@@ -2,8 +2,26 @@
 
 use std::future::Future;
 
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
+
+/// Runs a job that may block for ever on a thread of its own, which nobody waits for: neither shutdown nor
+/// the end of the program. The receiver is closed without a word if the job panics.
+///
+/// # Errors
+///
+/// Those of the system when it gives no thread.
+pub fn detached<T: Send + 'static>(
+    name: &str,
+    job: impl FnOnce() -> T + Send + 'static,
+) -> std::io::Result<oneshot::Receiver<T>> {
+    let (done, result) = oneshot::channel();
+    // A receiver that is gone wants no answer.
+    let run = move || drop(done.send(job()));
+    std::thread::Builder::new().name(name.to_owned()).spawn(run)?;
+    Ok(result)
+}
 
 /// A set of tasks that ends together. Clones are the same set.
 ///

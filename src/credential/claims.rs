@@ -23,6 +23,9 @@ pub struct Claims {
     pub plan: Option<String>,
     /// Whether the account lives on a government cloud.
     pub fedramp: bool,
+    /// Whether the person signed in with more than one factor: `amr` (OpenID Connect Core 1.0 section 2)
+    /// holds `mfa` (RFC 8176 section 2). `None` where the token does not say.
+    pub mfa: Option<bool>,
 }
 
 impl Claims {
@@ -49,6 +52,7 @@ impl Claims {
             account_id: text(&auth["chatgpt_account_id"]),
             plan: text(&auth["chatgpt_plan_type"]),
             fedramp: auth["chatgpt_account_is_fedramp"] == Value::Bool(true),
+            mfa: claims["amr"].as_array().map(|methods| methods.iter().any(|it| it == "mfa")),
         }
     }
 }
@@ -80,7 +84,7 @@ mod tests {
         let claims = Claims::of(&jwt(
             r#"{"exp": 1800000000, "iat": 1799990000.5, "https://api.openai.com/profile": {"email": "a@b.example"},
                 "https://api.openai.com/auth": {"chatgpt_account_id": "acct-1", "chatgpt_plan_type": "plus",
-                "chatgpt_account_is_fedramp": true}}"#,
+                "chatgpt_account_is_fedramp": true}, "amr": ["pwd", "mfa"]}"#,
         ))
         .unwrap();
         assert_eq!(claims.expires_at.unwrap().unix_timestamp(), 1_800_000_000);
@@ -91,6 +95,8 @@ mod tests {
             (Some("acct-1"), Some("plus"))
         );
         assert!(claims.fedramp);
+        assert_eq!(claims.mfa, Some(true));
+        assert_eq!(Claims::of(&jwt(r#"{"amr": ["pwd"]}"#)).unwrap().mfa, Some(false));
     }
 
     #[test]
