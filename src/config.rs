@@ -1,36 +1,47 @@
 //! Settles once, at the start, what the program runs on: flags, environment and files, in that order.
 
+mod codex;
 pub mod env;
 mod file;
+mod machine;
+mod managed;
 mod merge;
 mod mistakes;
 pub mod paths;
+mod policy;
 mod presets;
 mod rule;
 mod table;
+mod terms;
 mod text;
 mod upstream;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::credential::CredentialName;
+use crate::credential::{CredentialName, Grant, Keep};
+use crate::origin::Endpoint;
 use crate::rules::Rules;
+use codex::CodexFiles;
 use env::Environment;
 use file::{Layer, Written};
 use mistakes::Mistakes;
 use paths::Paths;
 use table::At;
 
+pub use machine::MachineFiles;
+pub use managed::Setting;
 pub use mistakes::{ConfigErrors, Mistake};
+pub use policy::PolicySources;
+pub use terms::OnViolation;
 pub use upstream::{BadProxy, BundleSetting, ProxySetting, ProxyUrl, Trust, UpstreamConfig};
 
 /// What the program runs on. Without mistakes: nobody has to check it again.
 ///
-/// Layers, the highest first: flags, environment, the user's file, the system's file, the defaults, the
-/// presets in use. A setting is taken from the highest layer that has it, `use` and the listeners too.
+/// Layers, the highest first: the managed file, flags, environment, the user's file, the system's file, the
+/// defaults, the presets in use. A setting is taken from the highest layer that has it, `use` and the listeners too.
 /// Credentials and rules are taken from all; of rules with one name the highest counts, a credential
 /// adjusts the ones of its kind below.
 #[derive(Debug)]
@@ -47,6 +58,12 @@ pub struct Config {
     pub paths: Paths,
     /// Where else to write where the running proxy is, and where to read it.
     pub server_info: Option<PathBuf>,
+    /// Which logins are allowed: read again whenever it is asked.
+    pub policies: PolicySources,
+    /// What becomes of the process when the login in use is no longer allowed.
+    pub on_policy_violation: OnViolation,
+    /// What the managed file settles, but for what `policies` reads.
+    managed: Vec<Setting>,
 }
 
 /// What was typed as flags.
@@ -116,7 +133,41 @@ pub enum CredentialKind {
     Codex {
         /// The folder of the cache.
         home: PathBuf,
+        /// Where in it, or elsewhere, the login is kept.
+        keep: Keep,
     },
+    /// A login at any other OAuth issuer.
+    OAuth(OAuthConfig),
+}
+
+impl CredentialKind {
+    /// Where a secret comes from that is only read: a key, or what a client proves itself with.
+    pub fn source(&self) -> Option<&SourceSpec> {
+        match self {
+            Self::ApiKey { source } => Some(source),
+            Self::Codex { .. } => None,
+            Self::OAuth(oauth) => oauth.client_secret.as_ref(),
+        }
+    }
+}
+
+/// How one signs in at an OAuth issuer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OAuthConfig {
+    /// The issuer, which publishes its metadata (RFC 8414).
+    pub issuer: Endpoint,
+    /// The client that we are registered as.
+    pub client_id: String,
+    /// Where a client's secret comes from that is not public.
+    pub client_secret: Option<SourceSpec>,
+    /// What is asked for; may be empty.
+    pub scopes: Vec<String>,
+    /// The API that the tokens are for.
+    pub audience: Option<String>,
+    /// How a login comes to be.
+    pub grant: Grant,
+    /// Where the login is kept.
+    pub keep: Keep,
 }
 
 /// Where the value of a credential comes from.
@@ -135,6 +186,20 @@ impl Config {
     ///
     /// [`ConfigErrors`] with every mistake in every layer.
     pub fn load(overrides: &Overrides, env: &Environment) -> Result<Self, ConfigErrors> {
+        Self::load_on(&MachineFiles::default(), overrides, env)
+    }
+
+    /// [`Config::load`] on a machine with other files of its owner: a test's. Nothing that a user types
+    /// or sets leads here.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::load`].
+    pub fn load_on(
+        machine: &MachineFiles,
+        overrides: &Overrides,
+        env: &Environment,
+    ) -> Result<Self, ConfigErrors> {
         let mistakes = Mistakes::default();
         let named = overrides.config.clone().or_else(|| env.get(env::CONFIG).map(PathBuf::from));
         let is_named = named.is_some();
@@ -145,20 +210,21 @@ impl Config {
                 return Err(mistakes.take_errors());
             }
         };
+        let managed = machine.open_managed(&mistakes);
         let user = Written::open(&paths.config_file, is_named, &mistakes);
-        let system = Written::open(Path::new(SYSTEM_FILE), false, &mistakes);
-        let files = user.into_iter().chain(system).collect();
-        Self::assemble(files, paths, overrides, env, &mistakes)
+        let system = Written::open(&machine.system, false, &mistakes);
+        let files = [managed, user, system].into_iter().flatten().collect();
+        Self::assemble(files, paths, &Given { machine, overrides, env }, &mistakes)
     }
 
     /// `files` are the ones that exist, the highest first.
     fn assemble(
         mut files: Vec<Written>,
         paths: Paths,
-        overrides: &Overrides,
-        env: &Environment,
+        given: &Given<'_>,
         mistakes: &Mistakes,
     ) -> Result<Self, ConfigErrors> {
+        let Given { machine, overrides, env } = *given;
         let home = paths::home(env);
         let read = |written: &Written| Layer::read(written, home.as_deref(), mistakes);
         files.push(presets::defaults());
@@ -171,11 +237,14 @@ impl Config {
         let listen = typed(("--listen", overrides.listen.as_deref()), env::LISTEN, env, mistakes);
         let listeners = merge::listeners(listen.as_ref(), &layers, mistakes);
         let upstream = UpstreamConfig::merge(&layers, env, mistakes);
-        let credentials = merge::credentials(&layers, &paths.codex_home, all_known, mistakes);
+        let mut credentials = merge::credentials(&layers, &paths.codex_home, all_known, mistakes);
+        let codex = CodexFiles::read(machine, codex::homes(&credentials), mistakes);
+        codex::settle_keep(&mut credentials, &layers, &codex);
         let default = layers.iter().find_map(|layer| layer.default).unwrap_or_default();
+        let on_violation = layers.iter().find_map(|layer| layer.on_violation).unwrap_or_default();
+        let managed = managed::settings(&layers, machine);
         let forms = merge::rules(layers);
         merge::check(&forms, &credentials, all_known, mistakes);
-        // Managed files, which can only narrow, will be applied here.
         mistakes.finish()?;
 
         let known = |(name, kind): (_, Option<CredentialKind>)| Some((name, kind?));
@@ -185,6 +254,9 @@ impl Config {
             rules: Rules::new(forms.into_iter().filter_map(|form| form.rule).collect(), default),
             credentials: credentials.into_iter().filter_map(known).collect(),
             upstream,
+            policies: PolicySources::new(machine.clone(), paths.config_file.clone()),
+            on_policy_violation: on_violation,
+            managed,
             paths,
             server_info: server_info.or_else(|| env.get(env::SERVER_INFO).map(PathBuf::from)),
         })
@@ -206,8 +278,12 @@ fn typed(
     Some(At { value, place })
 }
 
-/// What the owner of the machine has settled for all users.
-const SYSTEM_FILE: &str = "/etc/valetkey/config.toml";
+/// What a configuration is made of, but for our own files.
+struct Given<'a> {
+    machine: &'a MachineFiles,
+    overrides: &'a Overrides,
+    env: &'a Environment,
+}
 
 #[cfg(test)]
 mod tests;

@@ -29,6 +29,9 @@ pub struct Rule {
     pub action: Action,
     /// What becomes of requests on its hosts that no rule covers.
     pub unmatched: Unmatched,
+    /// Whether it is looked at before every rule that is not, however those fit: one that the owner of
+    /// the machine wrote.
+    pub pinned: bool,
 }
 
 /// What a rule does to the requests that it covers.
@@ -129,8 +132,8 @@ pub enum Found<'a> {
 
 /// All rules and the kinds of login that are in force.
 ///
-/// Precedence: exact host before wildcard, the longer wildcard first; then the longest literal path;
-/// then a rule with methods; then declaration order.
+/// Precedence: a pinned rule first; then exact host before wildcard, the longer wildcard first; then the
+/// longest literal path; then a rule with methods; then declaration order.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
     /// One entry for each path of each rule, the one that is looked at first in front.
@@ -259,7 +262,8 @@ impl Entry {
     /// Declaration order is kept by a stable sort.
     fn by_precedence(&self, other: &Self) -> Ordering {
         let path_len = |entry: &Self| entry.path.as_ref().map_or(0, PathPrefix::len);
-        (self.rule.host.by_precedence(&other.rule.host))
+        (other.rule.pinned.cmp(&self.rule.pinned))
+            .then_with(|| self.rule.host.by_precedence(&other.rule.host))
             .then_with(|| path_len(other).cmp(&path_len(self)))
             .then_with(|| self.rule.methods.is_empty().cmp(&other.rule.methods.is_empty()))
     }
@@ -282,6 +286,7 @@ mod tests {
                 injection: Injection::new(set, vec![]).unwrap(),
             },
             unmatched: Unmatched::Forward,
+            pinned: false,
         }
     }
 
@@ -334,6 +339,32 @@ mod tests {
         for (host, method, path, expected) in table {
             assert_eq!(found(&rules, host, &method, path), expected, "{method} {host}{path}");
         }
+    }
+
+    #[test]
+    fn a_pinned_rule_is_looked_at_first() {
+        let pinned = |rule: Rule| Rule { pinned: true, ..rule };
+        let mut never = rule("never", "*.tunnel.example", &[], &[]);
+        never.action = Action::Tunnel;
+        let rules = Rules::new(
+            vec![
+                rule("exact", "api.example.com", &["/v1/chat/long/path/"], &[Method::GET]),
+                rule("own", "a.tunnel.example", &["/v1/"], &[]),
+                pinned(rule("wide", "*.example.com", &["/v1/"], &[])),
+                pinned(rule("wide-post", "*.example.com", &["/v1/"], &[Method::POST])),
+                pinned(never),
+            ],
+            DefaultAction::Tunnel,
+        );
+        let table = [
+            (Method::GET, "/v1/chat/long/path/x", "wide"),
+            (Method::POST, "/v1/chat/long/path/x", "wide-post"),
+            (Method::GET, "/other", "Forward"),
+        ];
+        for (method, path, expected) in table {
+            assert_eq!(found(&rules, "api.example.com:443", &method, path), expected, "{path}");
+        }
+        assert_eq!(rules.decide(&target("a.tunnel.example:443")), Decision::Tunnel);
     }
 
     #[test]

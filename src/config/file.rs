@@ -7,14 +7,16 @@ use std::str::FromStr;
 
 use toml::de::DeTable;
 
+use super::managed;
 use super::mistakes::{Mistakes, Place};
 use super::paths::{NoHome, resolve};
 use super::rule::{self, RuleForm};
 use super::table::{At, Table, Value, one_of};
+use super::terms;
 use super::upstream::{ProxyChoice, Trust};
-use super::{ListenAddress, Listener, SourceSpec};
-use crate::credential::CredentialName;
-use crate::origin::Target;
+use super::{ListenAddress, Listener, OnViolation, SourceSpec};
+use crate::credential::{CredentialName, Grant, Keep};
+use crate::origin::{Endpoint, Target};
 use crate::rules::DefaultAction;
 
 /// A text of settings, not yet read.
@@ -26,6 +28,8 @@ pub(super) struct Written {
     pub(super) text: String,
     /// Whether somebody wrote it, so that a mistake in it can be theirs; else it is compiled in.
     pub(super) is_own: bool,
+    /// Whether the owner of the machine wrote it, above everybody else.
+    pub(super) is_managed: bool,
 }
 
 impl Written {
@@ -38,6 +42,7 @@ impl Written {
                 folder: path.parent().map(Path::to_owned).unwrap_or_default(),
                 text,
                 is_own: true,
+                is_managed: false,
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => None,
             Err(error) => {
@@ -62,6 +67,11 @@ pub(super) struct Layer {
     pub(super) resolve: BTreeMap<Target, Target>,
     pub(super) credentials: BTreeMap<CredentialName, CredentialForm>,
     pub(super) rules: Vec<RuleForm>,
+    pub(super) on_violation: Option<OnViolation>,
+    /// Where logins are kept that say nothing of it themselves.
+    pub(super) keep: Option<Keep>,
+    /// Whether the owner of the machine says it.
+    pub(super) is_managed: bool,
     /// The text is no TOML, so that nothing is known of what it says.
     pub(super) is_garbled: bool,
 }
@@ -72,6 +82,15 @@ pub(super) struct CredentialForm {
     pub(super) kind: Option<At<Kind>>,
     pub(super) home: Option<At<PathBuf>>,
     pub(super) source: Option<At<SourceSpec>>,
+    pub(super) issuer: Option<At<Endpoint>>,
+    pub(super) client_id: Option<At<String>>,
+    pub(super) client_secret: Option<At<SourceSpec>>,
+    pub(super) scopes: Option<Vec<String>>,
+    pub(super) audience: Option<At<String>>,
+    pub(super) grant: Option<At<Grant>>,
+    pub(super) keep: Option<At<Keep>>,
+    /// Every key that it has, and where.
+    pub(super) keys: Vec<(&'static str, Place)>,
     /// Whether everything in it could be read.
     pub(super) is_sound: bool,
 }
@@ -81,6 +100,7 @@ pub(super) struct CredentialForm {
 pub(super) enum Kind {
     ApiKey,
     Codex,
+    OAuth,
 }
 
 impl Layer {
@@ -92,15 +112,23 @@ impl Layer {
             for error in errors {
                 mistakes.add(&place.at(error.span().unwrap_or_default()), error.message());
             }
-            return Self { is_garbled: true, ..Self::default() };
+            return Self { is_garbled: true, is_managed: written.is_managed, ..Self::default() };
         }
-        let table = Table::document(document.get_ref(), place, DOCUMENT, mistakes);
+        let (document_keys, upstream_keys) = match written.is_managed {
+            true => (managed::DOCUMENT, managed::UPSTREAM),
+            false => (DOCUMENT, UPSTREAM),
+        };
+        let table = Table::document(document.get_ref(), place, document_keys, mistakes);
+        terms::check(&table);
         let path = |text: &str| resolve(text, &written.folder, home);
         let mut layer = Self {
             listeners: listeners(&table),
             default: table.parsed("default", one_of(DEFAULTS)).map(|it| it.value),
             credentials: credentials(&table, &path),
-            rules: rule::read_all(&table, written.is_own),
+            rules: managed::pin(rule::read_all(&table, written.is_own), written.is_managed),
+            on_violation: terms::on_violation(&table),
+            keep: terms::keep(&table, terms::OUR_KEEP).map(|keep| keep.value),
+            is_managed: written.is_managed,
             ..Self::default()
         };
         let before = mistakes.count();
@@ -108,7 +136,7 @@ impl Layer {
         if table.key("use").is_some() && mistakes.count() == before {
             layer.presets = Some(presets);
         }
-        if let Some(upstream) = table.get("upstream").and_then(|it| it.table(UPSTREAM)) {
+        if let Some(upstream) = table.get("upstream").and_then(|it| it.table(upstream_keys)) {
             layer.ca_bundle = upstream.parsed("ca_bundle", path).map(|it| it.value);
             layer.trust = upstream.parsed("trust", one_of(&Trust::WORDS));
             let proxy = upstream.get("proxy").map(|proxy| proxy.text());
@@ -197,17 +225,9 @@ fn credentials(
     let form = |(name, value): (At<&str>, Value<'_>)| {
         let before = mistakes.count();
         let name = name.parse(mistakes, CredentialName::from_str)?;
-        let mut form = CredentialForm {
-            place: name.place,
-            kind: None,
-            home: None,
-            source: None,
-            is_sound: false,
-        };
+        let mut form = CredentialForm::at(name.place);
         if let Some(table) = value.table(CREDENTIAL) {
-            form.kind = table.parsed("kind", kind);
-            form.home = table.parsed("home", path);
-            form.source = source(&table, path);
+            form.read(&table, path);
         }
         form.is_sound = mistakes.count() == before;
         Some((name.value, form))
@@ -215,18 +235,54 @@ fn credentials(
     table.entries().filter_map(form).collect()
 }
 
-fn kind(text: &str) -> Result<Kind, String> {
-    match text {
-        "oauth" => Err("kind `oauth` comes in a later version".to_owned()),
-        other => one_of(&[("codex", Kind::Codex), ("api_key", Kind::ApiKey)])(other),
+impl CredentialForm {
+    fn at(place: Place) -> Self {
+        Self {
+            place,
+            kind: None,
+            home: None,
+            source: None,
+            issuer: None,
+            client_id: None,
+            client_secret: None,
+            scopes: None,
+            audience: None,
+            grant: None,
+            keep: None,
+            keys: Vec::new(),
+            is_sound: false,
+        }
     }
+
+    fn read(&mut self, table: &Table<'_>, path: &impl Fn(&str) -> Result<PathBuf, NoHome>) {
+        self.keys = CREDENTIAL.iter().filter_map(|key| Some((*key, table.key(key)?))).collect();
+        self.kind = table.parsed("kind", one_of(KINDS));
+        self.home = table.parsed("home", path);
+        self.source = source(table, "source", path);
+        self.issuer = table.parsed("issuer", Endpoint::parse);
+        self.client_id = table.parsed("client_id", visible);
+        self.client_secret = source(table, "client_secret", path);
+        self.scopes = table.key("scopes").map(|_| {
+            table.parsed_list("scopes", visible).into_iter().map(|scope| scope.value).collect()
+        });
+        self.audience = table.parsed("audience", visible);
+        self.grant = table.parsed("grant", one_of(&Grant::WORDS));
+        self.keep = terms::keep(table, terms::OUR_KEEP);
+    }
+}
+
+/// A word that goes into a request: not empty, visible ASCII (RFC 6749 appendix A).
+fn visible(text: &str) -> Result<String, &'static str> {
+    let fits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+    if fits { Ok(text.to_owned()) } else { Err("expected visible ASCII without spaces") }
 }
 
 fn source(
     table: &Table<'_>,
+    key: &str,
     path: &impl Fn(&str) -> Result<PathBuf, NoHome>,
 ) -> Option<At<SourceSpec>> {
-    let text = table.get("source")?.text()?;
+    let text = table.get(key)?.text()?;
     let read = |value: &str| match value.split_once(':') {
         Some(("env", name)) if is_variable(name) => Ok(SourceSpec::Env(name.to_owned())),
         Some(("env", _)) => Err("expected the name of a variable after `env:`".to_owned()),
@@ -249,11 +305,36 @@ fn is_variable(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
-pub(super) const DOCUMENT: &[&str] =
-    &["listen", "default", "use", "listeners", "upstream", "credentials", "rules"];
+pub(super) const DOCUMENT: &[&str] = &[
+    "listen",
+    "default",
+    "use",
+    "credentials_store",
+    "forced_login_method",
+    "forced_chatgpt_workspace_id",
+    "on_policy_violation",
+    "listeners",
+    "upstream",
+    "credentials",
+    "rules",
+];
 pub(super) const LISTENER: &[&str] = &["address", "allow_uids", "require_pass", "tls"];
 pub(super) const UPSTREAM: &[&str] = &["ca_bundle", "trust", "proxy", "resolve"];
-pub(super) const CREDENTIAL: &[&str] = &["kind", "home", "source"];
+pub(super) const CREDENTIAL: &[&str] = &[
+    "kind",
+    "home",
+    "source",
+    "issuer",
+    "client_id",
+    "client_secret",
+    "scopes",
+    "audience",
+    "grant",
+    "credentials_store",
+];
 
-const DEFAULTS: &[(&str, DefaultAction)] =
+const KINDS: &[(&str, Kind)] =
+    &[("codex", Kind::Codex), ("api_key", Kind::ApiKey), ("oauth", Kind::OAuth)];
+
+pub(super) const DEFAULTS: &[(&str, DefaultAction)] =
     &[("tunnel", DefaultAction::Tunnel), ("refuse", DefaultAction::Refuse)];

@@ -8,8 +8,8 @@ use super::file::{CredentialForm, Kind, Layer, refuse_what_comes_later};
 use super::mistakes::{Mistakes, closest};
 use super::rule::{RuleForm, SignsIn};
 use super::table::At;
-use super::{CredentialKind, ListenAddress, Listener};
-use crate::credential::CredentialName;
+use super::{CredentialKind, ListenAddress, Listener, OAuthConfig};
+use crate::credential::{CredentialName, Grant, Keep};
 use crate::origin::Target;
 use crate::rules::pattern::HostPattern;
 use crate::rules::{Action, Rule};
@@ -72,31 +72,84 @@ fn credential(
         None
     };
     let Some(kind) = forms.iter().find_map(|form| form.kind.as_ref()).map(|kind| kind.value) else {
-        return missing(format_args!("credential `{name}` needs a `kind`: `codex` or `api_key`"));
+        return missing(format_args!(
+            "credential `{name}` needs a `kind`: `codex`, `api_key` or `oauth`"
+        ));
     };
     let is_of_kind =
         |form: &&&CredentialForm| form.kind.as_ref().is_none_or(|stated| stated.value == kind);
     let forms: Vec<&&CredentialForm> = forms.iter().filter(is_of_kind).collect();
-    let home = forms.iter().find_map(|form| form.home.as_ref());
-    let source = forms.iter().find_map(|form| form.source.as_ref());
-    match (kind, home, source) {
-        (Kind::Codex, home, None) => {
-            let home = home.map_or(codex_home, |home| &home.value);
-            Some(CredentialKind::Codex { home: home.to_owned() })
-        }
-        (Kind::Codex, _, Some(source)) => {
-            mistakes.add(&source.place, "`source` has no meaning with kind `codex`");
-            None
-        }
-        (Kind::ApiKey, None, Some(source)) => {
-            Some(CredentialKind::ApiKey { source: source.value.clone() })
-        }
-        (Kind::ApiKey, Some(home), _) => {
-            mistakes.add(&home.place, "`home` has no meaning with kind `api_key`");
-            None
-        }
-        (Kind::ApiKey, None, None) => missing(format_args!("credential `{name}` needs a `source`")),
+    let (word, known) = kind.keys();
+    let strange = forms.iter().flat_map(|form| &form.keys).filter(|(key, _)| !known.contains(key));
+    let before = mistakes.count();
+    for (key, place) in strange {
+        mistakes.add(place, format_args!("`{key}` has no meaning with kind `{word}`"));
     }
+    if mistakes.count() != before {
+        return None;
+    }
+    match kind {
+        Kind::Codex => {
+            let home = forms.iter().find_map(|form| form.home.as_ref());
+            let home = home.map_or(codex_home, |home| &home.value);
+            // Where it is kept is settled when Codex's own files are read, which are in its home.
+            Some(CredentialKind::Codex { home: home.to_owned(), keep: Keep::default() })
+        }
+        Kind::ApiKey => match forms.iter().find_map(|form| form.source.as_ref()) {
+            Some(source) => Some(CredentialKind::ApiKey { source: source.value.clone() }),
+            None => missing(format_args!("credential `{name}` needs a `source`")),
+        },
+        Kind::OAuth => match oauth(&forms) {
+            Ok(oauth) => Some(CredentialKind::OAuth(oauth)),
+            Err(key) => missing(format_args!("credential `{name}` needs {key}")),
+        },
+    }
+}
+
+impl Kind {
+    /// Its word, and the keys that mean something with it.
+    fn keys(self) -> (&'static str, &'static [&'static str]) {
+        match self {
+            Self::ApiKey => ("api_key", &["kind", "source"]),
+            Self::Codex => ("codex", &["kind", "home", "credentials_store"]),
+            Self::OAuth => (
+                "oauth",
+                &[
+                    "kind",
+                    "issuer",
+                    "client_id",
+                    "client_secret",
+                    "scopes",
+                    "audience",
+                    "grant",
+                    "credentials_store",
+                ],
+            ),
+        }
+    }
+}
+
+/// How one signs in at an issuer; an error names what is missing for that.
+fn oauth(forms: &[&&CredentialForm]) -> Result<OAuthConfig, &'static str> {
+    let issuer = forms.iter().find_map(|form| form.issuer.as_ref()).ok_or("an `issuer`")?;
+    let client_id = forms.iter().find_map(|form| form.client_id.as_ref());
+    let client_id = client_id.ok_or("a `client_id`")?;
+    let client_secret = forms.iter().find_map(|form| form.client_secret.as_ref());
+    let grant = forms.iter().find_map(|form| form.grant.as_ref());
+    let grant = grant.map(|grant| grant.value).unwrap_or_default();
+    if grant == Grant::ClientCredentials && client_secret.is_none() {
+        return Err("a `client_secret` for grant `client_credentials`");
+    }
+    let audience = forms.iter().find_map(|form| form.audience.as_ref());
+    Ok(OAuthConfig {
+        issuer: issuer.value.clone(),
+        client_id: client_id.value.clone(),
+        client_secret: client_secret.map(|secret| secret.value.clone()),
+        scopes: forms.iter().find_map(|form| form.scopes.clone()).unwrap_or_default(),
+        audience: audience.map(|audience| audience.value.clone()),
+        grant,
+        keep: Keep::default(),
+    })
 }
 
 /// The rules of all layers, those of the higher ones first; of two with one name the higher counts.
@@ -123,7 +176,10 @@ pub(super) fn check(
     for signs_in in forms.iter().filter_map(|form| form.signs_in.as_ref()) {
         match credentials.get(&signs_in.credential.value) {
             None if all_known => unknown_credential(&signs_in.credential, credentials, mistakes),
-            Some(Some(CredentialKind::ApiKey { .. })) => check_api_key(signs_in, mistakes),
+            Some(Some(CredentialKind::ApiKey { .. })) => {
+                check_plain(signs_in, Plain::ApiKey, mistakes)
+            }
+            Some(Some(CredentialKind::OAuth(_))) => check_plain(signs_in, Plain::OAuth, mistakes),
             None | Some(None | Some(CredentialKind::Codex { .. })) => {}
         }
     }
@@ -149,33 +205,43 @@ fn unknown_credential(name: &At<CredentialName>, credentials: &Credentials, mist
     mistakes.add_with_hint(place, format_args!("unknown credential `{name}`"), Some(hint));
 }
 
-/// An API key has no login, no issuer, and no field but the token.
-fn check_api_key(signs_in: &SignsIn, mistakes: &Mistakes) {
+/// A credential that has no field but the token, and logins of one kind only.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Plain {
+    ApiKey,
+    OAuth,
+}
+
+fn check_plain(signs_in: &SignsIn, plain: Plain, mistakes: &Mistakes) {
     let At { value: name, place } = &signs_in.credential;
-    if signs_in.is_issuer {
-        mistakes.add(place, format_args!("`{name}` is an API key, which has no issuer"));
+    let is = match plain {
+        Plain::ApiKey => "is an API key",
+        Plain::OAuth => "is of kind `oauth`",
+    };
+    if signs_in.is_issuer && plain == Plain::ApiKey {
+        mistakes.add(place, format_args!("`{name}` {is}, which has no issuer"));
     }
     if let Some(login) = &signs_in.login {
-        let message = format_args!("`{name}` is an API key: only kind `codex` has logins");
+        let message = format_args!("`{name}` {is}: only kind `codex` has logins of two kinds");
         mistakes.add(&login.place, message);
     }
     for field in &signs_in.codex_fields {
-        let message = format_args!("`{name}` is an API key and has no {{{}}}", field.value);
-        mistakes.add(&field.place, message);
+        mistakes.add(&field.place, format_args!("`{name}` {is} and has no {{{}}}", field.value));
     }
 }
 
 type Whole<'a> = (&'a RuleForm, &'a Rule);
 
 /// One host cannot be both never touched and looked at. Of the two rules the one in the higher layer is
-/// wrong.
+/// wrong, unless the owner of the machine pinned it: it then counts alone.
 fn check_tunnel<'a>(
     (form, rule): Whole<'a>,
-    mut others: impl Iterator<Item = Whole<'a>>,
+    others: impl Iterator<Item = Whole<'a>>,
     mistakes: &Mistakes,
 ) {
     let clash = others
-        .find(|(_, other)| other.host == rule.host && !matches!(other.action, Action::Tunnel));
+        .filter(|(_, other)| other.host == rule.host && other.pinned == rule.pinned)
+        .find(|(_, other)| !matches!(other.action, Action::Tunnel));
     if let Some((other_form, other)) = clash {
         let place =
             if other_form.host.is_above(&form.host) { &other_form.host } else { &form.host };
@@ -193,7 +259,8 @@ fn check_refusal<'a>(
     mistakes: &Mistakes,
 ) {
     let is_seen = others.any(|(_, other)| other.action.uses().is_some() && overlap(other, rule));
-    if form.is_own && !is_seen {
+    // One of a managed file may guard against rules that nobody has written yet.
+    if form.is_own && !rule.pinned && !is_seen {
         let message = format_args!("rule `{}` refuses nothing", rule.name);
         let hint =
             "no rule signs in on this host, so it is tunnelled and its requests are not seen";

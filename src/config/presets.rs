@@ -40,5 +40,6 @@ fn compiled_in(name: &str, text: &str) -> Written {
         folder: "".into(),
         text: text.to_owned(),
         is_own: false,
+        is_managed: false,
     }
 }

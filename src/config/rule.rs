@@ -90,6 +90,7 @@ fn read(table: &Table<'_>, names: &mut Vec<String>) -> RuleForm {
                 Does::Tunnel => Action::Tunnel,
             },
             unmatched: unmatched.map(|unmatched| unmatched.value).unwrap_or_default(),
+            pinned: false,
         })
     };
     let rule = if is_sound { rule() } else { None };

@@ -50,6 +50,11 @@ impl<'a> Table<'a> {
         Self { entries, place, mistakes }.with_keys(known)
     }
 
+    /// A whole document of another program: keys that we do not know are none of our business.
+    pub(super) fn foreign(entries: &'a DeTable<'a>, place: Place, mistakes: &'a Mistakes) -> Self {
+        Self { entries, place, mistakes }
+    }
+
     fn with_keys(self, known: &[&str]) -> Self {
         for (key, value) in
             self.entries.iter().filter(|(key, _)| !known.contains(&key.get_ref().as_ref()))
@@ -166,6 +171,15 @@ impl<'a> Value<'a> {
         };
         let list = self.value.as_array().or_else(|| self.is_no("a list"));
         list.map(|list| list.iter().map(item).collect()).unwrap_or_default()
+    }
+
+    /// A string, or the strings of a list.
+    pub(super) fn texts(&self) -> Vec<At<&'a str>> {
+        match self.value {
+            DeValue::Array(_) => self.items().iter().filter_map(Self::text).collect(),
+            DeValue::String(_) => self.text().into_iter().collect(),
+            _ => self.is_no("a string or a list of strings").unwrap_or_default(),
+        }
     }
 
     /// A table with these keys.

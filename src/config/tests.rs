@@ -1,5 +1,7 @@
 //! The configuration as a whole: what its layers come to, and what is said of every mistake.
 
+use std::path::Path;
+
 use http::Method;
 
 use super::*;
@@ -21,10 +23,13 @@ fn load_with(
         folder: "/etc/valetkey".into(),
         text: (*text).to_owned(),
         is_own: true,
+        is_managed: false,
     };
     let files = files.iter().enumerate().map(written).collect();
     let paths = Paths::find(&env, None).unwrap();
-    Config::assemble(files, paths, overrides, &env, &Mistakes::default())
+    let machine = MachineFiles::below(Path::new("/nonexistent"), 0);
+    let given = Given { machine: &machine, overrides, env: &env };
+    Config::assemble(files, paths, &given, &Mistakes::default())
 }
 
 fn load(files: &[&str], variables: &[(&str, &str)]) -> Result<Config, ConfigErrors> {
@@ -123,24 +128,52 @@ fn every_mistake_is_pointed_at() {
             "[credentials.'a b']\nkind = 'codex'",
             &["1:14 'a b' | a credential's name is 1 to 64 letters, digits, `-` and `_`"],
         ),
-        ("[credentials.a]", &["1:14 a | credential `a` needs a `kind`: `codex` or `api_key`"]),
+        (
+            "[credentials.a]",
+            &["1:14 a | credential `a` needs a `kind`: `codex`, `api_key` or `oauth`"],
+        ),
         (
             "[credentials.openai]\nkind = 'api'\nsource = 'env:A'",
-            &["2:8 'api' | expected `codex` or `api_key`"],
+            &["2:8 'api' | expected `codex` or `api_key` or `oauth`"],
         ),
-        ("[credentials.a]\nkind = 'api'", &["2:8 'api' | expected `codex` or `api_key`"]),
         (
-            "[credentials.a]\nkind = 'oauth'",
-            &["2:8 'oauth' | kind `oauth` comes in a later version"],
+            "[credentials.a]\nkind = 'api'",
+            &["2:8 'api' | expected `codex` or `api_key` or `oauth`"],
+        ),
+        ("[credentials.a]\nkind = 'oauth'", &["1:14 a | credential `a` needs an `issuer`"]),
+        (
+            "[credentials.a]\nkind = 'oauth'\nissuer = 'https://i.example'",
+            &["1:14 a | credential `a` needs a `client_id`"],
+        ),
+        (
+            "[credentials.a]\nkind = 'oauth'\nissuer = 'http://i.example'\nclient_id = 'a b'\n\
+             client_secret = 's3cr3t'\nscopes = ['']\ngrant = 'password'",
+            &[
+                "3:10 'http://i.example' | an issuer is only spoken to over https",
+                "4:13 'a b' | expected visible ASCII without spaces",
+                "5:17 ******** | expected `env:NAME` or `file:/path`, never the value itself",
+                "6:11 '' | expected visible ASCII without spaces",
+                "7:9 'password' | expected `authorization_code` or `device_code` or `client_credentials`",
+            ],
+        ),
+        (
+            "[credentials.a]\nkind = 'oauth'\nissuer = 'https://i.example'\nclient_id = 'a'\n\
+             grant = 'client_credentials'\nsource = 'env:A'",
+            &["6:1 source | `source` has no meaning with kind `oauth`"],
+        ),
+        (
+            "[credentials.a]\nkind = 'oauth'\nissuer = 'https://i.example'\nclient_id = 'a'\n\
+             grant = 'client_credentials'",
+            &["1:14 a | credential `a` needs a `client_secret` for grant `client_credentials`"],
         ),
         ("[credentials.a]\nkind = 'api_key'", &["1:14 a | credential `a` needs a `source`"]),
         (
             "[credentials.a]\nkind = 'api_key'\nsource = 'env:A'\nhome = '/x'",
-            &["4:8 '/x' | `home` has no meaning with kind `api_key`"],
+            &["4:1 home | `home` has no meaning with kind `api_key`"],
         ),
         (
             "[credentials.openai]\nsource = 'env:A'",
-            &["2:10 'env:A' | `source` has no meaning with kind `codex`"],
+            &["2:1 source | `source` has no meaning with kind `codex`"],
         ),
         (
             "[credentials.a]\nkind = 'api_key'\nsource = 'command:pass'",
@@ -270,7 +303,7 @@ fn every_mistake_is_pointed_at() {
                  [[rules]]\nhost = 'b.example'\naction = 'issuer'\ncredential = 'key'",
             ),
             &[
-                "7:9 'api_key' | `key` is an API key: only kind `codex` has logins",
+                "7:9 'api_key' | `key` is an API key: only kind `codex` has logins of two kinds",
                 "8:32 '{account_id}{plan}' | `key` is an API key and has no {account_id}",
                 "8:32 '{account_id}{plan}' | `key` is an API key and has no {plan}",
                 "12:14 'key' | `key` is an API key, which has no issuer",
@@ -326,7 +359,7 @@ fn one_mistake_does_not_hide_another() {
         "1.toml:1:18 'opnai' | unknown preset `opnai`",
         "1.toml:3:8 'a..example' | not a valid host name",
         "1.toml:6:8 'b..example' | not a valid host name",
-        "1.toml:8:9 'chatgpt' | `key` is an API key: only kind `codex` has logins",
+        "1.toml:8:9 'chatgpt' | `key` is an API key: only kind `codex` has logins of two kinds",
     ];
     assert_eq!(mistakes(&[text], &[]), expected);
     let text = text.replace(", 'opnai'", "");
@@ -380,7 +413,7 @@ fn the_defaults() {
     assert_eq!(config.listeners, [Listener::on("127.0.0.1:8377".parse().unwrap())]);
     assert_eq!(config.upstream.trust, Trust::SystemAndBundle);
     assert!(config.upstream.ca_bundles.is_empty() && config.upstream.proxies.is_empty());
-    let codex = CredentialKind::Codex { home: "/home/me/.codex".into() };
+    let codex = CredentialKind::Codex { home: "/home/me/.codex".into(), keep: Keep::File };
     assert_eq!(config.credentials, [("openai".parse().unwrap(), codex)].into());
     assert_eq!(config.rules.decide(&target("other.example")), Decision::Tunnel);
 }
@@ -421,7 +454,7 @@ fn the_higher_layer_wins() {
         config.upstream.resolve.iter().map(|(from, to)| format!("{from} {to}")).collect();
     assert_eq!(resolve, ["a.example:443 127.0.0.1:1", "b.example:1 [::1]:2"]);
     let key = CredentialKind::ApiKey { source: SourceSpec::File("/home/me/key".into()) };
-    let openai = CredentialKind::Codex { home: "/etc/valetkey/mine".into() };
+    let openai = CredentialKind::Codex { home: "/etc/valetkey/mine".into(), keep: Keep::File };
     let credentials = [("key".parse().unwrap(), key), ("openai".parse().unwrap(), openai)];
     assert_eq!(config.credentials, credentials.into());
     let table = [

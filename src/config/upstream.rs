@@ -58,15 +58,22 @@ impl UpstreamConfig {
             trust: trust.map(|trust| trust.value).unwrap_or_default(),
             ca_bundles,
             proxies: proxies(layers, env, mistakes),
-            no_proxy: either_case(env, "no_proxy").map(|(_, value)| value).unwrap_or_default(),
+            no_proxy: match managed(layers).and_then(|layer| layer.proxy.as_ref()) {
+                // Else a variable would lead around the proxy that nobody may change.
+                Some(ProxyChoice::Url(_)) => String::new(),
+                _ => either_case(env, "no_proxy").map(|(_, value)| value).unwrap_or_default(),
+            },
             resolve,
         }
     }
 }
 
 /// Our variable, else the file, else the variables of other programs; ours set to nothing leaves those
-/// out.
+/// out. A managed file that names one decides alone.
 fn ca_bundles(layers: &[Layer], env: &Environment) -> Vec<BundleSetting> {
+    if let Some(path) = managed(layers).and_then(|layer| layer.ca_bundle.clone()) {
+        return vec![BundleSetting { path, named_by: FILE_CA_BUNDLE }];
+    }
     let variable =
         |named_by: &'static str| Some(BundleSetting { path: env.get(named_by)?.into(), named_by });
     let in_file = layers.iter().find_map(|layer| layer.ca_bundle.clone());
@@ -81,10 +88,18 @@ fn ca_bundles(layers: &[Layer], env: &Environment) -> Vec<BundleSetting> {
     found
 }
 
-/// Our variable, else the file; the variables of other programs only where that says `env`.
+/// What the owner of the machine says, whom no variable overrules.
+fn managed(layers: &[Layer]) -> Option<&Layer> {
+    layers.first().filter(|layer| layer.is_managed)
+}
+
+/// Our variable, else the file; the variables of other programs only where that says `env`. A managed file
+/// wins over our variable.
 fn proxies(layers: &[Layer], env: &Environment, mistakes: &Mistakes) -> Vec<ProxySetting> {
     let in_file = || layers.iter().find_map(|layer| layer.proxy.clone());
-    let (choice, named_by) = match env.stated(UPSTREAM_PROXY) {
+    let pinned = managed(layers).is_some_and(|layer| layer.proxy.is_some());
+    let variable = env.stated(UPSTREAM_PROXY).filter(|_| !pinned);
+    let (choice, named_by) = match variable {
         Some(value) if value.is_empty() => return Vec::new(),
         Some(value) => {
             let value = value.to_string_lossy();
@@ -192,6 +207,17 @@ impl ProxyChoice {
             url => ProxyUrl::parse(url).map(Self::Url),
         });
         choice.map_or(Self::None, |choice| choice.value)
+    }
+}
+
+/// As a file says it, without user information.
+impl fmt::Display for ProxyChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Env => f.write_str("env"),
+            Self::None => f.write_str("none"),
+            Self::Url(url) => url.fmt(f),
+        }
     }
 }
 
