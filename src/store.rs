@@ -2,15 +2,23 @@
 
 pub mod codex;
 mod file;
+pub mod keyring;
 pub mod memory;
 mod record;
+mod safety;
+pub mod sealed;
+mod watch;
 
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use tokio::sync::watch;
+use tokio::sync::watch::Receiver;
 
 use crate::credential::Login;
 
 pub use record::{Header, Phase, Record, Version};
+pub use safety::warnings;
 
 /// A place that keeps one record. All that rotation needs of it, so that one state machine serves one
 /// process, many processes and many machines.
@@ -31,9 +39,38 @@ pub trait RecordStore: Send + Sync {
     /// [`StoreError`] when certainly nothing was changed.
     fn cas(&self, expected: Version, record: Record) -> BoxFuture<'_, Result<Cas, StoreError>>;
 
+    /// Puts another login in the place of whatever is there, or none: the user's own act, so it goes over any
+    /// refresh in flight, whose result is then dropped. Its access token lives for `lifetime` from now, where
+    /// that is known.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; then nothing was changed, except for [`StoreError::Remains`].
+    fn put(
+        &self,
+        login: Option<Login>,
+        lifetime: Option<Duration>,
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
+        async move {
+            loop {
+                let (version, record) = self.get().await?;
+                let header = Header { lifetime, ..record.header.next_line(login.as_ref()) };
+                match self.cas(version, Record { header, login: login.clone() }).await? {
+                    Cas::Done(_) => return Ok(()),
+                    Cas::Conflict | Cas::Unknown => {}
+                }
+            }
+        }
+        .boxed()
+    }
+
     /// A number that moves when the record may have changed. A hint only: a change may go unseen,
     /// so whoever waits looks again from time to time.
-    fn changes(&self) -> watch::Receiver<u64>;
+    fn changes(&self) -> Receiver<u64>;
+
+    /// Where the login is kept, or would be, for people to read: a file or an entry. Exact once the record
+    /// was read or written.
+    fn place(&self) -> String;
 
     /// What outlives what.
     fn durability(&self) -> BoxFuture<'_, Result<Durability, StoreError>>;
@@ -78,6 +115,29 @@ pub enum StoreError {
         /// What is wrong with it.
         what: String,
     },
+    /// A person must unlock it first.
+    #[error("{place} is locked, or its keyring does not answer")]
+    Locked {
+        /// The entry.
+        place: String,
+    },
+    /// A person must sign in again in another way: this login cannot be read by anybody but Codex.
+    #[error(
+        "Codex keeps its login encrypted in {place} (its feature secret_auth_storage), which only Codex can \
+         read: sign in with that feature off and cli_auth_credentials_store = \"keyring\", or with valetkey login"
+    )]
+    Encrypted {
+        /// File.
+        place: String,
+    },
+    /// A person must sign out once more: of several copies this one could not be deleted.
+    #[error("the login in {place} could not be deleted and is still there: {what}")]
+    Remains {
+        /// The entry.
+        place: String,
+        /// What went wrong.
+        what: String,
+    },
     /// It may work later.
     #[error("{place} is out of reach: {what}")]
     Unavailable {
@@ -88,19 +148,33 @@ pub enum StoreError {
     },
 }
 
-/// Replaces whatever login a store holds by another, or by none: the user's own act, so it goes over
-/// any refresh in flight, whose result is then dropped.
+/// Removes the login that a store holds if it is one of those, as the user's own act would.
 ///
 /// # Errors
 ///
 /// [`StoreError`]; then nothing was changed.
-pub async fn put_login(store: &dyn RecordStore, login: Option<Login>) -> Result<(), StoreError> {
+pub async fn remove_login_if(
+    store: &dyn RecordStore,
+    is_one: impl Fn(&Login) -> bool,
+) -> Result<(), StoreError> {
     loop {
         let (version, record) = store.get().await?;
-        let next = Record { header: record.header.next_line(login.as_ref()), login: login.clone() };
-        match store.cas(version, next).await? {
+        if !record.login.as_ref().is_some_and(&is_one) {
+            return Ok(());
+        }
+        let gone = Record { header: record.header.next_line(None), login: None };
+        match store.cas(version, gone).await? {
             Cas::Done(_) => return Ok(()),
             Cas::Conflict | Cas::Unknown => {}
         }
     }
+}
+
+/// As [`RecordStore::put`].
+///
+/// # Errors
+///
+/// As there.
+pub async fn put_login(store: &dyn RecordStore, login: Option<Login>) -> Result<(), StoreError> {
+    store.put(login, None).await
 }

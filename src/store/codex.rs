@@ -1,57 +1,62 @@
-//! Keeps a login in the cache that Codex owns, `auth.json`, with our record of its rotation beside it.
+//! Keeps a login in the cache that Codex owns, `auth.json` or its keyring entry, with our record of its
+//! rotation beside it.
 //!
-//! Codex and we are two writers of one file. Ours writes under Codex's two locks, in Codex's order, keep
-//! what we do not know, and never go over something that we have not read. The record says by
+//! Codex and we are two writers of one cache. Ours writes the file under Codex's two locks, in Codex's order,
+//! keeps what we do not know, and never goes over something that we have not read. The record says by
 //! fingerprint of which tokens it speaks: tokens that differ were written by somebody else and are
 //! newer than the record.
 
 mod auth_json;
+mod cache;
+mod found;
 #[cfg(test)]
 mod tests;
 
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::watch;
-use zeroize::Zeroizing;
 
+use super::keyring::Keyring;
+use super::watch::Watch;
 use super::{Cas, Durability, Header, Record, RecordStore, StoreError, Version, file, record};
-use crate::credential::Login;
-use crate::secret::Fingerprint;
+use crate::credential::{Keep, Login};
 use crate::tasks::Tasks;
 use auth_json::AuthJson;
+use cache::{Cache, Held, Mark, Spot, choose, version};
+use found::{Found, Reading};
 
-/// The login in one Codex home, and its record in `.valetkey` there.
+/// The login in one Codex home or in the keyring entry of that home, and its record in `.valetkey` there.
 ///
 /// The home need not exist; it is made when a login is put into it.
 pub struct CodexStore {
-    place: Arc<Place>,
+    home: Arc<Home>,
     tasks: Tasks,
 }
 
 impl CodexStore {
     /// The store of that Codex home. Its reads and writes are jobs of `tasks`, which shutdown waits for.
-    pub fn new(home: PathBuf, tasks: Tasks) -> Self {
-        let place = Place { home, changes: watch::Sender::new(0), watched: Mutex::default() };
-        Self { place: Arc::new(place), tasks }
+    /// A login that is kept in memory is no concern of this store: for it, [`Keep::Ephemeral`] is the file.
+    pub fn new(home: PathBuf, keep: Keep, keyring: Arc<Keyring>, tasks: Tasks) -> Self {
+        let cache = Cache { home, keep, keyring };
+        let home = Home { cache, watch: Watch::new(concerns_us), found_in: Mutex::default() };
+        Self { home: Arc::new(home), tasks }
     }
 
-    /// Runs a job on the files off the runtime's threads; it goes on when its caller goes away.
+    /// Runs a job on the cache off the runtime's threads; it goes on when its caller goes away.
     fn run<T, F>(&self, job: F) -> BoxFuture<'_, Result<T, StoreError>>
     where
-        F: FnOnce(&Place) -> Result<T, StoreError> + Send + 'static,
+        F: FnOnce(&Home) -> Result<T, StoreError> + Send + 'static,
         T: Send + 'static,
     {
         async move {
-            let place = Arc::clone(&self.place);
-            let done = self.tasks.spawn_blocking(move || job(&place)).await;
+            let home = Arc::clone(&self.home);
+            let done = self.tasks.spawn_blocking(move || job(&home)).await;
             done.unwrap_or_else(|_| {
-                let place = self.place.home.display().to_string();
+                let place = self.home.cache.home.display().to_string();
                 Err(StoreError::Unavailable { place, what: "the job did not finish".to_owned() })
             })
         }
@@ -61,20 +66,27 @@ impl CodexStore {
 
 impl RecordStore for CodexStore {
     fn get(&self) -> BoxFuture<'_, Result<(Version, Record), StoreError>> {
-        self.run(|place| {
-            place.watch();
-            let found = place.read()?;
-            Ok((found.version, Record { header: found.header, login: found.login }))
-        })
+        self.run(|home| home.get())
     }
 
     fn cas(&self, expected: Version, record: Record) -> BoxFuture<'_, Result<Cas, StoreError>> {
-        self.run(move |place| place.swap(expected, &record))
+        self.run(move |home| home.swap(expected, &record))
+    }
+
+    fn put(
+        &self,
+        login: Option<Login>,
+        lifetime: Option<Duration>,
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.run(move |home| home.put(login, lifetime))
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
-        self.place.watched().wanted = true;
-        self.place.changes.subscribe()
+        self.home.watch.subscribe()
+    }
+
+    fn place(&self) -> String {
+        self.home.cache.place(*self.home.found_in())
     }
 
     fn durability(&self) -> BoxFuture<'_, Result<Durability, StoreError>> {
@@ -82,228 +94,293 @@ impl RecordStore for CodexStore {
     }
 }
 
-struct Place {
-    home: PathBuf,
-    changes: watch::Sender<u64>,
-    watched: Mutex<Watched>,
+struct Home {
+    cache: Cache,
+    watch: Watch,
+    /// Where the login was when it was last read or written.
+    found_in: Mutex<Option<Spot>>,
 }
 
-/// Everything that is kept, as it was found.
-struct Found {
-    version: Version,
-    header: Header,
-    login: Option<Login>,
-    /// The bytes of `auth.json`, and its members.
-    bytes: Option<Zeroizing<Vec<u8>>>,
-    cache: Option<AuthJson>,
-}
-
-impl Place {
-    fn auth_json(&self) -> PathBuf {
-        self.home.join("auth.json")
-    }
-
+impl Home {
     fn ours(&self) -> PathBuf {
-        self.home.join(".valetkey")
+        self.cache.home.join(".valetkey")
     }
 
     /// The record's file, named as the keyring entry of this home is, so that both are one record.
     fn sidecar(&self) -> PathBuf {
-        let home = std::fs::canonicalize(&self.home).unwrap_or_else(|_| self.home.clone());
-        let hash = Fingerprint::of(home.to_string_lossy().as_bytes()).to_hex();
-        self.ours().join(format!("{}.json", &hash[..16]))
+        self.ours().join(format!("{}.json", self.cache.hash()))
+    }
+
+    fn found_in(&self) -> std::sync::MutexGuard<'_, Option<Spot>> {
+        self.found_in.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self) -> Result<(Version, Record), StoreError> {
+        self.watch.update(&[self.cache.home.clone(), self.ours()]);
+        let mut found = self.read(Reading::Strict)?;
+        if found.has_stale && self.tidy(&found).is_ok() {
+            found = self.read(Reading::Strict)?;
+        }
+        if found.spot.is_none() {
+            self.explain_encrypted()?;
+        }
+        let login = found.login().cloned();
+        let record = Record::of(found.header, login);
+        Ok((found.version, record))
+    }
+
+    /// Codex can keep its login encrypted beside the cache; then the cache is empty, and yet somebody
+    /// is signed in.
+    fn explain_encrypted(&self) -> Result<(), StoreError> {
+        let path = self.cache.home.join("secrets/cli_auth.age");
+        match std::fs::symlink_metadata(&path) {
+            Ok(_) => Err(StoreError::Encrypted { place: path.display().to_string() }),
+            Err(_) => Ok(()),
+        }
     }
 
     /// What is kept now. Takes no lock, so that a home that cannot be written can still be read.
-    fn read(&self) -> Result<Found, StoreError> {
+    fn read(&self, reading: Reading) -> Result<Found, StoreError> {
         // The record first: tokens newer than their record are told by the fingerprint, a record newer
         // than its tokens could not be told from somebody else's write.
         let path = self.sidecar();
         let sidecar = file::read(&path)?;
-        let (bytes, cache, login) = self.read_cache()?;
-        let header = match &sidecar {
-            None => Header::first(login.as_ref()),
-            Some(bytes) => serde_json::from_slice::<Header>(bytes)
-                .map_err(|error| {
-                    let at = (error.line(), error.column());
-                    file::corrupt(
-                        &path,
-                        format!("it is no record (line {}, column {})", at.0, at.1),
-                    )
-                })?
-                .speaking_of(login.as_ref()),
+        let recorded: Option<Header> = match &sidecar {
+            None => None,
+            Some(bytes) => Some(serde_json::from_slice(bytes).map_err(|error| {
+                let at = (error.line(), error.column());
+                file::corrupt(&path, format!("it is no record (line {}, column {})", at.0, at.1))
+            })?),
         };
-        let version = version(sidecar.as_deref(), bytes.as_deref());
-        Ok(Found { version, header, login, bytes, cache })
+        let (file, entry) = (self.cache.look(Spot::File), self.cache.look(Spot::Entry));
+        let version = version(sidecar.as_ref().map(|it| &***it), Mark::of(&file), Mark::of(&entry));
+        let header = Header::first(None);
+        let mut found = Found { version, header, spot: None, has_stale: false, file, entry };
+        found.settle(recorded.as_ref(), reading)?;
+        found.header = match recorded {
+            None => Header::first(found.login()),
+            Some(header) => header.speaking_of(found.login()),
+        };
+        *self.found_in() = found.spot;
+        Ok(found)
     }
 
-    /// The cache and its login. Codex before 0.169 wrote the file in place, so one that makes no sense
-    /// is looked at again before it is called corrupt.
-    fn read_cache(&self) -> Result<Cache, StoreError> {
-        let path = self.auth_json();
-        let mut looks = 0;
-        loop {
-            let Some(bytes) = file::read(&path)? else { return Ok((None, None, None)) };
-            let parsed = AuthJson::parse(&bytes).and_then(|cache| {
-                let login = cache.login()?;
-                Ok((Some(cache), login))
-            });
-            match parsed {
-                Ok((cache, login)) => return Ok((Some(bytes), cache, login)),
-                Err(what) if looks == CORRUPT_LOOKS => return Err(file::corrupt(&path, what)),
-                Err(_) => looks += 1,
-            }
-            std::thread::sleep(CORRUPT_PAUSE);
+    /// Removes the older of two copies under our lock, unless somebody holds it.
+    fn tidy(&self, before: &Found) -> Result<(), StoreError> {
+        file::make_private_folder(&self.ours())?;
+        let _ours = file::lock(&self.ours().join("lock"), 0o600, Duration::ZERO)?;
+        let now = self.read(Reading::Strict)?;
+        if now.version == before.version
+            && let Some(stale) = now.spot.map(Spot::other)
+            && let Some(held) = now.held(stale)
+        {
+            self.cache.remove_stale(stale, held);
         }
+        Ok(())
     }
 
     fn swap(&self, expected: Version, record: &Record) -> Result<Cas, StoreError> {
         file::make_private_folder(&self.ours())?;
         let _ours = file::lock(&self.ours().join("lock"), 0o600, LOCK_LIMIT)?;
-        let found = self.read()?;
+        let found = self.read(Reading::Strict)?;
         if found.version != expected {
             return Ok(Cas::Conflict);
         }
-        match self.write(found, record) {
+        match self.write(&found, record) {
             Ok(Some(version)) => Ok(Cas::Done(version)),
             Ok(None) => Ok(Cas::Conflict),
-            // Part of it may be in place.
-            Err(error) if self.read().is_ok_and(|now| now.version == expected) => Err(error),
-            Err(error) => {
-                tracing::warn!(%error, "a record was written in part");
-                Ok(Cas::Unknown)
-            }
+            // Part of it may be in place; a keyring that was given up on may do it yet.
+            Err(error) => match self.read(Reading::Strict) {
+                Ok(now) if now.version == expected => Err(error),
+                _ => {
+                    tracing::warn!(%error, "a record may have been written in part");
+                    Ok(Cas::Unknown)
+                }
+            },
         }
     }
 
-    /// Writes tokens, where they changed, then the record. `None` when Codex wrote first.
-    fn write(&self, found: Found, record: &Record) -> Result<Option<Version>, StoreError> {
-        let cache = if record::same_login(found.login.as_ref(), record.login.as_ref()) {
-            found.bytes
-        } else {
-            match self.write_cache(found, record)? {
-                Written::Now(bytes) => bytes,
-                Written::NotOver => return Ok(None),
+    /// Replaces whatever is there. A keyring that cannot be read keeps nobody from signing in or out.
+    fn put(&self, login: Option<Login>, lifetime: Option<Duration>) -> Result<(), StoreError> {
+        file::make_private_folder(&self.ours())?;
+        let _ours = file::lock(&self.ours().join("lock"), 0o600, LOCK_LIMIT)?;
+        for _ in 0..PUT_TRIES {
+            let found = self.read(Reading::ToReplace)?;
+            let header = Header { lifetime, ..found.header.next_line(login.as_ref()) };
+            if self.write(&found, &Record { header, login: login.clone() })?.is_some() {
+                return Ok(());
             }
+        }
+        let place = self.cache.place(None);
+        Err(StoreError::Unavailable { place, what: "another program keeps writing it".to_owned() })
+    }
+
+    /// Writes tokens, where they changed, then the record. `None` when Codex wrote first.
+    fn write(&self, found: &Found, record: &Record) -> Result<Option<Version>, StoreError> {
+        let is_new_line = found.header.line != record.header.line;
+        let is_same = record::same_login(found.login(), record.login.as_ref());
+        let written = match &record.login {
+            _ if is_same && !is_new_line => Written::unchanged(found),
+            None => self.remove_tokens(found)?,
+            Some(login) => self.write_tokens(found, login, is_new_line)?,
         };
+        let Written::Now { mut file, mut entry, spot, remains } = written else { return Ok(None) };
+        if let Some(stale) = spot.map(Spot::other)
+            && let Some(held) = self.stale(found, record, stale)
+            && let Some(mark) = self.cache.remove_stale(stale, held)
+        {
+            match stale {
+                Spot::File => file = mark,
+                Spot::Entry => entry = mark,
+            }
+        }
         let path = self.sidecar();
         let sidecar = serde_json::to_vec_pretty(&record.header)
             .map_err(|error| file::corrupt(&path, error.to_string()))?;
         file::replace(&path, ".record-", &sidecar)?;
-        Ok(Some(version(Some(&sidecar), cache.as_deref())))
+        *self.found_in() = spot;
+        match remains {
+            Some(error) => Err(error),
+            None => Ok(Some(version(Some(&sidecar), file, entry))),
+        }
     }
 
-    fn write_cache(&self, found: Found, record: &Record) -> Result<Written, StoreError> {
-        let path = self.auth_json();
-        let _first = file::lock(&self.home.join("auth.lock"), 0o666, LOCK_LIMIT)?;
-        let _second = file::lock(&self.home.join("auth.json.lock"), 0o600, CODEX_LOCK_LIMIT)?;
-        if file::read(&path)? != found.bytes {
+    /// What another place than the one written holds, if it is certainly older.
+    fn stale<'a>(&self, found: &'a Found, record: &Record, other: Spot) -> Option<&'a Held> {
+        let held = found.held(other)?;
+        let (old, new) = (held.login.as_ref()?, record.login.as_ref()?);
+        let choice = match other {
+            Spot::File => choose(Some(&record.header), old, new),
+            Spot::Entry => choose(Some(&record.header), new, old),
+        };
+        let is_new_line = found.header.line != record.header.line;
+        let is_older = is_new_line || (choice.spot != other && choice.is_certain);
+        is_older.then_some(held)
+    }
+
+    /// Writes the tokens where they were read; those of a new login into the keyring where that is
+    /// wanted and works.
+    fn write_tokens(
+        &self,
+        found: &Found,
+        login: &Login,
+        is_new_line: bool,
+    ) -> Result<Written, StoreError> {
+        let spot = match (self.cache.uses(Spot::Entry), self.cache.uses(Spot::File)) {
+            (false, _) => Spot::File,
+            (true, false) => Spot::Entry,
+            (true, true) => found.spot.filter(|_| !is_new_line).unwrap_or(Spot::Entry),
+        };
+        let written = self.write_into(spot, found, login, is_new_line);
+        match written {
+            Err(error) if spot == Spot::Entry && is_new_line && self.cache.uses(Spot::File) => {
+                tracing::warn!(%error, "a login goes into a file: the keyring cannot keep it");
+                self.write_into(Spot::File, found, login, is_new_line)
+            }
+            written => written,
+        }
+    }
+
+    fn write_into(
+        &self,
+        spot: Spot,
+        found: &Found,
+        login: &Login,
+        is_new_line: bool,
+    ) -> Result<Written, StoreError> {
+        let _locks = self.cache.lock(spot)?;
+        if self.was_changed(found, spot)? {
             return Ok(Written::NotOver);
         }
-        let same_line = found.header.line == record.header.line;
-        let cache = match (&record.login, found.cache) {
-            (None, _) => return file::remove(&path).map(|()| Written::Now(None)),
-            (Some(Login::ChatGpt(set)), Some(old)) if same_line => Some(old.with_tokens(set)),
-            (Some(login), _) => AuthJson::of(login),
+        if spot == Spot::File && found.file.is_err() {
+            let what = "what is in it makes no sense".to_owned();
+            return Err(file::corrupt(&self.cache.auth_json(), what));
+        }
+        let held = found.held(spot);
+        let members = match (login, held) {
+            (Login::ChatGpt(set), Some(held)) if !is_new_line => {
+                Some(held.members.with_tokens(set))
+            }
+            _ => AuthJson::of(login),
         };
-        let bytes = cache
-            .ok_or_else(|| "a login of this kind is not ours to write".to_owned())
-            .and_then(|cache| cache.to_bytes().map_err(|error| error.to_string()))
-            .map_err(|what| StoreError::Denied { place: path.display().to_string(), what })?;
-        file::replace(&path, ".auth-", &bytes)?;
-        Ok(Written::Now(Some(bytes)))
+        let members = members.ok_or_else(|| StoreError::Denied {
+            place: self.cache.place(Some(spot)),
+            what: "a login of this kind is not ours to write".to_owned(),
+        })?;
+        let (mut file, mut entry) = (Mark::of(&found.file), Mark::of(&found.entry));
+        match spot {
+            Spot::File => file = self.cache.set(spot, &members)?,
+            Spot::Entry => entry = self.cache.set(spot, &members)?,
+        }
+        // As Codex does.
+        if !self.cache.uses(Spot::File)
+            && let Err(error) = self.cache.remove_file()
+        {
+            tracing::warn!(%error, "a login is in the keyring, and an old file still there");
+        }
+        Ok(Written::Now { file, entry, spot: Some(spot), remains: None })
     }
 
-    /// Watches the folders that exist, once somebody wants to hear of changes. Called at every read:
-    /// folders come and go.
-    fn watch(&self) {
-        let mut watched = self.watched();
-        if !watched.wanted {
-            return;
+    /// Removes the tokens from both places. A keyring that cannot be reached keeps its entry, which the
+    /// caller must hear of.
+    fn remove_tokens(&self, found: &Found) -> Result<Written, StoreError> {
+        if self.was_changed(found, Spot::Entry).unwrap_or(false) {
+            return Ok(Written::NotOver);
         }
-        if let Err(error) = watched.update(&[self.home.clone(), self.ours()], &self.changes) {
-            tracing::debug!(%error, "changes of a Codex home are looked for, not heard of");
-            watched.wanted = false;
+        let locks = self.cache.lock(Spot::File)?;
+        if self.was_changed(found, Spot::File)? {
+            return Ok(Written::NotOver);
         }
+        file::remove(&self.cache.auth_json())?;
+        drop(locks);
+        let deleted = match self.cache.uses(Spot::Entry) {
+            true => self.cache.delete_entry(),
+            false => Ok(()),
+        };
+        let place = || self.cache.entry().to_string();
+        let remains = deleted
+            .err()
+            .map(|error| StoreError::Remains { place: place(), what: error.to_string() });
+        let entry = if remains.is_some() { Mark::Unreadable } else { Mark::Nothing };
+        Ok(Written::Now { file: Mark::Nothing, entry, spot: None, remains })
     }
 
-    fn watched(&self) -> std::sync::MutexGuard<'_, Watched> {
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether a place holds something else than what was read there.
+    fn was_changed(&self, found: &Found, spot: Spot) -> Result<bool, StoreError> {
+        match found.look(spot) {
+            Ok(held) if self.cache.uses(spot) => {
+                Ok(self.cache.bytes(spot)?.as_ref() != held.as_ref().map(|held| &held.bytes))
+            }
+            _ => Ok(false),
+        }
     }
 }
 
-/// How writing the cache under Codex's locks ended.
+/// How writing the tokens ended.
 enum Written {
-    /// These bytes are in place; none when the cache was removed.
-    Now(Option<Zeroizing<Vec<u8>>>),
-    /// Codex wrote since it was read; its bytes stay.
+    /// This is what the places hold now, and where the login is. `remains`: why it is still somewhere.
+    Now { file: Mark, entry: Mark, spot: Option<Spot>, remains: Option<StoreError> },
+    /// Codex wrote since they were read; its tokens stay.
     NotOver,
 }
 
-type Cache = (Option<Zeroizing<Vec<u8>>>, Option<AuthJson>, Option<Login>);
-
-fn version(sidecar: Option<&Vec<u8>>, cache: Option<&Vec<u8>>) -> Version {
-    let part =
-        |bytes: Option<&Vec<u8>>| bytes.map_or(String::new(), |it| Fingerprint::of(it).to_hex());
-    Version(Fingerprint::of(format!("{}/{}", part(sidecar), part(cache)).as_bytes()))
-}
-
-/// Which folders are watched, as they were then.
-#[derive(Default)]
-struct Watched {
-    wanted: bool,
-    watcher: Option<RecommendedWatcher>,
-    folders: Vec<(PathBuf, u64)>,
-}
-
-impl Watched {
-    fn update(&mut self, folders: &[PathBuf], changes: &watch::Sender<u64>) -> notify::Result<()> {
-        for folder in folders {
-            let Ok(about) = std::fs::metadata(folder) else { continue };
-            let now = (folder.clone(), about.ino());
-            if self.folders.contains(&now) {
-                continue;
-            }
-            let watcher = match &mut self.watcher {
-                Some(watcher) => watcher,
-                none => none.insert(watcher(changes.clone())?),
-            };
-            // The watch of a folder that was there before under the same name, if any.
-            drop(watcher.unwatch(folder));
-            watcher.watch(folder, RecursiveMode::NonRecursive)?;
-            self.folders.retain(|(known, _)| known != folder);
-            self.folders.push(now);
-        }
-        Ok(())
+impl Written {
+    fn unchanged(found: &Found) -> Self {
+        let (file, entry) = (Mark::of(&found.file), Mark::of(&found.entry));
+        Self::Now { file, entry, spot: found.spot, remains: None }
     }
 }
 
-fn watcher(changes: watch::Sender<u64>) -> notify::Result<RecommendedWatcher> {
-    notify::recommended_watcher(move |event: notify::Result<Event>| {
-        if event.is_ok_and(|event| concerns_us(&event)) {
-            changes.send_modify(|count| *count += 1);
-        }
-    })
+/// Whether something that we keep is in that file.
+fn concerns_us(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    let within_ours = path.parent().and_then(Path::file_name).is_some_and(|it| it == ".valetkey");
+    let record = within_ours && path.extension().is_some_and(|extension| extension == "json");
+    name == "auth.json" || name == ".valetkey" || record
 }
 
-/// Whether something may have changed that we keep; our own reading of it is no change.
-fn concerns_us(event: &Event) -> bool {
-    let ours = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default();
-        let within_ours =
-            path.parent().and_then(Path::file_name).is_some_and(|it| it == ".valetkey");
-        let record = within_ours && path.extension().is_some_and(|extension| extension == "json");
-        name == "auth.json" || name == ".valetkey" || record
-    };
-    event.need_rescan() || (!event.kind.is_access() && event.paths.iter().any(ours))
-}
-
-/// Our own lock is held for one read and two writes; Codex's `auth.lock` for about the same.
+/// Our own lock is held for a few reads and writes, each of which may wait for a keyring.
 const LOCK_LIMIT: Duration = Duration::from_secs(10);
 
-/// Codex does not wait for `auth.json.lock` at all.
-const CODEX_LOCK_LIMIT: Duration = Duration::from_secs(2);
-
-/// A cache that makes no sense is looked at again this often, so far apart.
-const CORRUPT_LOOKS: u32 = 5;
-const CORRUPT_PAUSE: Duration = Duration::from_millis(20);
+/// How often a write gives way to Codex's before it gives up.
+const PUT_TRIES: u32 = 5;

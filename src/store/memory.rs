@@ -60,6 +60,10 @@ impl RecordStore for MemoryStore {
         self.changes.subscribe()
     }
 
+    fn place(&self) -> String {
+        "memory".to_owned()
+    }
+
     fn durability(&self) -> BoxFuture<'_, Result<Durability, StoreError>> {
         ready(Ok(Durability::Process)).boxed()
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use crate::credential::{Login, TokenSet};
+use crate::credential::{Account, Login, TokenSet};
 use crate::secret::{Fingerprint, Secret};
 
 /// Which state of a record was read: SHA-256 over everything that is kept of it.
@@ -46,6 +46,9 @@ pub struct Header {
     /// Fingerprint of the account id, where the login has one.
     #[serde(with = "hex")]
     pub account: Option<Fingerprint>,
+    /// Whom a personal access token speaks for, as the issuer said. No secret, and of use to every process.
+    #[serde(default)]
+    pub speaks_for: Option<Account>,
     /// How long the access token lived when it was received, where one of us received it.
     pub lifetime: Option<Duration>,
     /// Attempts of this generation that brought nothing.
@@ -74,6 +77,16 @@ pub enum Phase {
     Dead(String),
 }
 
+impl Record {
+    /// The record of a login that a place holds. What only the record knows of it is filled in.
+    pub(super) fn of(header: Header, mut login: Option<Login>) -> Self {
+        if let Some(Login::Personal(personal)) = &mut login {
+            personal.account.clone_from(&header.speaks_for);
+        }
+        Self { header, login }
+    }
+}
+
 impl Header {
     /// The header of a login that nobody has recorded yet.
     pub(super) fn first(login: Option<&Login>) -> Self {
@@ -86,6 +99,7 @@ impl Header {
             refresh: login.map(fingerprint),
             previous: None,
             account: login.and_then(account),
+            speaks_for: login.and_then(spoken_for),
             lifetime: None,
             attempts: 0,
             retry_at: None,
@@ -123,10 +137,12 @@ impl Header {
     }
 }
 
-fn fingerprint(login: &Login) -> Fingerprint {
+/// By what a record knows a login: its refresh token where it has one.
+pub(super) fn fingerprint(login: &Login) -> Fingerprint {
     match login {
         Login::ApiKey(key) => key.fingerprint(),
-        Login::ChatGpt(tokens) => tokens.fingerprint(),
+        Login::ChatGpt(tokens) | Login::OAuth(tokens) => tokens.fingerprint(),
+        Login::Personal(personal) => personal.token.fingerprint(),
         Login::Unsupported(what) => Fingerprint::of(what.as_bytes()),
     }
 }
@@ -134,7 +150,14 @@ fn fingerprint(login: &Login) -> Fingerprint {
 fn account(login: &Login) -> Option<Fingerprint> {
     match login {
         Login::ChatGpt(tokens) => tokens.account().id.map(|id| Fingerprint::of(id.as_bytes())),
-        Login::ApiKey(_) | Login::Unsupported(_) => None,
+        Login::ApiKey(_) | Login::OAuth(_) | Login::Personal(_) | Login::Unsupported(_) => None,
+    }
+}
+
+fn spoken_for(login: &Login) -> Option<Account> {
+    match login {
+        Login::Personal(personal) => personal.account.clone(),
+        _ => None,
     }
 }
 
@@ -145,7 +168,11 @@ pub(super) fn same_login(one: Option<&Login>, other: Option<&Login>) -> bool {
         (Some(Login::ApiKey(one)), Some(Login::ApiKey(other))) => {
             one.fingerprint() == other.fingerprint()
         }
-        (Some(Login::ChatGpt(one)), Some(Login::ChatGpt(other))) => {
+        (Some(Login::Personal(one)), Some(Login::Personal(other))) => {
+            one.token.fingerprint() == other.token.fingerprint()
+        }
+        (Some(Login::ChatGpt(one)), Some(Login::ChatGpt(other)))
+        | (Some(Login::OAuth(one)), Some(Login::OAuth(other))) => {
             let tokens = |set: &TokenSet| {
                 let of = |secret: &Option<Secret>| secret.as_ref().map(Secret::fingerprint);
                 (set.access.fingerprint(), of(&set.refresh), of(&set.id), set.last_refresh)
@@ -180,12 +207,12 @@ mod hex {
 }
 
 /// Moments as RFC 3339 text.
-mod moment {
+pub(super) mod moment {
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
     use time::OffsetDateTime;
     use time::format_description::well_known::Rfc3339;
 
-    pub(super) fn serialize<S: Serializer>(
+    pub(in crate::store) fn serialize<S: Serializer>(
         value: &Option<OffsetDateTime>,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
@@ -193,7 +220,7 @@ mod moment {
         text.map_err(ser::Error::custom)?.serialize(serializer)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+    pub(in crate::store) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Option<OffsetDateTime>, D::Error> {
         let read = |text: String| OffsetDateTime::parse(&text, &Rfc3339).map_err(de::Error::custom);

@@ -1,13 +1,13 @@
 //! Reads and changes the cache that Codex owns, `auth.json`, and keeps what it does not know.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::credential::{Login, TokenSet};
+use crate::credential::{Login, PersonalToken, TokenSet};
 use crate::secret::Secret;
 
 /// The members of a cache, in their order. Wiped on drop.
@@ -51,7 +51,10 @@ impl AuthJson {
         match mode {
             API_KEY => Ok(secret(&self.0, "OPENAI_API_KEY")?.map(Login::ApiKey)),
             CHATGPT | "chatgptAuthTokens" => Ok(self.tokens()?.map(Login::ChatGpt)),
-            "personalAccessToken" => Ok(unsupported("a personal access token")),
+            "personalAccessToken" => {
+                let personal = |token| Login::Personal(PersonalToken { token, account: None });
+                Ok(secret(&self.0, "personal_access_token")?.map(personal))
+            }
             "agentIdentity" => Ok(unsupported("an agent identity")),
             "bedrockApiKey" | "bedrockAccessKeys" => Ok(unsupported("an Amazon Bedrock key")),
             _ => Ok(unsupported("a login of an unknown kind")),
@@ -80,13 +83,14 @@ impl AuthJson {
     }
 
     /// This cache with a newer token set of the login that it holds. Everything else stays.
-    pub(super) fn with_tokens(mut self, set: &TokenSet) -> Self {
-        let tokens = self.0.entry("tokens").or_insert_with(|| Value::Object(Map::new()));
+    pub(super) fn with_tokens(&self, set: &TokenSet) -> Self {
+        let mut members = self.0.clone();
+        let tokens = members.entry("tokens").or_insert_with(|| Value::Object(Map::new()));
         if let Value::Object(tokens) = tokens {
             fill(tokens, set);
         }
-        put(&mut self.0, "last_refresh", written(set.last_refresh));
-        self
+        put(&mut members, "last_refresh", written(set.last_refresh));
+        Self(members)
     }
 
     /// A cache with another login, as Codex writes it: nothing of an earlier one stays. `None` for a
@@ -103,15 +107,28 @@ impl AuthJson {
                 put(&mut members, "OPENAI_API_KEY", Some(Value::Null));
                 let mut tokens = Map::new();
                 fill(&mut tokens, set);
+                put(&mut tokens, "oauth_provenance", Some(provenance()));
                 put(&mut members, "tokens", Some(Value::Object(tokens)));
                 put(&mut members, "last_refresh", written(set.last_refresh));
             }
-            Login::Unsupported(_) => return None,
+            // Without a mode, as Codex has it.
+            Login::Personal(PersonalToken { token, .. }) => {
+                put(&mut members, "OPENAI_API_KEY", Some(Value::Null));
+                put(&mut members, "personal_access_token", Some(token.expose().into()));
+            }
+            Login::OAuth(_) | Login::Unsupported(_) => return None,
         }
         Some(Self(members))
     }
 
-    /// The bytes of the cache as Codex writes them: two spaces of indent, no newline at the end.
+    /// The bytes of the cache as Codex writes them into the keyring: without a space.
+    pub(super) fn to_compact_bytes(&self) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
+        let mut bytes = Zeroizing::new(Vec::with_capacity(ROOM));
+        serde_json::to_writer(&mut *bytes, &self.0)?;
+        Ok(bytes)
+    }
+
+    /// The bytes of the cache as Codex writes them into the file: two spaces of indent, no newline at the end.
     pub(super) fn to_bytes(&self) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
         let mut bytes = Zeroizing::new(Vec::with_capacity(ROOM));
         serde_json::to_writer_pretty(&mut *bytes, &self.0)?;
@@ -174,6 +191,11 @@ fn secret(members: &Map<String, Value>, name: &str) -> Result<Option<Secret>, St
     Ok(text(members, name)?.map(Secret::new))
 }
 
+/// Where a ChatGPT login comes from, as Codex 0.169 notes it.
+fn provenance() -> Value {
+    json!({ "issuer": "https://auth.openai.com", "client_id": "app_EMoamEEZ73f0CkXaXp7hrann" })
+}
+
 const API_KEY: &str = "apikey";
 const CHATGPT: &str = "chatgpt";
 
@@ -198,6 +220,8 @@ mod tests {
             None => "none".to_owned(),
             Some(Login::ApiKey(key)) => format!("key {}", key.expose()),
             Some(Login::Unsupported(what)) => what,
+            Some(Login::Personal(personal)) => format!("personal {}", personal.token.expose()),
+            Some(Login::OAuth(_)) => unreachable!("no cache of Codex holds one"),
             Some(Login::ChatGpt(set)) => {
                 let or = |secret: &Option<Secret>| {
                     secret.as_ref().map_or("-", Secret::expose).to_owned()
@@ -232,8 +256,8 @@ mod tests {
             (r#"{"auth_mode":"chatgptAuthTokens",SET}"#, READ),
             (r#"{"tokens":{"access_token":"a","refresh_token":""}}"#, "a - -  0"),
             (r#"{"tokens":{"access_token":"a"},"last_refresh":"soon"}"#, "a - -  0"),
-            (r#"{"personal_access_token":"at-1",SET}"#, "a personal access token"),
-            (r#"{"auth_mode":"personalAccessToken"}"#, "a personal access token"),
+            (r#"{"personal_access_token":"at-1",SET}"#, "personal at-1"),
+            (r#"{"auth_mode":"personalAccessToken"}"#, "none"),
             (r#"{"agent_identity":{"x":1}}"#, "an agent identity"),
             (r#"{"auth_mode":"agentIdentity"}"#, "an agent identity"),
             (r#"{"auth_mode":"bedrockApiKey"}"#, "an Amazon Bedrock key"),

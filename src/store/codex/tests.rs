@@ -1,19 +1,25 @@
 //! The promises of a login in a Codex home, on real files.
 
+use std::os::unix::fs::MetadataExt as _;
+
 use super::super::{Phase, put_login};
 use super::*;
 use crate::credential::TokenSet;
-use crate::secret::Secret;
+use crate::secret::{Fingerprint, Secret};
 
-struct Home {
+struct Scene {
     folder: tempfile::TempDir,
     store: CodexStore,
 }
 
-impl Home {
+fn file_store(home: &Path) -> CodexStore {
+    CodexStore::new(home.to_owned(), Keep::File, Keyring::system(), Tasks::new())
+}
+
+impl Scene {
     fn new(auth_json: Option<&str>) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let store = CodexStore::new(folder.path().to_owned(), Tasks::new());
+        let store = file_store(folder.path());
         let home = Self { folder, store };
         if let Some(text) = auth_json {
             home.write(text);
@@ -75,7 +81,7 @@ fn rotated(record: &Record, refresh: &str) -> Record {
 async fn a_missing_home_holds_no_login_and_is_made_for_one() {
     let folder = tempfile::tempdir().unwrap();
     let home = folder.path().join("no/such");
-    let store = CodexStore::new(home.clone(), Tasks::new());
+    let store = file_store(&home);
     let (_, record) = store.get().await.unwrap();
     assert!(record.login.is_none());
     assert!(!home.exists());
@@ -94,7 +100,7 @@ async fn a_missing_home_holds_no_login_and_is_made_for_one() {
 
 #[tokio::test]
 async fn names_the_record_as_the_keyring_entry() {
-    let home = Home::new(Some(&cache("r1", "x")));
+    let home = Scene::new(Some(&cache("r1", "x")));
     home.mark(Phase::Claimed).await;
     let canonical = std::fs::canonicalize(home.folder.path()).unwrap();
     let hash = Fingerprint::of(canonical.to_str().unwrap().as_bytes()).to_hex();
@@ -106,7 +112,7 @@ async fn names_the_record_as_the_keyring_entry() {
 
 #[tokio::test]
 async fn rotates_and_keeps_what_is_unknown() {
-    let home = Home::new(Some(&cache("r1", "x")));
+    let home = Scene::new(Some(&cache("r1", "x")));
     let before = home.text();
     let (version, record) = home.mark(Phase::Posting).await;
     assert_eq!(home.text(), before, "a phase does not touch the cache");
@@ -127,7 +133,7 @@ async fn rotates_and_keeps_what_is_unknown() {
 
 #[tokio::test]
 async fn tells_who_wrote_the_cache() {
-    let home = Home::new(Some(&cache("r1", "x")));
+    let home = Scene::new(Some(&cache("r1", "x")));
     home.mark(Phase::Posting).await;
     let key = r#"{"OPENAI_API_KEY":"k"}"#;
     let steps: [(&str, u64, u64, Phase); 4] = [
@@ -150,7 +156,7 @@ async fn tells_who_wrote_the_cache() {
 
 #[tokio::test]
 async fn a_write_between_read_and_swap_is_a_conflict() {
-    let home = Home::new(Some(&cache("r1", "x")));
+    let home = Scene::new(Some(&cache("r1", "x")));
     let (version, record) = home.get().await;
     home.write(&cache("r9", "x"));
     assert_eq!(home.cas(version, &rotated(&record, "r2")).await, Cas::Conflict);
@@ -159,10 +165,10 @@ async fn a_write_between_read_and_swap_is_a_conflict() {
 
 #[tokio::test]
 async fn of_many_that_swap_one_wins() {
-    let home = Home::new(Some(&cache("r1", "x")));
+    let home = Scene::new(Some(&cache("r1", "x")));
     let (version, record) = home.get().await;
     let swaps = (0..16).map(|n| {
-        let store = CodexStore::new(home.folder.path().to_owned(), Tasks::new());
+        let store = file_store(home.folder.path());
         let next = rotated(&record, &format!("r-{n}"));
         async move { store.cas(version, next).await.unwrap() }
     });
@@ -174,10 +180,10 @@ async fn of_many_that_swap_one_wins() {
 #[tokio::test]
 async fn of_many_that_claim_one_wins() {
     for _ in 0..5 {
-        let home = Home::new(Some(&cache("r1", "x")));
+        let home = Scene::new(Some(&cache("r1", "x")));
         let (version, record) = home.get().await;
         let claims = (0..16).map(|n| {
-            let store = CodexStore::new(home.folder.path().to_owned(), Tasks::new());
+            let store = file_store(home.folder.path());
             let mut next = record.clone();
             (next.header.phase, next.header.epoch) = (Phase::Claimed, n);
             async move { store.cas(version, next).await.unwrap() }
@@ -190,7 +196,7 @@ async fn of_many_that_claim_one_wins() {
 
 #[tokio::test]
 async fn does_not_go_over_what_codex_writes_meanwhile() {
-    let home = Home::new(Some(&cache("r1", "x")));
+    let home = Scene::new(Some(&cache("r1", "x")));
     let (version, record) = home.get().await;
     let codex = file::lock(&home.path("auth.json.lock"), 0o600, Duration::ZERO).unwrap();
     let write = async {
@@ -206,7 +212,7 @@ async fn does_not_go_over_what_codex_writes_meanwhile() {
 
 #[tokio::test]
 async fn waits_for_codex_but_not_for_ever() {
-    let home = Home::new(Some(&cache("r1", "x")));
+    let home = Scene::new(Some(&cache("r1", "x")));
     let (version, record) = home.get().await;
     let held = file::lock(&home.path("auth.json.lock"), 0o600, Duration::ZERO).unwrap();
     let swap = home.cas(version, &record);
@@ -224,7 +230,7 @@ async fn waits_for_codex_but_not_for_ever() {
 
 #[tokio::test]
 async fn leaves_a_broken_cache_alone() {
-    let home = Home::new(Some(r#"{"tokens": {"access_token": "a-sec"#));
+    let home = Scene::new(Some(r#"{"tokens": {"access_token": "a-sec"#));
     let before = home.text();
     let error = home.store.get().await.unwrap_err();
     assert!(matches!(error, StoreError::Corrupt { .. }));
@@ -239,7 +245,7 @@ async fn leaves_a_broken_cache_alone() {
 
 #[tokio::test]
 async fn never_reads_half_a_file() {
-    let home = Home::new(Some(&cache("r1", "x")));
+    let home = Scene::new(Some(&cache("r1", "x")));
     for _ in 0..20 {
         let (path, whole) = (home.path("auth.json"), cache("r2", "x"));
         let writer = std::thread::spawn(move || {
@@ -259,7 +265,7 @@ async fn never_reads_half_a_file() {
 
 #[tokio::test]
 async fn a_logout_removes_the_cache_and_a_login_replaces_it() {
-    let home = Home::new(Some(&cache("r1", "x")));
+    let home = Scene::new(Some(&cache("r1", "x")));
     home.mark(Phase::Unknown).await;
     put_login(&home.store, None).await.unwrap();
     assert!(!home.path("auth.json").exists());
@@ -275,7 +281,7 @@ async fn a_logout_removes_the_cache_and_a_login_replaces_it() {
 async fn hears_of_changes_also_in_a_home_made_later() {
     let folder = tempfile::tempdir().unwrap();
     let home = folder.path().join("later");
-    let store = CodexStore::new(home.clone(), Tasks::new());
+    let store = file_store(&home);
     let mut changes = store.changes();
     store.get().await.unwrap();
     std::fs::create_dir(&home).unwrap();

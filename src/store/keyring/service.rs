@@ -1,0 +1,110 @@
+//! The keyring of a Linux desktop: the Secret Service on the session bus, asked so that it opens no dialogue.
+
+use std::collections::HashMap;
+
+use secret_service::blocking::{Item, SecretService};
+use secret_service::{EncryptionType, Error};
+use zeroize::Zeroizing;
+
+use super::{Entry, Ring, RingError};
+
+/// The Secret Service of this user's session. Each question has a connection of its own, so that one
+/// which comes later than we do is found.
+///
+/// The entries are those that the `keyring` crate of Codex (3.6) finds and writes. That crate unlocks what
+/// is locked, which opens a dialogue and waits for it; here a lock is an answer.
+pub(super) struct System;
+
+impl Ring for System {
+    fn get(&self, entry: &Entry) -> Result<Option<Zeroizing<Vec<u8>>>, RingError> {
+        let service = connect()?;
+        match items(&service, entry)?.as_slice() {
+            [] => Ok(None),
+            [item] => Ok(Some(Zeroizing::new(item.get_secret().map_err(refused)?))),
+            [_, ..] => Err(RingError::Failed(AMBIGUOUS.to_owned())),
+        }
+    }
+
+    fn set(&self, entry: &Entry, value: &[u8]) -> Result<(), RingError> {
+        let service = connect()?;
+        match items(&service, entry)?.as_slice() {
+            [] => create(&service, entry, value),
+            [item] => item.set_secret(value, CONTENT_TYPE).map_err(refused),
+            [_, ..] => Err(RingError::Failed(AMBIGUOUS.to_owned())),
+        }
+    }
+
+    fn delete(&self, entry: &Entry) -> Result<(), RingError> {
+        let service = connect()?;
+        items(&service, entry)?.iter().try_for_each(|item| item.delete().map_err(refused))
+    }
+}
+
+/// Connects to the bus and to the service on it.
+fn connect() -> Result<SecretService<'static>, RingError> {
+    SecretService::connect(EncryptionType::Dh).map_err(|error| match error {
+        Error::Unavailable => RingError::Absent(error.to_string()),
+        // The bus is a file that nobody listens on, or nobody on it offers the service.
+        _ if ABSENT.iter().any(|sign| error.to_string().contains(sign)) => {
+            RingError::Absent(format!("{}: {error}", Error::Unavailable))
+        }
+        _ => RingError::Failed(error.to_string()),
+    })
+}
+
+/// The items of an entry, all of them unlocked: those made for the default target, else those of
+/// older programs that knew no targets.
+fn items<'a>(service: &'a SecretService<'_>, entry: &Entry) -> Result<Vec<Item<'a>>, RingError> {
+    let wanted = HashMap::from([("service", &*entry.service), ("username", &*entry.account)]);
+    let found = service.search_items(wanted).map_err(refused)?;
+    if !found.locked.is_empty() {
+        return Err(RingError::Locked);
+    }
+    let (mut current, mut old) = (Vec::new(), Vec::new());
+    for item in found.unlocked {
+        match item.get_attributes().map_err(refused)?.get("target").map(String::as_str) {
+            Some(TARGET) => current.push(item),
+            None => old.push(item),
+            Some(_) => {}
+        }
+    }
+    Ok(if current.is_empty() { old } else { current })
+}
+
+fn create(service: &SecretService<'_>, entry: &Entry, value: &[u8]) -> Result<(), RingError> {
+    let collection = service.get_default_collection().map_err(refused)?;
+    collection.ensure_unlocked().map_err(refused)?;
+    let label = format!("{}: {}", entry.service, entry.account);
+    let attributes = HashMap::from([
+        ("service", &*entry.service),
+        ("username", &*entry.account),
+        ("target", TARGET),
+        ("application", APPLICATION),
+    ]);
+    collection.create_item(&label, attributes, value, true, CONTENT_TYPE).map_err(refused)?;
+    Ok(())
+}
+
+fn refused(error: Error) -> RingError {
+    match error {
+        // A prompt is asked for only where something is locked, and nobody answers it.
+        Error::Locked | Error::Prompt | Error::PromptDisconnected => RingError::Locked,
+        Error::NoResult => RingError::Absent("the keyring has no default collection".to_owned()),
+        // A collection may be locked between two questions.
+        _ if error.to_string().contains("IsLocked") => RingError::Locked,
+        _ => RingError::Failed(error.to_string()),
+    }
+}
+
+/// What the same crate writes into the entries that Codex makes, and looks for in them.
+const TARGET: &str = "default";
+const APPLICATION: &str = "rust-keyring";
+
+/// Both Codex's values and ours are text.
+const CONTENT_TYPE: &str = "text/plain";
+
+/// What errors say when there is no bus, or no such service on it.
+const ABSENT: [&str; 5] =
+    ["I/O error", "Failed to connect", "ServiceUnknown", "NameHasNoOwner", "Spawn"];
+
+const AMBIGUOUS: &str = "there is more than one such entry";
