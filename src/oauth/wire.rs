@@ -10,8 +10,8 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::{Answer, Reason};
-use crate::credential::TokenSet;
 use crate::credential::claims::Claims;
+use crate::credential::{Account, TokenSet};
 use crate::secret::Secret;
 
 /// The body of a refresh request: JSON, with Codex's members in Codex's order. Wiped on drop.
@@ -29,6 +29,123 @@ pub fn refresh_request(client_id: &str, reason: Reason, token: &Secret) -> Bytes
         refresh_reason: reason.as_str(),
         refresh_token: token.expose(),
     })
+}
+
+/// The body of a revocation as Codex sends it: JSON; without a refresh token no client id. Wiped on drop.
+pub(super) fn revoke_request(token: &Secret, hint: &str, client_id: Option<&str>) -> Bytes {
+    #[derive(Serialize)]
+    struct Request<'a> {
+        token: &'a str,
+        token_type_hint: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        client_id: Option<&'a str>,
+    }
+    wiped_json(&Request { token: token.expose(), token_type_hint: hint, client_id })
+}
+
+/// The body of a request for a device code as Codex sends it.
+pub(super) fn user_code_request(client_id: &str) -> Bytes {
+    #[derive(Serialize)]
+    struct Request<'a> {
+        client_id: &'a str,
+    }
+    wiped_json(&Request { client_id })
+}
+
+/// The body of the question whether a device code was entered, as Codex sends it. Wiped on drop.
+pub(super) fn device_token_request(id: &Secret, user_code: &str) -> Bytes {
+    #[derive(Serialize)]
+    struct Request<'a> {
+        device_auth_id: &'a str,
+        user_code: &'a str,
+    }
+    wiped_json(&Request { device_auth_id: id.expose(), user_code })
+}
+
+/// What Codex's issuer hands out for a device: the id, the code and how often to ask (a number, also as a
+/// text). `None` for anything else.
+pub(super) fn parse_user_code(body: &[u8]) -> Option<(Secret, String, Option<Duration>)> {
+    #[derive(Deserialize)]
+    struct Response {
+        device_auth_id: String,
+        #[serde(alias = "usercode")]
+        user_code: String,
+        interval: Option<Value>,
+    }
+    let response: Response = serde_json::from_slice(body).ok()?;
+    let interval = response.interval.as_ref().and_then(lifetime);
+    Some((Secret::new(response.device_auth_id), shown(&response.user_code, 64)?, interval))
+}
+
+/// What Codex's issuer answers once a device code was entered: the code and the verifier that it made.
+pub(super) fn parse_device_grant(body: &[u8]) -> Option<(Secret, Secret)> {
+    #[derive(Deserialize)]
+    struct Response {
+        authorization_code: String,
+        code_verifier: String,
+    }
+    let response: Response = serde_json::from_slice(body).ok()?;
+    Some((Secret::new(response.authorization_code), Secret::new(response.code_verifier)))
+}
+
+/// What an issuer hands out for a device (RFC 8628 section 3.2).
+#[derive(Debug)]
+pub(super) struct DeviceAnswer {
+    pub(super) device_code: Secret,
+    pub(super) user_code: String,
+    pub(super) verification_uri: String,
+    pub(super) verification_uri_complete: Option<String>,
+    pub(super) expires_in: Option<Duration>,
+    pub(super) interval: Option<Duration>,
+}
+
+/// Reads such an answer; `None` for anything else. Only `https` pages are shown to people.
+pub(super) fn parse_device_answer(body: &[u8]) -> Option<DeviceAnswer> {
+    #[derive(Deserialize)]
+    struct Response {
+        device_code: String,
+        user_code: String,
+        #[serde(alias = "verification_url")]
+        verification_uri: String,
+        verification_uri_complete: Option<String>,
+        expires_in: Option<Value>,
+        interval: Option<Value>,
+    }
+    let response: Response = serde_json::from_slice(body).ok()?;
+    let page = |url: &String| shown(url, 512).filter(|url| url.starts_with("https://"));
+    Some(DeviceAnswer {
+        device_code: Secret::new(response.device_code),
+        user_code: shown(&response.user_code, 64)?,
+        verification_uri: page(&response.verification_uri)?,
+        verification_uri_complete: response.verification_uri_complete.as_ref().and_then(page),
+        expires_in: response.expires_in.as_ref().and_then(lifetime),
+        interval: response.interval.as_ref().and_then(lifetime),
+    })
+}
+
+/// Whom a personal access token speaks for; `None` for an answer that does not say.
+pub(super) fn parse_whoami(body: &[u8]) -> Option<Account> {
+    #[derive(Deserialize)]
+    struct Response {
+        email: Option<String>,
+        chatgpt_account_id: String,
+        chatgpt_plan_type: Option<String>,
+        #[serde(default)]
+        chatgpt_account_is_fedramp: bool,
+    }
+    let response: Response = serde_json::from_slice(body).ok()?;
+    Some(Account {
+        id: Some(response.chatgpt_account_id).filter(|id| !id.is_empty()),
+        email: response.email,
+        plan: response.chatgpt_plan_type,
+        fedramp: response.chatgpt_account_is_fedramp,
+    })
+}
+
+/// A text of an issuer as it may be shown on a terminal: printable, not empty, not too long.
+fn shown(text: &str, limit: usize) -> Option<String> {
+    let fits = |text: &&str| !text.is_empty() && text.len() <= limit;
+    Some(text).filter(fits).filter(|text| !text.chars().any(char::is_control)).map(str::to_owned)
 }
 
 /// The answer that a client gets which shares this login and refreshes by itself: the set as it is
@@ -119,6 +236,14 @@ pub fn error_code(body: &[u8]) -> Option<Option<String>> {
             && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
     };
     Some(code.and_then(Value::as_str).filter(fits).map(str::to_ascii_lowercase))
+}
+
+/// The issuer's own words beside its error code: `error.message`, else `error_description`. `None` where
+/// there are none that can be shown.
+pub(super) fn error_description(body: &[u8]) -> Option<String> {
+    let answer: Value = serde_json::from_slice(body).ok()?;
+    let said = answer["error"]["message"].as_str().or_else(|| answer["error_description"].as_str());
+    said.and_then(|said| shown(said, 300))
 }
 
 /// An answer that holds no token set.
