@@ -4,6 +4,7 @@ mod expiry;
 #[cfg(test)]
 mod fake;
 mod fixed;
+mod forbidden;
 mod held;
 mod rotating;
 mod rotation;
@@ -20,10 +21,12 @@ use bytes::Bytes;
 use futures_util::future::{pending, select_all};
 use time::OffsetDateTime;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::credential::{Account, Credential, CredentialName, LoginKind};
 use crate::oauth::Issuer;
+use crate::policy::{Policy, Violation};
 use crate::secret::Secret;
 use crate::store::{RecordStore, StoreError};
 use crate::tasks::Tasks;
@@ -58,6 +61,30 @@ impl Tokens {
             source.kind().map(|kind| (name.clone(), kind))
         };
         self.0.iter().filter_map(kind).collect()
+    }
+
+    /// Waits until a login that was allowed, or that was not there, is one that is not allowed; never ends
+    /// when there can be none.
+    pub async fn next_violation(&self) -> (CredentialName, Violation) {
+        let waits = self.0.iter().filter_map(|(name, source)| {
+            let mut violation = source.violation()?;
+            Some(Box::pin(async move {
+                loop {
+                    if violation.changed().await.is_err() {
+                        // The source is gone, and with it all change.
+                        pending::<()>().await;
+                    }
+                    if let Some(violation) = violation.borrow_and_update().clone() {
+                        return (name.clone(), violation);
+                    }
+                }
+            }))
+        });
+        let waits: Vec<_> = waits.collect();
+        if waits.is_empty() {
+            pending::<()>().await;
+        }
+        select_all(waits).await.0
     }
 
     /// To hear when [`Tokens::kinds`] changes from what it is now.
@@ -109,8 +136,26 @@ pub struct Parts {
     pub clock: Clock,
     /// Runs refreshes, which shutdown waits for.
     pub refreshes: Tasks,
+    /// What the owner of the machine allows.
+    pub policy: Enforced,
     /// Runs the watch over the store, which ends with the source; shutdown does not wait for it.
     pub background: Tasks,
+}
+
+/// What the owner of the machine allows, and what is done about the rest.
+#[derive(Clone)]
+pub struct Enforced {
+    /// The policy in force; it may change.
+    pub policy: watch::Receiver<Arc<Policy>>,
+    /// Whether a login that a policy wants deleted is: a command that only shows things deletes none.
+    pub deletes: bool,
+}
+
+impl Enforced {
+    /// Everything is allowed, for good.
+    pub fn nothing() -> Self {
+        Self { policy: watch::channel(Arc::default()).1, deletes: false }
+    }
 }
 
 impl TokenSource {
@@ -190,6 +235,21 @@ impl TokenSource {
         }
     }
 
+    fn violation(&self) -> Option<watch::Receiver<Option<Violation>>> {
+        match &self.0 {
+            Kind::Fixed(_) => None,
+            Kind::Rotating(rotating) => Some(rotating.violation()),
+        }
+    }
+
+    /// Where the login is kept, as people read it; `None` for a value that somebody else looks after.
+    pub fn place(&self) -> Option<String> {
+        match &self.0 {
+            Kind::Fixed(_) => None,
+            Kind::Rotating(rotating) => Some(rotating.place()),
+        }
+    }
+
     /// What people may know of it.
     pub fn status(&self) -> Status {
         match &self.0 {
@@ -217,6 +277,17 @@ impl TokenSource {
         match &self.0 {
             Kind::Fixed(fixed) => Err(fixed.has_no_set()),
             Kind::Rotating(rotating) => rotating.answer_refresh(whose).await,
+        }
+    }
+
+    /// For who uses a value longer than one request (a WebSocket): a token for the value in force now. It is
+    /// cancelled when the login of that value is forbidden; one that is asked for after that is another
+    /// token. Take it before the value, so that nothing falls in between.
+    pub fn forbidden(&self) -> CancellationToken {
+        match &self.0 {
+            // Policies speak of logins, not of keys that are only read.
+            Kind::Fixed(_) => CancellationToken::new(),
+            Kind::Rotating(rotating) => rotating.forbidden(),
         }
     }
 
@@ -251,6 +322,10 @@ pub struct Status {
     pub expires_at: Option<OffsetDateTime>,
     /// When the set was received.
     pub last_refresh: Option<OffsetDateTime>,
+    /// A long-lived secret as people may see it: an API key, a personal access token.
+    pub masked: Option<String>,
+    /// Whether the person signed in with a second factor, where the id token says.
+    pub mfa: Option<bool>,
     /// Whether it can be used, and if not, why.
     pub state: State,
 }
@@ -264,6 +339,8 @@ pub enum State {
     NoLogin,
     /// The issuer has ended the login, with this code. Its access token is used while it lives.
     Dead(String),
+    /// The owner of the machine does not allow it, for this reason.
+    Forbidden(Violation),
     /// A login that cannot be injected; what it is.
     Unsupported(String),
     /// The place that keeps it cannot be read, for this reason. What was read before is used.
@@ -276,6 +353,14 @@ pub enum TokenError {
     /// Final until the user acts.
     #[error("{why}")]
     LoginRequired {
+        /// One sentence.
+        why: String,
+        /// What to type.
+        hint: String,
+    },
+    /// The owner of the machine does not allow the login.
+    #[error("{why}")]
+    Forbidden {
         /// One sentence.
         why: String,
         /// What to type.

@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 use tokio::sync::{Semaphore, watch};
 
 use crate::clock::Clock;
-use crate::credential::{Login, TokenSet};
+use crate::credential::{Account, Login, TokenSet};
 use crate::oauth::{Answer, Issuer, Reason, RefreshError};
 use crate::secret::Secret;
 use crate::store::memory::MemoryStore;
@@ -128,12 +128,29 @@ impl Inner {
 }
 
 impl Issuer for StrictIssuer {
-    fn refresh<'a>(
+    fn can_renew(&self, old: Option<&TokenSet>) -> bool {
+        old.is_some_and(|old| old.refresh.is_some())
+    }
+
+    fn identify<'a>(&'a self, token: &'a Secret) -> BoxFuture<'a, Result<Account, RefreshError>> {
+        let account = match self.inner.lock().unwrap().script.pop_front() {
+            Some(Turn::Fail(error)) => Err(error),
+            _ => Ok(Account {
+                id: Some(format!("account of {}", token.expose())),
+                ..Account::default()
+            }),
+        };
+        self.arrived.send_modify(|count| *count += 1);
+        std::future::ready(account).boxed()
+    }
+
+    fn renew<'a>(
         &'a self,
-        token: &'a Secret,
+        old: Option<&'a TokenSet>,
         _: Reason,
     ) -> BoxFuture<'a, Result<Answer, RefreshError>> {
         async move {
+            let token = old.unwrap().refresh.as_ref().unwrap();
             let answer = self.inner.lock().unwrap().judge(token.expose());
             self.arrived.send_modify(|count| *count += 1);
             self.answers.acquire().await.unwrap().forget();
@@ -228,6 +245,10 @@ impl RecordStore for Stumbling {
 
     fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changes()
+    }
+
+    fn place(&self) -> String {
+        self.inner.place()
     }
 
     fn durability(&self) -> BoxFuture<'_, Result<Durability, StoreError>> {

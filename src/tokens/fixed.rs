@@ -88,6 +88,8 @@ impl Fixed {
             account: Account::default(),
             expires_at: None,
             last_refresh: None,
+            masked: self.held.load().as_ref().map(|held| held.token().masked()),
+            mfa: None,
             state,
         }
     }
@@ -127,6 +129,7 @@ mod tests {
             name: "example".parse().unwrap(),
             clock: clock.clone(),
             refreshes: Tasks::new(),
+            policy: super::super::Enforced::nothing(),
             background: Tasks::new(),
         };
         let (from, count) = (Arc::clone(&value), Arc::clone(&reads));

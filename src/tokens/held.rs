@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::expiry::{Moment, Received, Times};
 use crate::credential::{Account, Credential, Login, LoginKind, TokenSet};
+use crate::policy::{Policy, Violation};
 use crate::secret::{Fingerprint, Secret};
 use crate::store::{Header, Phase, Record, StoreError};
 
@@ -26,6 +27,10 @@ pub(super) enum Kept {
     Nothing,
     /// One that cannot be injected; what it is.
     Unsupported(String),
+    /// One that the owner of the machine does not allow.
+    Forbidden(Violation),
+    /// A personal access token of which nobody knows yet whom it speaks for.
+    Unidentified(Secret),
     /// One that can.
     Ready(Ready),
 }
@@ -49,17 +54,31 @@ impl Held {
         record: &Record,
         received: Option<Received>,
         dropped: Option<Fingerprint>,
+        policy: &Policy,
     ) -> Self {
+        let violation = record.login.as_ref().and_then(|login| policy.judge(login).err());
         let login = match &record.login {
             None => Kept::Nothing,
+            Some(_) if let Some(violation) = violation => Kept::Forbidden(violation),
             Some(Login::Unsupported(what)) => Kept::Unsupported(what.clone()),
             Some(Login::ApiKey(key)) => {
                 let credential = self.same_or_new(LoginKind::ApiKey, key, Account::default());
                 Kept::Ready(Ready { credential, set: None, times: Times::NEVER })
             }
-            Some(Login::ChatGpt(set)) if dropped == Some(set.fingerprint()) => Kept::Nothing,
-            Some(Login::ChatGpt(set)) => {
-                let credential = self.same_or_new(LoginKind::ChatGpt, &set.access, set.account());
+            Some(Login::Personal(personal)) => match &personal.account {
+                None => Kept::Unidentified(personal.token.clone()),
+                Some(account) => {
+                    let (kind, account) = (LoginKind::ChatGpt, account.clone());
+                    let credential = self.same_or_new(kind, &personal.token, account);
+                    Kept::Ready(Ready { credential, set: None, times: Times::NEVER })
+                }
+            },
+            Some(Login::ChatGpt(set) | Login::OAuth(set)) if dropped == Some(set.fingerprint()) => {
+                Kept::Nothing
+            }
+            Some(login @ (Login::ChatGpt(set) | Login::OAuth(set))) => {
+                let kind = login.kind().unwrap_or(LoginKind::OAuth);
+                let credential = self.same_or_new(kind, &set.access, set.account());
                 let known = self.ready().filter(|known| known.is_received(&credential));
                 let times = match (received, known) {
                     (None, Some(known)) => known.times,
@@ -87,7 +106,9 @@ impl Held {
     pub(super) fn ready(&self) -> Option<&Ready> {
         match &self.login {
             Kept::Ready(ready) => Some(ready),
-            Kept::Nothing | Kept::Unsupported(_) => None,
+            Kept::Nothing | Kept::Forbidden(_) | Kept::Unsupported(_) | Kept::Unidentified(_) => {
+                None
+            }
         }
     }
 

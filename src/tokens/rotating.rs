@@ -13,14 +13,16 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::expiry::{Moment, Received};
+use super::forbidden::Forbidden;
 use super::held::{Held, Kept, Ready};
-use super::rotation::{FORCED_INTERVAL, Outcome, Rotation, Successor, Want, chatgpt};
-use super::{Parts, State, Status, TokenError, Whose};
+use super::rotation::{FORCED_INTERVAL, Outcome, Rotation, Successor, Want, tokens_of};
+use super::{Enforced, Parts, State, Status, TokenError, Whose};
 use crate::clock::Clock;
-use crate::credential::{Credential, CredentialName, LoginKind};
-use crate::oauth::{Issuer, Reason, refresh, wire};
+use crate::credential::{Account, Credential, CredentialName, Login, LoginKind, PersonalToken};
+use crate::oauth::{Issuer, Reason, RefreshError, refresh, wire};
+use crate::policy::Violation;
 use crate::secret::{Fingerprint, Secret};
-use crate::store::{Record, RecordStore};
+use crate::store::{Cas, Record, RecordStore, StoreError, remove_login_if};
 use crate::tasks::Tasks;
 
 pub(super) struct Rotating {
@@ -37,6 +39,15 @@ pub(super) struct Rotating {
     /// The issuer's clock less ours, in milliseconds.
     skew_ms: AtomicI64,
     kind: watch::Sender<Option<LoginKind>>,
+    issuer: Arc<dyn Issuer>,
+    policy: Enforced,
+    /// The login that is not allowed, while that is so.
+    violation: watch::Sender<Option<Violation>>,
+    /// Tells those who go on using a value that its login is forbidden.
+    forbidden: Forbidden,
+    /// When the issuer last failed to say whom a personal access token speaks for; held while asking, so
+    /// that one asks.
+    identifying: tokio::sync::Mutex<Option<(Instant, TokenError)>>,
     _watch: DropGuard,
 }
 
@@ -82,7 +93,12 @@ impl Rotating {
     ) -> Arc<Self> {
         let stop = CancellationToken::new();
         let rotating = Arc::new(Self {
-            rotation: Rotation::new(Arc::clone(&store), issuer, parts.clock.clone()),
+            rotation: Rotation::new(Arc::clone(&store), Arc::clone(&issuer), parts.clock.clone()),
+            issuer,
+            policy: parts.policy,
+            violation: watch::Sender::new(None),
+            forbidden: Forbidden::default(),
+            identifying: tokio::sync::Mutex::default(),
             name: parts.name,
             clock: parts.clock,
             refreshes: parts.refreshes,
@@ -97,6 +113,7 @@ impl Rotating {
         // Before the first read, so that nothing that comes after it is missed.
         let changes = rotating.store.changes();
         rotating.read(Duration::ZERO).await;
+        rotating.delete_what_is_forbidden().await;
         parts.background.spawn(watch_store(Arc::downgrade(&rotating), changes, stop));
         rotating
     }
@@ -116,6 +133,10 @@ impl Rotating {
         // A set that others brought may have expired too; more than two such in a row is no accident.
         for _ in 0..3 {
             let held = self.held.load_full();
+            if let Kept::Unidentified(token) = &held.login {
+                self.identify(token).await?;
+                continue;
+            }
             if let Some(ready) = self.unexpired(&held) {
                 self.refresh_if_due(&held);
                 return Ok(Arc::clone(&ready.credential));
@@ -183,7 +204,9 @@ impl Rotating {
         match held.ready() {
             // Somebody may have put another key there.
             Some(Ready { set: None, .. }) => true,
-            Some(Ready { set: Some(set), .. }) => set.refresh.is_some() && held.death().is_none(),
+            Some(Ready { set: Some(set), .. }) => {
+                self.issuer.can_renew(Some(set)) && held.death().is_none()
+            }
             None => false,
         }
     }
@@ -204,17 +227,27 @@ impl Rotating {
             (Some(error), _) => State::Unreadable(error.to_string()),
             (None, Kept::Nothing) => State::NoLogin,
             (None, Kept::Unsupported(what)) => State::Unsupported(what.clone()),
+            (None, Kept::Unidentified(_)) => State::Ok,
+            (None, Kept::Forbidden(violation)) => State::Forbidden(violation.clone()),
             (None, Kept::Ready(_)) => {
                 held.death().map_or(State::Ok, |code| State::Dead(code.to_owned()))
             }
         };
         Status {
-            kind: ready.map(|ready| ready.credential.kind()),
+            kind: self.kind(),
             account: ready.map(|ready| ready.credential.account().clone()).unwrap_or_default(),
             expires_at: ready
                 .and_then(|ready| ready.times.expires)
                 .map(|moment| moment.on_the_wall(&self.clock, self.skew())),
             last_refresh: set.and_then(|set| set.last_refresh),
+            masked: match &held.login {
+                Kept::Unidentified(token) => Some(token.masked()),
+                Kept::Ready(Ready { credential, set: None, .. }) => {
+                    Some(credential.token().masked())
+                }
+                _ => None,
+            },
+            mfa: set.and_then(|set| set.id_claims().mfa),
             state,
         }
     }
@@ -281,14 +314,17 @@ impl Rotating {
 
     /// What a refresh of the set held would be for; `None` where it cannot be refreshed.
     fn want(&self, held: &Held, reason: Reason) -> Option<Want> {
-        let ready = held.ready()?;
-        let set = ready.set.as_ref().filter(|set| set.refresh.is_some())?;
-        if held.death().is_some() {
+        let set = match &held.login {
+            Kept::Nothing => None,
+            Kept::Ready(ready) => Some(ready.set.as_deref()?),
+            Kept::Forbidden(_) | Kept::Unidentified(_) | Kept::Unsupported(_) => return None,
+        };
+        if held.death().is_some() || !self.issuer.can_renew(set) {
             return None;
         }
-        let alive = !self.has_come(ready.times.expires);
+        let alive = held.ready().is_some_and(|ready| !self.has_come(ready.times.expires));
         let good = reason == Reason::Proactive && alive;
-        Some(Want { unwanted: set.access.fingerprint(), good, alive, reason })
+        Some(Want { unwanted: set.map(|set| set.access.fingerprint()), good, alive, reason })
     }
 
     /// Waits for the refresh in the air, or for a new one.
@@ -393,6 +429,11 @@ impl Rotating {
         error
     }
 
+    /// Where the store keeps the login.
+    pub(super) fn place(&self) -> String {
+        self.store.place()
+    }
+
     /// How long a store in trouble is left alone: 1 s at first, and longer each time.
     fn store_pause(&self) -> Duration {
         let mut gate = self.gate();
@@ -448,12 +489,13 @@ impl Rotating {
         record: &Record,
         received: Option<Received>,
     ) {
-        let set = chatgpt(record);
+        let set = tokens_of(record);
         if gate.outlived.is_some() && gate.outlived == set.map(|set| set.access.fingerprint()) {
             return;
         }
         let old = self.held.load_full();
-        let held = old.followed_by(record, received, gate.dropped);
+        let policy = Arc::clone(&self.policy.policy.borrow());
+        let held = old.followed_by(record, received, gate.dropped, &policy);
         if held.serial() != old.serial() {
             gate.dropped = None;
             gate.quiet = None;
@@ -467,9 +509,101 @@ impl Rotating {
 
     /// Replaces what is held; `gate` must be.
     fn hold(&self, held: Held) {
-        let kind = held.ready().map(|ready| ready.credential.kind());
+        let kind = match &held.login {
+            Kept::Unidentified(_) => Some(LoginKind::ChatGpt),
+            _ => held.ready().map(|ready| ready.credential.kind()),
+        };
+        let violation = match &held.login {
+            Kept::Forbidden(violation) => Some(violation.clone()),
+            _ => None,
+        };
         self.held.store(Arc::new(held));
         self.kind.send_if_modified(|known| std::mem::replace(known, kind) != kind);
+        let is_new = |known: &mut Option<Violation>| *known != violation;
+        let begins = violation.is_some();
+        let moved = self.violation.send_if_modified(|known| {
+            is_new(known) && {
+                known.clone_from(&violation);
+                true
+            }
+        });
+        if moved && begins {
+            self.forbidden.forbid();
+        }
+    }
+
+    /// Cancelled when the login that is in force now is forbidden.
+    pub(super) fn forbidden(&self) -> CancellationToken {
+        self.forbidden.token()
+    }
+
+    /// The login that is not allowed, while that is so.
+    pub(super) fn violation(&self) -> watch::Receiver<Option<Violation>> {
+        self.violation.subscribe()
+    }
+
+    /// Deletes the login that a policy wants deleted, as Codex does: here, and not at the issuer. One that
+    /// has taken its place meanwhile stays.
+    async fn delete_what_is_forbidden(&self) {
+        let must_go = |violation: &Violation| violation.deletes && self.policy.deletes;
+        if !self.violation.borrow().as_ref().is_some_and(must_go) {
+            return;
+        }
+        let is_forbidden = |login: &Login| {
+            let policy = Arc::clone(&self.policy.policy.borrow());
+            policy.judge(login).is_err_and(|violation| violation.deletes)
+        };
+        match remove_login_if(&*self.store, is_forbidden).await {
+            Ok(()) => {
+                tracing::warn!(credential = %self.name, "a login that is not allowed was deleted")
+            }
+            Err(error) => {
+                tracing::error!(credential = %self.name, %error, "a login that is not allowed could not be deleted");
+            }
+        }
+    }
+
+    /// Asks the issuer whom a personal access token speaks for, once for all that wait, and writes it down.
+    async fn identify(&self, token: &Secret) -> Result<(), TokenError> {
+        let mut failed = self.identifying.lock().await;
+        if !matches!(self.held.load().login, Kept::Unidentified(_)) {
+            return Ok(());
+        }
+        let now = self.clock.instant();
+        if let Some((at, error)) = &*failed
+            && now.saturating_duration_since(*at) < IDENTIFY_INTERVAL
+        {
+            return Err(error.clone());
+        }
+        let account = match self.issuer.identify(token).await {
+            Ok(account) => account,
+            Err(error) => {
+                tracing::warn!(credential = %self.name, %error, "nobody knows whom a token speaks for");
+                let error = match error {
+                    RefreshError::Rejected { .. } => TokenError::LoginRequired {
+                        why: "the issuer does not accept the personal access token".to_owned(),
+                        hint: self.how_to_sign_in(),
+                    },
+                    _ => TokenError::IssuerUnavailable { retry_after: IDENTIFY_INTERVAL },
+                };
+                *failed = Some((now, error.clone()));
+                return Err(error);
+            }
+        };
+        *failed = None;
+        match write_down_account(&*self.store, token.fingerprint(), &account).await {
+            Ok(record) => self.adopt(&record, None),
+            Err(error) => {
+                // It can be asked again; what is known is used.
+                tracing::warn!(credential = %self.name, %error, "whom a token speaks for could not be saved");
+                let personal = PersonalToken { token: token.clone(), account: Some(account) };
+                let login = Some(Login::Personal(personal));
+                if let Some(header) = self.held.load().header.clone() {
+                    self.adopt(&Record { header, login }, None);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn unexpired<'a>(&self, held: &'a Held) -> Option<&'a Ready> {
@@ -498,6 +632,13 @@ impl Rotating {
             (Kept::Unsupported(what), ..) => {
                 format!("{what} is signed in, which cannot be used here")
             }
+            (Kept::Forbidden(violation), ..) => {
+                let hint = "see: valetkey check --managed".to_owned();
+                return TokenError::Forbidden { why: violation.to_string(), hint };
+            }
+            (Kept::Unidentified(_), ..) => {
+                "the issuer has not said whom the access token speaks for".to_owned()
+            }
             (Kept::Ready(_), _, Some(code)) => refresh::verdict(code),
             (Kept::Ready(_), _, None) => {
                 "The access token has expired, and there is no refresh token".to_owned()
@@ -511,7 +652,7 @@ impl Rotating {
             "openai" => String::new(),
             name => format!(" --credential {name}"),
         };
-        format!("sign in: codex login, or pipe an API key to: valetkey login --with-api-key{named}")
+        format!("sign in: valetkey login{named}")
     }
 
     /// How long the watch over the store sleeps at most.
@@ -534,6 +675,28 @@ impl TokenError {
     }
 }
 
+/// Writes down whom a personal access token speaks for; answers with the record as it is then.
+async fn write_down_account(
+    store: &dyn RecordStore,
+    token: Fingerprint,
+    account: &Account,
+) -> Result<Record, StoreError> {
+    loop {
+        let (version, mut record) = store.get().await?;
+        match &mut record.login {
+            Some(Login::Personal(personal)) if personal.token.fingerprint() == token => {
+                personal.account = Some(account.clone());
+            }
+            _ => return Ok(record),
+        }
+        record.header.speaks_for = Some(account.clone());
+        match store.cas(version, record.clone()).await? {
+            Cas::Done(_) => return Ok(record),
+            Cas::Conflict | Cas::Unknown => {}
+        }
+    }
+}
+
 /// Holds what the store holds, and refreshes what is due, as long as anybody uses the source.
 async fn watch_store(
     source: Weak<Rotating>,
@@ -541,14 +704,21 @@ async fn watch_store(
     stop: CancellationToken,
 ) {
     let mut wait = LOOK_INTERVAL;
+    let mut policy = match source.upgrade() {
+        Some(source) => source.policy.policy.clone(),
+        None => return,
+    };
     loop {
         tokio::select! {
+            // One that nobody changes any more stays as it is.
+            Ok(()) = policy.changed() => {}
             () = stop.cancelled() => return,
             () = sleep(wait) => {}
             changed = changes.changed() => if changed.is_err() { return },
         }
         let Some(source) = source.upgrade() else { return };
         source.read(Duration::ZERO).await;
+        source.delete_what_is_forbidden().await;
         source.refresh_if_due(&source.held.load_full());
         wait = source.until_due();
     }
@@ -556,6 +726,9 @@ async fn watch_store(
 
 /// How often the store is looked at although no change was heard of.
 const LOOK_INTERVAL: Duration = Duration::from_secs(15);
+
+/// How often the issuer is asked whom a personal access token speaks for, while it does not say.
+const IDENTIFY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How often it is read for those who find nothing to send, at most.
 const READ_INTERVAL: Duration = Duration::from_secs(1);

@@ -35,8 +35,8 @@ pub(super) struct Rotation {
 /// What a refresh is wanted for.
 #[derive(Clone, Debug)]
 pub(super) struct Want {
-    /// Fingerprint of the access token that is to be replaced.
-    pub(super) unwanted: Fingerprint,
+    /// Fingerprint of the access token that is to be replaced; `None` where there is no set yet.
+    pub(super) unwanted: Option<Fingerprint>,
     /// Whether that token can still be sent: neither expired nor refused.
     pub(super) good: bool,
     /// Whether it lives by its expiry. A refused one does: the 401 may mean something else.
@@ -94,7 +94,7 @@ impl Rotation {
         loop {
             changes.mark_unchanged();
             let (version, record) = self.store.get().await?;
-            if !is_wanted(&record, want) {
+            if !self.is_wanted(&record, want) {
                 return Ok(Outcome::Found(Box::new(record)));
             }
             match self.next(&record.header, seen.unchanged_for(version), want) {
@@ -112,6 +112,14 @@ impl Rotation {
                 Next::Stop(outcome) => return Ok(outcome),
             }
         }
+    }
+
+    /// Whether the record still holds the unwanted token, and there is something to ask with for its successor.
+    fn is_wanted(&self, record: &Record, want: &Want) -> bool {
+        access_of(record) == want.unwanted
+            && record.login.as_ref().is_none_or(|login| login.tokens().is_some())
+            && self.issuer.can_renew(tokens_of(record))
+            && !matches!(record.header.phase, Phase::Dead(_))
     }
 
     /// What the phase allows. `unchanged` is how long the record has been seen as it is.
@@ -144,9 +152,6 @@ impl Rotation {
         mut record: Record,
         want: &Want,
     ) -> Result<Option<Outcome>, StoreError> {
-        let Some(token) = chatgpt(&record).and_then(|set| set.refresh.clone()) else {
-            return Ok(Some(Outcome::Found(Box::new(record))));
-        };
         record.header = Header {
             phase: Phase::Claimed,
             owner: self.owner.clone(),
@@ -161,7 +166,7 @@ impl Rotation {
         if self.step(version, &record, record.header.clone()).await?.is_none() {
             return Ok(None);
         }
-        match self.issuer.refresh(&token, want.reason).await {
+        match self.issuer.renew(tokens_of(&record), want.reason).await {
             // The journal's sealed copy of the answer belongs here, before anybody sees it.
             Ok(answer) => {
                 let successor = self.successor(record, answer, want.reason);
@@ -194,7 +199,7 @@ impl Rotation {
         let skew = answer.date.map(|date| date - now);
         let lifetime = lifetime(&answer, now);
         let access = answer.access.fingerprint();
-        let old = chatgpt(&parent);
+        let old = tokens_of(&parent);
         let set = TokenSet {
             access: answer.access,
             refresh: answer.refresh.or_else(|| old?.refresh.clone()),
@@ -204,7 +209,10 @@ impl Rotation {
         };
         let forced = (reason == Reason::Unauthorized).then_some(now);
         Successor {
-            login: Login::ChatGpt(set),
+            login: match &parent.login {
+                Some(Login::ChatGpt(_)) => Login::ChatGpt(set),
+                _ => Login::OAuth(set),
+            },
             access,
             forced_at: forced.or(parent.header.forced_at),
             received: Received { at, lifetime },
@@ -375,23 +383,13 @@ async fn look_again(changes: &mut watch::Receiver<u64>) {
     }
 }
 
-/// The token set of a ChatGPT login.
-pub(super) fn chatgpt(record: &Record) -> Option<&TokenSet> {
-    match &record.login {
-        Some(Login::ChatGpt(set)) => Some(set),
-        _ => None,
-    }
+/// The tokens of a login that has such.
+pub(super) fn tokens_of(record: &Record) -> Option<&TokenSet> {
+    record.login.as_ref().and_then(Login::tokens)
 }
 
 fn access_of(record: &Record) -> Option<Fingerprint> {
-    chatgpt(record).map(|set| set.access.fingerprint())
-}
-
-/// Whether the record still holds the unwanted token and one to redeem for its successor.
-fn is_wanted(record: &Record, want: &Want) -> bool {
-    access_of(record) == Some(want.unwanted)
-        && chatgpt(record).is_some_and(|set| set.refresh.is_some())
-        && !matches!(record.header.phase, Phase::Dead(_))
+    tokens_of(record).map(|set| set.access.fingerprint())
 }
 
 fn is_same_generation(one: &Record, other: &Record) -> bool {

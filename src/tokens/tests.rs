@@ -1,12 +1,15 @@
 //! The promises of a token source, on a store in memory and on a Codex home on disk.
 
+mod logins;
+
 use std::sync::atomic::Ordering;
 
 use super::fake::{HOUR, StrictIssuer, Stumble, Stumbling, Turn, login};
 use super::*;
-use crate::credential::{Login, TokenSet};
+use crate::credential::{Keep, Login, TokenSet};
 use crate::oauth::RefreshError;
 use crate::store::codex::CodexStore;
+use crate::store::keyring::Keyring;
 use crate::store::{Header, Phase, Record, put_login};
 
 struct World {
@@ -60,7 +63,7 @@ impl World {
     /// Somebody else writes another set of the same login.
     async fn write(&self, access: &str, refresh: &str) {
         let (version, record) = self.store.inner.get().await.unwrap();
-        let mut set = rotation::chatgpt(&record).unwrap().clone();
+        let mut set = rotation::tokens_of(&record).unwrap().clone();
         (set.access, set.refresh) = (Secret::new(access), Some(Secret::new(refresh)));
         let login = Login::ChatGpt(set);
         let header = record.header.next_generation(&login);
@@ -82,6 +85,7 @@ fn parts(clock: &Clock, refreshes: &Tasks, background: &Tasks) -> Parts {
         name: "openai".parse().unwrap(),
         clock: clock.clone(),
         refreshes: refreshes.clone(),
+        policy: Enforced::nothing(),
         background: background.clone(),
     }
 }
@@ -94,6 +98,7 @@ fn short(credential: &Credential) -> String {
 fn brief(error: &TokenError) -> String {
     match error {
         TokenError::LoginRequired { why, .. } => format!("login: {why}"),
+        TokenError::Forbidden { why, .. } => format!("forbidden: {why}"),
         TokenError::IssuerUnavailable { .. } => "issuer".to_owned(),
         TokenError::StoreUnavailable(_) => "store".to_owned(),
     }
@@ -462,7 +467,7 @@ async fn needs_no_login_to_start_and_finds_one_later() {
     assert_eq!(world.token().await, "login: Not logged in");
     match world.source.current().await {
         Err(TokenError::LoginRequired { hint, .. }) => {
-            assert!(hint.contains("codex login"), "{hint}");
+            assert!(hint.contains("valetkey login"), "{hint}");
         }
         other => panic!("{other:?}"),
     }
@@ -598,7 +603,12 @@ async fn many_processes_and_tasks_make_one_refresh() {
     let (issuer, tasks) = (StrictIssuer::new(), Tasks::new());
     let mut sources = Vec::new();
     for _ in 0..8 {
-        let store = Arc::new(CodexStore::new(home.path().to_owned(), tasks.clone()));
+        let store = Arc::new(CodexStore::new(
+            home.path().to_owned(),
+            Keep::File,
+            Keyring::system(),
+            tasks.clone(),
+        ));
         let parts = parts(&clock, &tasks, &tasks);
         sources.push(Arc::new(TokenSource::rotating(parts, store, issuer.clone()).await));
     }

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::super::fake::{StrictIssuer, Stumble, Stumbling, Turn, login};
 use super::*;
+use crate::credential::Account;
 use crate::secret::Secret;
 use crate::store::{Durability, put_login};
 use crate::tasks::Tasks;
@@ -31,7 +32,7 @@ impl World {
 
     async fn want(&self, good: bool) -> Want {
         let unwanted = access_of(&self.store.record().await).unwrap();
-        Want { unwanted, good, alive: good, reason: Reason::Proactive }
+        Want { unwanted: Some(unwanted), good, alive: good, reason: Reason::Proactive }
     }
 
     async fn header(&self) -> Header {
@@ -74,7 +75,7 @@ async fn a_refresh_moves_one_generation_on() {
     assert_eq!(header.previous, Some(Secret::new("r0").fingerprint()));
     assert_eq!(header.refresh, Some(Secret::new("r1").fingerprint()));
     assert_eq!(header.lifetime, Some(Duration::from_secs(3600)));
-    let set = chatgpt(&record).unwrap();
+    let set = tokens_of(&record).unwrap();
     assert_eq!(set.account_id.as_deref(), Some("account-1"));
     assert!(world.clock.now() - set.last_refresh.unwrap() < time::Duration::minutes(1));
     // Who wants the same again finds it.
@@ -213,7 +214,7 @@ async fn a_successor_never_goes_over_another_login() {
         assert!(!successor.is_in(&rotation.publish(&successor).await));
         let record = world.store.record().await;
         assert_eq!(record.header.line, 2);
-        assert!(chatgpt(&record).is_none());
+        assert!(tokens_of(&record).is_none());
     }
 }
 
@@ -249,7 +250,7 @@ async fn a_rejection_gives_way_to_whoever_was_faster() {
     let write = async {
         sleep(Duration::from_millis(600)).await;
         let (version, record) = world.store.inner.get().await.unwrap();
-        let mut set = chatgpt(&record).unwrap().clone();
+        let mut set = tokens_of(&record).unwrap().clone();
         (set.access, set.refresh) = (Secret::new(access), Some(Secret::new(refresh)));
         let login = Login::ChatGpt(set);
         let header = record.header.next_generation(&login);
@@ -320,6 +321,10 @@ impl RecordStore for Delayed {
         self.inner.changes()
     }
 
+    fn place(&self) -> String {
+        self.inner.place()
+    }
+
     fn durability(&self) -> BoxFuture<'_, Result<Durability, StoreError>> {
         self.inner.durability()
     }
@@ -332,14 +337,22 @@ struct Slow {
 }
 
 impl Issuer for Slow {
-    fn refresh<'a>(
+    fn can_renew(&self, old: Option<&TokenSet>) -> bool {
+        self.inner.can_renew(old)
+    }
+
+    fn identify<'a>(&'a self, token: &'a Secret) -> BoxFuture<'a, Result<Account, RefreshError>> {
+        self.inner.identify(token)
+    }
+
+    fn renew<'a>(
         &'a self,
-        token: &'a Secret,
+        old: Option<&'a TokenSet>,
         reason: Reason,
     ) -> BoxFuture<'a, Result<Answer, RefreshError>> {
         async move {
             sleep(Duration::from_millis(self.delay / 2)).await;
-            let answer = self.inner.refresh(token, reason).await;
+            let answer = self.inner.renew(old, reason).await;
             sleep(Duration::from_millis(self.delay / 2)).await;
             answer
         }
