@@ -4,6 +4,7 @@ mod admit;
 mod connection;
 mod exchange;
 mod explained;
+mod frames;
 mod intercept;
 mod issuer;
 mod listener;
@@ -11,6 +12,7 @@ mod reject;
 mod replay;
 mod tunnel;
 mod upgrade;
+mod websocket;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -51,7 +53,7 @@ struct Shared {
     replay: replay::Budget,
     /// Connections, tunnels and WebSockets.
     connections: Tasks,
-    /// Asks connections to end after the exchange that they are in.
+    /// Asks connections to end after the exchange that they are in, and closes WebSockets.
     draining: CancellationToken,
     /// Ends what has not ended by itself.
     cut: CancellationToken,
@@ -80,7 +82,8 @@ impl Proxy {
         self.0.connections.spawn(async move { shared.accept(listener, uids).await });
     }
 
-    /// Ends serving: no new clients, exchanges may end until `deadline` from now, then all is cut.
+    /// Ends serving: no new clients, WebSockets are closed (1001), exchanges may end until `deadline` from
+    /// now, then all is cut.
     pub async fn shut_down(&self, deadline: Duration) {
         self.0.draining.cancel();
         if tokio::time::timeout(deadline, self.0.connections.finished()).await.is_err() {

@@ -233,6 +233,24 @@ impl UpstreamError {
         self.left
     }
 
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
+        match &self.stage {
+            Stage::ChainAuth => "put user and password into the upstream proxy's URL",
+            Stage::ChainGarbage | Stage::ChainUnreachable => {
+                "check upstream.proxy in the configuration, or HTTPS_PROXY"
+            }
+            Stage::ChainRefused(_) => "ask whoever runs the upstream proxy to allow this host",
+            Stage::Dns => "check the host name, and whether this network resolves it",
+            Stage::Http | Stage::Timeout | Stage::Tls => "try again",
+            Stage::Tcp => "check the network, and whether a proxy is needed: upstream.proxy",
+            Stage::Untrusted(why) if why.contains("issuer") => {
+                "behind a TLS-inspecting proxy, set upstream.ca_bundle to the company's CA file"
+            }
+            Stage::Untrusted(_) => "ask whoever runs the upstream for a good certificate",
+        }
+    }
+
     /// The stable code for machines.
     pub fn code(&self) -> &'static str {
         match self.stage {

@@ -121,11 +121,12 @@ impl<'a> Signed<'a> {
     async fn send(
         &self,
         request: Request<Incoming>,
-        upgrade: Option<Upgrade>,
+        mut upgrade: Option<Upgrade>,
     ) -> Result<Response<Body>, Rejection> {
         let (mut head, body) = Head::of(request);
         // Before injection, so that `Connection: authorization` cannot drop what we set.
         strip_hop_by_hop(&mut head.headers);
+        self.watch(upgrade.as_mut());
         let credential = self.source.current().await?;
         // The login may have changed its kind a moment ago, before the rules have followed.
         let login = self.rule.action.uses().and_then(|uses| uses.login);
@@ -143,9 +144,12 @@ impl<'a> Signed<'a> {
             replay.give_up();
             return self.connection.finish(response, upgrade);
         }
+        self.watch(upgrade.as_mut());
         let newer = match self.source.after_401(&self.rule.name, &credential).await {
             Ok(newer) => newer,
-            Err(error @ TokenError::LoginRequired { .. }) => return Err(error.into()),
+            Err(error @ (TokenError::LoginRequired { .. } | TokenError::Forbidden { .. })) => {
+                return Err(error.into());
+            }
             // The token may be good elsewhere: the upstream's own word is the better answer.
             Err(_) => None,
         };
@@ -158,6 +162,14 @@ impl<'a> Signed<'a> {
             }
         }
         self.connection.finish(response, upgrade)
+    }
+
+    /// Has a WebSocket closed when the login of the next value is forbidden. Called before that value is
+    /// asked for: in between it may be forbidden already, and the token a new one.
+    fn watch(&self, upgrade: Option<&mut Upgrade>) {
+        if let Some(upgrade) = upgrade {
+            upgrade.ends_with(self.source.forbidden());
+        }
     }
 
     async fn attempt(

@@ -166,6 +166,9 @@ fn token_row(error: &TokenError) -> Row {
         TokenError::LoginRequired { hint, .. } => {
             Row(StatusCode::FORBIDDEN, "login_required", hint.clone())
         }
+        TokenError::Forbidden { hint, .. } => {
+            Row(StatusCode::FORBIDDEN, "policy_forbids", hint.clone())
+        }
         TokenError::IssuerUnavailable { .. } => Row(
             StatusCode::SERVICE_UNAVAILABLE,
             "issuer_unavailable",
@@ -178,23 +181,9 @@ fn token_row(error: &TokenError) -> Row {
 }
 
 fn upstream_row(error: &UpstreamError) -> Row {
-    let hint = match error.stage() {
-        Stage::ChainAuth => "put user and password into the upstream proxy's URL",
-        Stage::ChainGarbage | Stage::ChainUnreachable => {
-            "check upstream.proxy in the configuration, or HTTPS_PROXY"
-        }
-        Stage::ChainRefused(_) => "ask whoever runs the upstream proxy to allow this host",
-        Stage::Dns => "check the host name, and whether this network resolves it",
-        Stage::Http | Stage::Timeout | Stage::Tls => "try again",
-        Stage::Tcp => "check the network, and whether a proxy is needed: upstream.proxy",
-        Stage::Untrusted(why) if why.contains("issuer") => {
-            "behind a TLS-inspecting proxy, set upstream.ca_bundle to the company's CA file"
-        }
-        Stage::Untrusted(_) => "ask whoever runs the upstream for a good certificate",
-    };
     let status = match error.stage() {
         Stage::Timeout => StatusCode::GATEWAY_TIMEOUT,
         _ => StatusCode::BAD_GATEWAY,
     };
-    Row(status, error.code(), hint.into())
+    Row(status, error.code(), error.hint().into())
 }

@@ -1,4 +1,4 @@
-//! A WebSocket is an ordinary exchange until the 101, and bytes after it.
+//! A WebSocket is an ordinary exchange until the 101.
 
 use std::sync::Arc;
 
@@ -13,9 +13,11 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_util::sync::CancellationToken;
 
+use super::Shared;
 use super::reject::Rejection;
-use super::{Shared, tunnel};
+use super::websocket::{self, Ends};
 use crate::headers::strip_hop_by_hop;
 use crate::upstream::body::Body;
 
@@ -26,6 +28,9 @@ pub(super) struct Upgrade {
     /// What the upstream's accept is checked against.
     key: HeaderValue,
     over_http2: bool,
+    /// Cancelled when the credential that it is signed in with may no longer be used; never for one that
+    /// is forwarded as it is.
+    forbidden: CancellationToken,
 }
 
 impl Upgrade {
@@ -44,7 +49,7 @@ impl Upgrade {
             *request.method_mut() = Method::GET;
             let key = HeaderValue::try_from(generate_key())
                 .map_err(|_| Rejection::BadRequest("no key could be made".into()))?;
-            return Ok(Some(Self { client, key, over_http2: true }));
+            return Ok(Some(Self::new(client, key, true)));
         }
         if !asks_for_websocket(request) {
             return Ok(None);
@@ -53,7 +58,16 @@ impl Upgrade {
         let key = key.ok_or_else(|| {
             Rejection::BadRequest("a WebSocket handshake needs Sec-WebSocket-Key".into())
         })?;
-        Ok(Some(Self { client: hyper::upgrade::on(request), key, over_http2: false }))
+        Ok(Some(Self::new(hyper::upgrade::on(request), key, false)))
+    }
+
+    fn new(client: OnUpgrade, key: HeaderValue, over_http2: bool) -> Self {
+        Self { client, key, over_http2, forbidden: CancellationToken::new() }
+    }
+
+    /// Has the WebSocket closed when this token is cancelled, and no other.
+    pub(super) fn ends_with(&mut self, forbidden: CancellationToken) {
+        self.forbidden = forbidden;
     }
 
     /// Puts the fields of an HTTP/1.1 handshake on a head that has been stripped of them.
@@ -100,12 +114,17 @@ impl Upgrade {
             headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
             headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
         }
-        let (client, joining) = (self.client, shared.clone());
+        let ends = Ends {
+            draining: shared.draining.clone(),
+            forbidden: self.forbidden,
+            cut: shared.cut.clone(),
+        };
+        let client = self.client;
         shared.connections.spawn(async move {
             match futures_util::future::try_join(client, upstream).await {
                 Ok((client, upstream)) => {
                     let (client, upstream) = (TokioIo::new(client), TokioIo::new(upstream));
-                    tunnel::carry(&joining, client, upstream).await;
+                    websocket::relay(&ends, client, upstream).await;
                 }
                 Err(error) => tracing::debug!(%error, "upgrade failed"),
             }
