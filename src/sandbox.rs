@@ -42,14 +42,21 @@ use crate::tasks::Tasks;
 
 pub use api::Api;
 pub use company::Company;
-pub use issuer::{Fault, Issuer, PretendLogin};
+pub use issuer::{
+    Consent, DeviceSetting, Fault, Issuer, OAUTH_CLIENT_ID, OAUTH_CLIENT_SECRET, Person,
+    PretendLogin, Revocation,
+};
 pub use seen::{End, Passed, Seen};
 
+use issuer::Dialect;
 use pki::Ca;
 use seen::Watched;
 
-/// The host of the pretend issuer.
+/// The host where the pretend issuer does as Codex's does.
 pub const ISSUER_HOST: &str = "auth.openai.com";
+
+/// The host where the pretend issuer does as the standards say.
+pub const OAUTH_HOST: &str = "login.example.com";
 
 /// What kind of world to start.
 #[derive(Clone, Debug)]
@@ -58,7 +65,7 @@ pub struct Settings {
     pub clock: Clock,
     /// `user:password` that the company proxy asks for; `None` lets everyone in.
     pub company_login: Option<Secret>,
-    /// Hosts of the API, beside that of the issuer. One whose first label is `expired`, `untrusted` or
+    /// Hosts of the API, beside those of the issuer. One whose first label is `expired`, `untrusted` or
     /// `wrong-name` shows such a certificate.
     pub hosts: Vec<String>,
     /// Offers no HTTP/2.
@@ -208,7 +215,7 @@ impl Site {
         let issuer = Issuer::new(settings.clock, settings.token_lifetime);
         let api = Api::new(crew.clone(), issuer.clone(), settings.record);
         let mut hosts = settings.hosts;
-        hosts.push(ISSUER_HOST.to_owned());
+        hosts.extend([ISSUER_HOST, OAUTH_HOST].map(str::to_owned));
         Self { api, connections: AtomicUsize::new(0), crew, hosts, issuer }
     }
 
@@ -241,18 +248,18 @@ impl Site {
         request: Request<Incoming>,
     ) -> Result<Response<Watched<Body>>, Cut> {
         let host = authority(&request);
-        let is_issuer = host.parse::<Authority>().is_ok_and(|name| name.host() == ISSUER_HOST);
-        let log = if is_issuer { self.issuer.log() } else { self.api.log() };
+        let name = host.parse::<Authority>().ok();
+        let dialect = name.and_then(|name| Dialect::of_host(name.host()));
+        let log = if dialect.is_some() { self.issuer.log() } else { self.api.log() };
         let (of_request, mut of_response) = log.enter(host, &request);
         let is_head = request.method() == Method::HEAD;
         if is_head {
             of_response.complete();
         }
         let request = request.map(|body| of_request.over(body));
-        let response = if is_issuer {
-            self.issuer.answer(request).await?
-        } else {
-            self.api.answer(request).await?
+        let response = match dialect {
+            Some(dialect) => self.issuer.answer(dialect, request).await?,
+            None => self.api.answer(request).await?,
         };
         // hyper would send the body of an answer to HEAD as HTTP/2 frames.
         let response = if is_head { without_body(response) } else { response };

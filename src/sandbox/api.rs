@@ -43,6 +43,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::create_response;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
@@ -59,6 +60,8 @@ const COVERED: [&str; 3] = ["/v1/", "/backend-api/codex/", "/backend-api/"];
 pub struct Api(Arc<Room>);
 
 struct Room {
+    /// What the Close frames of clients said; nothing for one without a code.
+    closes: Board<Vec<Option<u16>>>,
     crew: Crew,
     events: Semaphore,
     held: Semaphore,
@@ -81,7 +84,8 @@ impl Api {
     pub(super) fn new(crew: Crew, issuer: Issuer, record: bool) -> Self {
         let (events, held) = (Semaphore::new(0), Semaphore::new(0));
         let (log, orders) = (Log::new(record), Board::default());
-        Self(Arc::new(Room { crew, events, held, issuer, log, orders }))
+        let closes = Board::default();
+        Self(Arc::new(Room { closes, crew, events, held, issuer, log, orders }))
     }
 
     /// Takes this API key for good, beside the issuer's access tokens.
@@ -128,6 +132,13 @@ impl Api {
     /// Waits until what was seen meets a condition.
     pub async fn wait_until(&self, is_met: impl Fn(&[Seen]) -> bool) {
         self.0.log.wait_until(is_met).await;
+    }
+
+    /// Waits until so many WebSockets have been closed by their clients with a Close frame; the codes, in
+    /// order, nothing for a frame without one.
+    pub async fn closes(&self, count: usize) -> Vec<Option<u16>> {
+        self.0.closes.wait_until(|closes| closes.len() >= count).await;
+        self.0.closes.read(Vec::clone)
     }
 
     pub(super) fn log(&self) -> &Arc<Log> {
@@ -263,11 +274,16 @@ impl Api {
         let Ok(response) = create_response(&request.map(|_| ())) else {
             return error(StatusCode::BAD_REQUEST, "not_a_websocket_handshake");
         };
+        let room = Arc::clone(&self.0);
         self.0.crew.spawn(async move {
             let Ok(io) = upgrade.await else { return };
             let io = TokioIo::new(io);
             let mut socket = WebSocketStream::from_raw_socket(io, Role::Server, None).await;
             while let Some(Ok(message)) = socket.next().await {
+                if let Message::Close(close) = &message {
+                    let code = close.as_ref().map(|close| close.code.into());
+                    room.closes.change(|closes| closes.push(code));
+                }
                 let is_content = message.is_text() || message.is_binary();
                 if is_content && socket.send(message).await.is_err() {
                     return;

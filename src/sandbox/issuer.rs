@@ -1,115 +1,77 @@
-//! The pretend issuer: logins made to order, refresh tokens that work once, and faults on demand.
+//! The pretend issuer: logins made to order or by any of the ways to sign in, refresh tokens that work
+//! once, and faults on demand.
+//!
+//! | at [`ISSUER_HOST`], as Codex has it | at [`OAUTH_HOST`], as the standards have it |
+//! | --- | --- |
+//! | `GET /oauth/authorize` | `GET /authorize` |
+//! | `POST /oauth/token` | `POST /token` |
+//! | `POST /oauth/revoke` | `POST /revoke` |
+//! | `POST /api/accounts/deviceauth/usercode` | `POST /device` |
+//! | `POST /api/accounts/deviceauth/token` | `POST /token` |
+//! | `/codex/device`, for people | `/activate`, for people |
+//! | `GET /api/accounts/v1/user-auth-credential/whoami` | `GET /.well-known/oauth-authorization-server` |
 
-use std::collections::{HashMap, HashSet, VecDeque};
+mod authorize;
+mod device;
+mod fault;
+mod form;
+mod ledger;
+mod page;
+mod person;
+mod personal;
+mod token;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::{fs, io};
 
-use aws_lc_rs::rand;
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, DATE, HeaderMap, RETRY_AFTER};
+use http::header::DATE;
 use http::{Method, Response, StatusCode};
-use http_body_util::{BodyExt as _, Limited};
 use serde_json::{Value, json};
+use time::Duration;
 use time::format_description::FormatItem;
-use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
-use time::{Duration, OffsetDateTime};
 use tokio::sync::Semaphore;
 
 use super::seen::{Log, Seen};
-use super::{Answer, Ask, Board, Body, Cut, ISSUER_HOST, error, reply};
+use super::{Answer, Ask, Board, Body, ISSUER_HOST, OAUTH_HOST, error, reply};
 use crate::clock::Clock;
-use crate::secret::{Fingerprint, Secret};
+use crate::secret::Secret;
 
-/// What the token endpoint does to one request in place of a proper answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// Redeems, then closes the connection: the new tokens are lost.
-    DropAfter,
-    /// Closes the connection before it reads the body; nothing is redeemed.
-    DropBefore,
-    /// Answers 200 with something that is not JSON; nothing is redeemed.
-    Garbage,
-    /// Redeems, and answers after [`Issuer::release`].
-    Hold,
-    /// Answers 429 with a `Retry-After` of so many seconds; nothing is redeemed.
-    RateLimited(u32),
-    /// Answers 401 with this error code; nothing is redeemed.
-    Refuse(&'static str),
-    /// Redeems, and answers after this time.
-    Slow(std::time::Duration),
-    /// Answers with this status; nothing is redeemed.
-    Status(u16),
-}
+pub use authorize::Consent;
+pub use device::DeviceSetting;
+pub use fault::Fault;
+pub use person::{Person, PretendLogin};
 
-impl Fault {
-    /// The answer that stands in for redeeming.
-    fn instead(self) -> Option<Response<Body>> {
-        match self {
-            Self::Garbage => Some(reply(StatusCode::OK, "text/html", "<html>not JSON")),
-            Self::RateLimited(seconds) => {
-                let mut response = error(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded");
-                response.headers_mut().insert(RETRY_AFTER, seconds.into());
-                Some(response)
-            }
-            Self::Refuse(code) => Some(error(StatusCode::UNAUTHORIZED, code)),
-            Self::Status(status) => {
-                Some(error(StatusCode::from_u16(status).unwrap_or_default(), "server_error"))
-            }
-            Self::DropAfter | Self::DropBefore | Self::Hold | Self::Slow(_) => None,
-        }
-    }
-}
+pub(super) use ledger::Standing;
 
-/// A login as its owner's cache would hold it.
-#[derive(Clone, Debug)]
-pub struct PretendLogin {
-    /// Sent to the API.
-    pub access: Secret,
-    /// Redeemed once.
-    pub refresh: Secret,
-    /// Says whom the login speaks for.
-    pub id: Secret,
-    /// The workspace.
-    pub account_id: String,
-    /// When the tokens were made.
-    pub issued_at: OffsetDateTime,
-    /// When the access token ends.
-    pub expires_at: OffsetDateTime,
-}
+use form::{Form, Proof};
+use ledger::{Grant, Ledger};
 
-impl PretendLogin {
-    /// The content of an `auth.json`, as Codex 0.169.0 writes it.
-    pub fn auth_json(&self) -> String {
-        let content = json!({
-            "auth_mode": "chatgpt",
-            "OPENAI_API_KEY": null,
-            "tokens": {
-                "id_token": self.id.expose(),
-                "access_token": self.access.expose(),
-                "refresh_token": self.refresh.expose(),
-                "oauth_provenance": {
-                    "issuer": format!("https://{ISSUER_HOST}"), "client_id": CLIENT_ID,
-                },
-                "login_owner_id": "sandbox-sandbox-sandbox-sandbox-sandbox-san",
-                "account_id": self.account_id,
-            },
-            "last_refresh": self.issued_at.format(&Rfc3339).unwrap_or_default(),
-        });
-        format!("{content:#}")
-    }
-}
+/// The client that the issuer at [`OAUTH_HOST`] knows.
+pub const OAUTH_CLIENT_ID: &str = "example-client";
+
+/// The secret of [`OAUTH_CLIENT_ID`].
+pub const OAUTH_CLIENT_SECRET: &str = "vk-canary-client-secret";
 
 /// The public client id of the Codex CLI.
 const CLIENT_ID: &str = "app_EMoamEEZ73f0CkXaXp7hrann";
 
-/// The workspace of logins that ask for none.
-const ACCOUNT: &str = "acct-sandbox";
+/// What a request to a revocation endpoint said beside the token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revocation {
+    /// `token_type_hint`, where it was sent.
+    pub hint: Option<String>,
+    /// Whether `client_id` was sent in the body.
+    pub client_id: bool,
+}
 
-/// The pretend issuer. Clones are the same issuer.
+/// The pretend issuer, under both its hosts. Clones are the same issuer.
 #[derive(Clone)]
 pub struct Issuer(Arc<Desk>);
 
@@ -129,16 +91,20 @@ impl Issuer {
 
     /// Signs a pretend user in. The access token ends after `lifetime`, which may be negative.
     pub fn login(&self, lifetime: Duration) -> PretendLogin {
-        self.login_as(ACCOUNT, lifetime)
+        self.login_of(None, lifetime)
     }
 
     /// As [`Issuer::login`], into this workspace.
     pub fn login_as(&self, account_id: &str, lifetime: Duration) -> PretendLogin {
+        self.login_of(Some(account_id), lifetime)
+    }
+
+    fn login_of(&self, account_id: Option<&str>, lifetime: Duration) -> PretendLogin {
         let now = self.0.clock.now();
         let issued_at = if lifetime.is_negative() { now + lifetime - self.0.lifetime } else { now };
         self.0.ledger.change(|ledger| {
-            ledger.families.push(Family { account_id: account_id.to_owned(), revoked: false });
-            ledger.issue(ledger.families.len() - 1, issued_at, now + lifetime)
+            let family = ledger.found(Grant::codex(ledger.person_in(account_id)));
+            ledger.issue(family, issued_at, now + lifetime)
         })
     }
 
@@ -159,7 +125,18 @@ impl Issuer {
         Ok(login)
     }
 
-    /// Adds a fault for one coming request to the token endpoint; they are used in the order given.
+    /// Who signs in from now on, by whatever way.
+    pub fn person(&self, person: Person) {
+        self.0.ledger.change(|ledger| ledger.person = Some(person));
+    }
+
+    /// The workspace that people choose when they sign in themselves, whichever was asked for.
+    pub fn sign_in_as(&self, account_id: &str) {
+        self.0.ledger.change(|ledger| ledger.workspace = Some(account_id.to_owned()));
+    }
+
+    /// Adds a fault for one coming request to a token endpoint, whatever its grant; they are used in the
+    /// order given.
     pub fn script(&self, fault: Fault) {
         self.0.ledger.change(|ledger| ledger.script.push_back(fault));
     }
@@ -169,9 +146,19 @@ impl Issuer {
         self.0.held.add_permits(1);
     }
 
-    /// Requests to the token endpoint, whatever came of them.
+    /// Puts a member into the metadata of [`OAUTH_HOST`] in place of the proper one; null leaves it out.
+    pub fn metadata(&self, name: &str, value: Value) {
+        self.0.ledger.change(|ledger| ledger.metadata.push((name.to_owned(), value)));
+    }
+
+    /// Requests to the token endpoints, whatever came of them.
     pub fn posts(&self) -> usize {
         self.0.ledger.read(|ledger| ledger.posts)
+    }
+
+    /// Requests to the token endpoints with this `grant_type`, whatever came of them.
+    pub fn grants(&self, grant_type: &str) -> usize {
+        self.0.ledger.read(|ledger| ledger.grants.get(grant_type).copied().unwrap_or_default())
     }
 
     /// Refresh tokens redeemed.
@@ -184,12 +171,23 @@ impl Issuer {
         self.0.ledger.read(|ledger| ledger.reuses)
     }
 
-    /// Requests to the revocation endpoint.
+    /// Requests to the revocation endpoints.
     pub fn revokes(&self) -> usize {
-        self.0.ledger.read(|ledger| ledger.revokes)
+        self.0.ledger.read(|ledger| ledger.revocations.len())
     }
 
-    /// Waits until the token endpoint has got so many requests in all.
+    /// What those requests said, in order.
+    pub fn revocations(&self) -> Vec<Revocation> {
+        self.0.ledger.read(|ledger| ledger.revocations.clone())
+    }
+
+    /// The parameters of the last request to this path, the values of secrets as `***`; empty where
+    /// there was none. Of requests to authorize, for codes and tokens, and to revoke.
+    pub fn last_request(&self, path: &str) -> BTreeMap<String, String> {
+        self.0.ledger.read(|ledger| ledger.last.get(path).cloned().unwrap_or_default())
+    }
+
+    /// Waits until the token endpoints have got so many requests in all.
     pub async fn wait_for_posts(&self, count: usize) {
         self.0.ledger.wait_until(|ledger| ledger.posts >= count).await;
     }
@@ -199,7 +197,7 @@ impl Issuer {
         self.0.ledger.wait_until(|ledger| ledger.refreshes >= count).await;
     }
 
-    /// Every request to the issuer's host.
+    /// Every request to the issuer's hosts.
     pub fn seen(&self) -> Vec<Seen> {
         self.0.log.seen()
     }
@@ -209,7 +207,9 @@ impl Issuer {
     }
 
     pub(super) fn secrets(&self) -> Vec<String> {
-        self.0.ledger.read(|ledger| ledger.secrets.clone())
+        let mut secrets = self.0.ledger.read(Ledger::secrets);
+        secrets.push(OAUTH_CLIENT_SECRET.to_owned());
+        secrets
     }
 
     /// What an access token is worth now.
@@ -218,11 +218,10 @@ impl Issuer {
         self.0.ledger.read(|ledger| ledger.standing(token, now))
     }
 
-    pub(super) async fn answer(&self, request: Ask) -> Answer {
-        let mut response = match (request.method(), request.uri().path()) {
-            (&Method::POST, "/oauth/token") => self.token(request).await?,
-            (&Method::POST, "/oauth/revoke") => self.revoke(request).await?,
-            _ => error(StatusCode::NOT_FOUND, "not_found"),
+    pub(super) async fn answer(&self, dialect: Dialect, request: Ask) -> Answer {
+        let mut response = match dialect {
+            Dialect::Codex => self.answer_codex(request).await?,
+            Dialect::Standard => self.answer_standard(request).await?,
         };
         // The issuer's own time, from which a client may learn that its clock is wrong.
         let date = self.0.clock.now().format(HTTP_DATE).unwrap_or_default();
@@ -232,54 +231,136 @@ impl Issuer {
         Ok(response)
     }
 
-    async fn token(&self, request: Ask) -> Answer {
-        let fault = self.0.ledger.change(|ledger| {
-            ledger.posts += 1;
-            ledger.script.pop_front()
+    async fn answer_codex(&self, request: Ask) -> Answer {
+        const WHOAMI: &str = "/api/accounts/v1/user-auth-credential/whoami";
+        let dialect = Dialect::Codex;
+        match (request.method(), request.uri().path()) {
+            (&Method::GET, "/oauth/authorize") => Ok(self.authorize(dialect, request.uri())),
+            (&Method::POST, "/oauth/token") => self.token(dialect, request).await,
+            (&Method::POST, "/oauth/revoke") => self.revoke(dialect, request).await,
+            (&Method::POST, "/api/accounts/deviceauth/usercode") => self.user_code(request).await,
+            (&Method::POST, "/api/accounts/deviceauth/token") => self.poll(request).await,
+            (&Method::GET, device::CODEX_PAGE) => Ok(self.device_page(request.uri())),
+            (&Method::POST, device::CODEX_PAGE) => self.device_answer(dialect, request).await,
+            (&Method::GET, WHOAMI) => Ok(self.whoami(request.headers())),
+            _ => Ok(error(StatusCode::NOT_FOUND, "not_found")),
+        }
+    }
+
+    async fn answer_standard(&self, request: Ask) -> Answer {
+        let dialect = Dialect::Standard;
+        match (request.method(), request.uri().path()) {
+            (&Method::GET, "/.well-known/oauth-authorization-server") => Ok(self.describe()),
+            (&Method::GET, "/authorize") => Ok(self.authorize(dialect, request.uri())),
+            (&Method::POST, "/token") => self.token(dialect, request).await,
+            (&Method::POST, "/revoke") => self.revoke(dialect, request).await,
+            (&Method::POST, "/device") => self.device_code(request).await,
+            (&Method::GET, device::STANDARD_PAGE) => Ok(self.device_page(request.uri())),
+            (&Method::POST, device::STANDARD_PAGE) => self.device_answer(dialect, request).await,
+            _ => Ok(error(StatusCode::NOT_FOUND, "not_found")),
+        }
+    }
+
+    /// The metadata of RFC 8414.
+    fn describe(&self) -> Response<Body> {
+        let issuer = Dialect::Standard.issuer();
+        let mut metadata = json!({
+            "issuer": issuer,
+            "authorization_endpoint": format!("{issuer}/authorize"),
+            "token_endpoint": format!("{issuer}/token"),
+            "revocation_endpoint": format!("{issuer}/revoke"),
+            "device_authorization_endpoint": format!("{issuer}/device"),
+            "response_types_supported": ["code"],
+            "code_challenge_methods_supported": ["S256"],
+            "grant_types_supported": [
+                "authorization_code", "refresh_token", "client_credentials", token::DEVICE_GRANT,
+            ],
+            "token_endpoint_auth_methods_supported": [
+                "none", "client_secret_basic", "client_secret_post",
+            ],
         });
-        if fault == Some(Fault::DropBefore) {
-            return Err(Cut);
+        for (name, value) in self.0.ledger.read(|ledger| ledger.metadata.clone()) {
+            metadata[name] = value;
         }
-        let form = form(request).await?;
-        if let Some(response) = fault.and_then(Fault::instead) {
-            return Ok(response);
+        if let Some(members) = metadata.as_object_mut() {
+            members.retain(|_, value| !value.is_null());
         }
-        let answer = self.redeem(&form);
-        match fault {
-            Some(Fault::DropAfter) => return Err(Cut),
-            Some(Fault::Hold) => self.0.held.acquire().await.map_err(|_| Cut)?.forget(),
-            Some(Fault::Slow(time)) => tokio::time::sleep(time).await,
-            _ => {}
-        }
-        answer
+        super::json(StatusCode::OK, &metadata)
     }
 
-    fn redeem(&self, form: &HashMap<String, String>) -> Answer {
-        if form.get("grant_type").is_none_or(|grant| grant != "refresh_token") {
-            return Ok(error(StatusCode::BAD_REQUEST, "unsupported_grant_type"));
+    /// RFC 7009: 200 for a token that nobody knows, too.
+    async fn revoke(&self, dialect: Dialect, request: Ask) -> Answer {
+        let path = request.uri().path().to_owned();
+        let form = Form::read(request).await?;
+        self.note(&path, &form);
+        let hint = form.find("token_type_hint").map(str::to_owned);
+        let revocation = Revocation { hint, client_id: form.find("client_id").is_some() };
+        self.0.ledger.change(|ledger| ledger.revocations.push(revocation));
+        if dialect == Dialect::Standard
+            && let Err(refusal) = form.check_client(Proof::Id)
+        {
+            return Ok(*refusal);
         }
-        let refresh = Secret::new(form.get("refresh_token").cloned().unwrap_or_default());
-        let (now, lifetime) = (self.0.clock.now(), self.0.lifetime);
-        match self.0.ledger.change(|ledger| ledger.redeem(&refresh, now, lifetime)) {
-            Ok(login) => Ok(super::json(
-                StatusCode::OK,
-                &json!({
-                    "access_token": login.access.expose(),
-                    "id_token": login.id.expose(),
-                    "refresh_token": login.refresh.expose(),
-                    "token_type": "Bearer",
-                    "expires_in": lifetime.whole_seconds(),
-                }),
-            )),
-            Err(code) => Ok(error(StatusCode::UNAUTHORIZED, code)),
-        }
-    }
-
-    async fn revoke(&self, request: Ask) -> Answer {
-        let form = form(request).await?;
-        let token = Secret::new(form.get("token").cloned().unwrap_or_default());
-        self.0.ledger.change(|ledger| ledger.revoke(&token));
+        let token = Secret::new(form.get("token"));
+        self.0.ledger.change(|ledger| ledger.revoke(dialect, &token));
         Ok(reply(StatusCode::OK, "", Bytes::new()))
+    }
+
+    /// Keeps what was asked, for tests.
+    fn note(&self, path: &str, form: &Form) {
+        let parameters = form.without_secrets();
+        self.0.ledger.change(|ledger| ledger.last.insert(path.to_owned(), parameters));
+    }
+}
+
+/// Which of its two languages the issuer speaks; the host decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dialect {
+    Codex,
+    Standard,
+}
+
+impl Dialect {
+    /// That of a host, if it is one of the issuer's.
+    pub(super) fn of_host(host: &str) -> Option<Self> {
+        match host {
+            ISSUER_HOST => Some(Self::Codex),
+            OAUTH_HOST => Some(Self::Standard),
+            _ => None,
+        }
+    }
+
+    fn issuer(self) -> String {
+        match self {
+            Self::Codex => format!("https://{ISSUER_HOST}"),
+            Self::Standard => format!("https://{OAUTH_HOST}"),
+        }
+    }
+
+    fn client_id(self) -> &'static str {
+        match self {
+            Self::Codex => CLIENT_ID,
+            Self::Standard => OAUTH_CLIENT_ID,
+        }
+    }
+
+    /// The status of an answer that refuses a refresh token.
+    fn refusal(self) -> StatusCode {
+        match self {
+            Self::Codex => StatusCode::UNAUTHORIZED,
+            Self::Standard => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    /// An error in the form that clients of this dialect read (RFC 6749 section 5.2).
+    fn error(self, status: StatusCode, code: &str) -> Response<Body> {
+        match self {
+            Self::Codex => error(status, code),
+            Self::Standard => {
+                let description = format!("the sandbox says {code}");
+                super::json(status, &json!({"error": code, "error_description": description}))
+            }
+        }
     }
 }
 
@@ -287,142 +368,3 @@ impl Issuer {
 const HTTP_DATE: &[FormatItem<'_>] = format_description!(
     "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
 );
-
-/// What a bearer token is worth.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
-    Absent,
-    Current,
-    Expired,
-    Revoked,
-    Unknown,
-}
-
-/// Everything the issuer knows.
-#[derive(Default)]
-struct Ledger {
-    access: HashMap<Fingerprint, (usize, OffsetDateTime)>,
-    families: Vec<Family>,
-    posts: usize,
-    refresh: HashMap<Fingerprint, usize>,
-    refreshes: usize,
-    reuses: usize,
-    revokes: usize,
-    script: VecDeque<Fault>,
-    secrets: Vec<String>,
-    spent: HashSet<Fingerprint>,
-}
-
-/// All the tokens that descend from one login.
-struct Family {
-    account_id: String,
-    revoked: bool,
-}
-
-impl Ledger {
-    fn issue(
-        &mut self,
-        family: usize,
-        issued_at: OffsetDateTime,
-        expires_at: OffsetDateTime,
-    ) -> PretendLogin {
-        let account_id = self.families[family].account_id.clone();
-        let email = format!("{account_id}@example.com");
-        let claims = json!({
-            "iss": format!("https://{ISSUER_HOST}"),
-            "aud": [CLIENT_ID],
-            "iat": issued_at.unix_timestamp(),
-            "exp": expires_at.unix_timestamp(),
-            "email": email,
-            "https://api.openai.com/profile": {"email": email},
-            "https://api.openai.com/auth": {
-                "chatgpt_account_id": account_id,
-                "chatgpt_plan_type": "plus",
-                "chatgpt_user_id": format!("user-{account_id}"),
-            },
-        });
-        let (access, id) = (jwt(&claims), jwt(&claims));
-        let refresh = format!("rt_{}", canary());
-        self.secrets.extend([access.clone(), id.clone(), refresh.clone()]);
-        let (access, id, refresh) = (Secret::new(access), Secret::new(id), Secret::new(refresh));
-        self.access.insert(access.fingerprint(), (family, expires_at));
-        self.refresh.insert(refresh.fingerprint(), family);
-        PretendLogin { access, refresh, id, account_id, issued_at, expires_at }
-    }
-
-    /// The next tokens, or the error code. A refresh token that was used before revokes its family.
-    fn redeem(
-        &mut self,
-        refresh: &Secret,
-        now: OffsetDateTime,
-        lifetime: Duration,
-    ) -> Result<PretendLogin, &'static str> {
-        let token = refresh.fingerprint();
-        let family = *self.refresh.get(&token).ok_or("refresh_token_invalidated")?;
-        if !self.spent.insert(token) {
-            self.reuses += 1;
-            self.families[family].revoked = true;
-            return Err("refresh_token_reused");
-        }
-        if self.families[family].revoked {
-            return Err("refresh_token_invalidated");
-        }
-        self.refreshes += 1;
-        Ok(self.issue(family, now, now + lifetime))
-    }
-
-    fn revoke(&mut self, token: &Secret) {
-        self.revokes += 1;
-        let token = token.fingerprint();
-        let of_access = || self.access.get(&token).map(|(family, _)| family);
-        if let Some(family) = self.refresh.get(&token).or_else(of_access) {
-            self.families[*family].revoked = true;
-        }
-    }
-
-    fn standing(&self, token: &Secret, now: OffsetDateTime) -> Standing {
-        match self.access.get(&token.fingerprint()) {
-            None => Standing::Unknown,
-            Some((family, _)) if self.families[*family].revoked => Standing::Revoked,
-            Some((_, expires_at)) if *expires_at <= now => Standing::Expired,
-            Some(_) => Standing::Current,
-        }
-    }
-}
-
-/// The members of a JSON object or of a form, by what the request says it sends.
-async fn form(request: Ask) -> Result<HashMap<String, String>, Cut> {
-    let is_json = says_json(request.headers());
-    let body = Limited::new(request.into_body(), MAX_FORM_BYTES);
-    let body: Bytes = body.collect().await.map_err(|_| Cut)?.to_bytes();
-    if !is_json {
-        return Ok(url::form_urlencoded::parse(&body).into_owned().collect());
-    }
-    let Ok(Value::Object(members)) = serde_json::from_slice(&body) else {
-        return Ok(HashMap::new());
-    };
-    let text = |value: Value| value.as_str().map(str::to_owned);
-    Ok(members.into_iter().filter_map(|(name, value)| Some((name, text(value)?))).collect())
-}
-
-/// Longest body that a token request may have.
-const MAX_FORM_BYTES: usize = 64 * 1024;
-
-fn says_json(headers: &HeaderMap) -> bool {
-    let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    kind.is_some_and(|kind| kind.starts_with("application/json"))
-}
-
-/// A JWT that says it is unsigned (RFC 7519 section 6); the canary stands where the signature would.
-fn jwt(claims: &Value) -> String {
-    let head = URL_SAFE_NO_PAD.encode(r#"{"alg":"none","typ":"JWT"}"#);
-    format!("{head}.{}.{}", URL_SAFE_NO_PAD.encode(claims.to_string()), canary())
-}
-
-/// A text that is found wherever it should not be, and that no other token has.
-#[expect(clippy::expect_used, reason = "a machine without randomness has no TLS either")]
-fn canary() -> String {
-    let mut random = [0; 16];
-    rand::fill(&mut random).expect("the system gives random bytes");
-    random.iter().fold("vk-canary-".to_owned(), |text, byte| format!("{text}{byte:02x}"))
-}
