@@ -3,11 +3,14 @@
 mod ca;
 mod check;
 mod completions;
+mod credentials;
 mod demo;
 mod env;
 mod explain;
 mod login;
+mod logout;
 mod output;
+mod policies;
 mod process;
 mod run;
 mod running;
@@ -47,8 +50,10 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Save a login that valetkey and Codex share
+    /// Sign in, to a login that valetkey and Codex share
     Login(login::Arguments),
+    /// Sign out, here and at the issuer
+    Logout(logout::Arguments),
     /// Show who is signed in, how, and until when
     Status(status::Arguments),
     /// Run the proxy in the foreground
@@ -60,7 +65,7 @@ enum Command {
     /// Show the local CA that intercepted hosts are signed by
     Ca(ca::Arguments),
     /// Show every mistake of the configuration, then of the files and logins that it names
-    Check,
+    Check(check::Arguments),
     /// Say what would happen to a request: which rule, which credential, which headers, or why not
     Explain(explain::Arguments),
     /// Show the whole thing at work, on this machine alone, in a few seconds
@@ -140,12 +145,13 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
     let mut typed = Typed { env, overrides };
     match arguments.command {
         Command::Ca(arguments) => ca::run(&arguments, &typed),
-        Command::Check => check::run(&typed),
+        Command::Check(arguments) => check::run(&arguments, &typed),
         Command::Completions(arguments) => Ok(completions::run::<Arguments>(&arguments)),
         Command::Demo => demo::run(&typed.env),
         Command::Env(arguments) => env::run(&arguments, &typed),
         Command::Explain(arguments) => explain::run(&arguments, &typed),
         Command::Login(arguments) => login::run(&arguments, &typed),
+        Command::Logout(arguments) => logout::run(&arguments, &typed),
         Command::Run(arguments) => run::run(&arguments, &typed),
         Command::Serve(arguments) => {
             typed.overrides.listen.clone_from(&arguments.listen);

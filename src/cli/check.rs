@@ -3,23 +3,33 @@
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 
+use super::credentials;
 use super::output::{self, Failure};
-use super::start::{self, WayOut, ca_dir};
+use super::start::WayOut;
 use super::{Typed, process, status};
-use crate::config::CredentialKind;
-use crate::tls::ca::LocalCa;
+use crate::config::Config;
 use crate::tokens::State;
 
-pub(super) fn run(typed: &Typed) -> Result<ExitCode, Failure> {
+/// What `check` takes.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Show instead what the owner of the machine has settled, and in which file
+    #[arg(long)]
+    managed: bool,
+}
+
+pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Failure> {
     let config = typed.config()?;
-    let roots = LocalCa::load_roots(&ca_dir(&config)).map_err(output::hinted)?;
+    if arguments.managed {
+        return show_managed(&config);
+    }
     let mut wrong = Vec::new();
-    if let Err(failure) = WayOut::new(&config.upstream, &roots) {
+    if let Err(failure) = WayOut::of(&config) {
         wrong.push(failure);
     }
     for (name, kind) in &config.credentials {
-        if let CredentialKind::ApiKey { source } = kind
-            && let Err(error) = start::source_of(source, &typed.env).load()
+        if let Some(source) = kind.source()
+            && let Err(error) = credentials::source_of(source, &typed.env).load()
         {
             wrong.push(output::hinted(error).about(&format!("credential `{name}`")));
         }
@@ -43,5 +53,17 @@ pub(super) fn run(typed: &Typed) -> Result<ExitCode, Failure> {
         rules.len(),
         config.credentials.len()
     ));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One line for each setting, with its file.
+fn show_managed(config: &Config) -> Result<ExitCode, Failure> {
+    let settings = config.managed().map_err(output::mistakes)?;
+    for setting in &settings {
+        output::data(setting);
+    }
+    if settings.is_empty() {
+        output::data("nothing is managed");
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -181,8 +181,11 @@ impl Explaining<'_> {
             State::Dead(_) | State::NoLogin | State::Unsupported(_) => {
                 say(
                     "answer",
-                    "refused (403 login_required) until somebody signs in: codex login, or valetkey login --with-api-key",
+                    "refused (403 login_required) until somebody signs in: valetkey login",
                 );
+            }
+            State::Forbidden(_) => {
+                say("answer", "refused (403 policy_forbids): see valetkey check --managed")
             }
             State::Unreadable(_) => say("answer", credential.unreadable()),
         }

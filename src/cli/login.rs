@@ -1,101 +1,183 @@
-//! `valetkey login`: saves a login that valetkey and Codex share.
+//! `valetkey login`: signs in, and saves a login that valetkey and Codex share.
 
-use std::io::{self, IsTerminal as _, Read as _};
+mod browser;
+mod device;
+mod piped;
+
 use std::process::ExitCode;
+use std::time::Duration;
 
-use zeroize::Zeroizing;
-
+use super::credentials::{Cache, Credentials, USUAL};
 use super::output::{self, Failure, WRONG_USE};
-use super::{Typed, process};
-use crate::config::{Config, CredentialKind};
-use crate::credential::{CredentialName, Login};
-use crate::secret::Secret;
-use crate::store::codex::CodexStore;
-use crate::store::{RecordStore as _, put_login};
+use super::start::WayOut;
+use super::{Typed, process, status};
+use crate::clock::Clock;
+use crate::credential::{Account, CredentialName, Grant, Keep, Login};
+use crate::oauth::Answer;
+use crate::policy::Method;
+use crate::store::{StoreError, warnings};
 use crate::tasks::Tasks;
 
 /// What `login` takes.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+
+    /// Sign in with a code that is typed into a browser elsewhere
+    #[arg(long, conflicts_with_all = ["with_api_key", "with_access_token"])]
+    device_auth: bool,
+
     /// Read an API key from standard input and save it
-    #[arg(long)]
+    #[arg(long, conflicts_with = "with_access_token")]
     with_api_key: bool,
 
-    /// The credential to save it as [default: openai]
+    /// Read a personal access token (at-…) from standard input and save it
+    #[arg(long)]
+    with_access_token: bool,
+
+    /// Open no browser: print the URL, and take the address that the browser ended on
+    #[arg(long, conflicts_with_all = ["device_auth", "with_api_key", "with_access_token"])]
+    no_browser: bool,
+
+    /// Show the URL as a QR code too
+    #[arg(long, conflicts_with_all = ["with_api_key", "with_access_token"])]
+    qr: bool,
+
+    /// The credential to sign in to [default: openai]
     #[arg(long, value_name = "NAME")]
     credential: Option<CredentialName>,
 }
 
-/// Longest input that is read: four times the longest secret that can be sent.
-const MOST_INPUT: u64 = 64 * 1024;
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Show who is signed in; exits 1 when nobody is
+    Status(status::OneArguments),
+}
+
+/// What came of signing in.
+struct Fresh {
+    login: Login,
+    /// How long the access token lives, where that is known.
+    lifetime: Option<Duration>,
+}
 
 pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Failure> {
-    if !arguments.with_api_key {
-        return Err(Failure::new("valetkey cannot sign in to ChatGPT by itself yet")
-            .status(WRONG_USE)
-            .hint("sign in with Codex: codex login (valetkey uses the same login)")
-            .hint("or save an API key: printenv OPENAI_API_KEY | valetkey login --with-api-key"));
+    if let Some(Command::Status(arguments)) = &arguments.command {
+        return status::run_one(arguments, typed);
     }
     let config = typed.config()?;
+    // Tokens pass through this process's memory.
+    process::harden();
     let name = match &arguments.credential {
         Some(name) => name.clone(),
-        None => "openai".parse()?,
+        None => USUAL.parse()?,
     };
-    let home = codex_home(&config, &name)?;
-    let key = read_key()?;
-    let store = CodexStore::new(home.to_owned(), Tasks::new());
-    let saving = async {
-        if let Some(Login::ChatGpt(_)) = store.get().await?.1.login {
-            output::words("It takes the place of the ChatGPT login that was there.");
-        }
-        put_login(&store, Some(Login::ApiKey(key))).await
+    let jobs = Tasks::new();
+    let way_out = WayOut::of(&config)?;
+    let credentials = Credentials::new(&config, &typed.env, way_out.upstream, jobs.clone());
+    let cache = credentials.cache(&name)?;
+    let signing_in = async {
+        let signed_in = sign_in(arguments, typed, &cache).await;
+        // What was begun to be written is written.
+        jobs.finished().await;
+        signed_in
     };
-    process::runtime()?.block_on(saving).map_err(output::hinted)?;
-    // Codex's own words.
-    output::words("API key saved. Authentication is checked when you send a request.");
+    process::runtime()?.block_on(signing_in)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn codex_home<'a>(
-    config: &'a Config,
-    name: &CredentialName,
-) -> Result<&'a std::path::Path, Failure> {
-    match config.credentials.get(name) {
-        Some(CredentialKind::Codex { home }) => Ok(home),
-        Some(CredentialKind::ApiKey { .. }) => {
-            Err(Failure::new(format!("`{name}` is read from where the configuration says"))
-                .hint("put the key there: it is not saved by a login"))
+async fn sign_in(arguments: &Arguments, typed: &Typed, cache: &Cache) -> Result<(), Failure> {
+    let method = match (arguments.with_api_key, arguments.with_access_token) {
+        (true, _) => Method::ApiKey,
+        (_, true) => Method::AccessToken,
+        _ => Method::ChatGpt,
+    };
+    if cache.is_codex {
+        cache.policy.judge_method(method).map_err(Failure::new)?;
+    } else if method != Method::ChatGpt {
+        return Err(Failure::new(format!("`{}` is a login at an OAuth issuer", cache.name))
+            .status(WRONG_USE)
+            .hint(format!("sign in: valetkey login --credential {}", cache.name)));
+    }
+    // A place that cannot be used is better known before anybody signs in.
+    match cache.store.get().await {
+        Ok(_) | Err(StoreError::Encrypted { .. }) => {}
+        // There is another place then.
+        Err(StoreError::Locked { .. } | StoreError::Unavailable { .. })
+            if cache.keep == Keep::Auto => {}
+        Err(error) => return Err(output::hinted(error)),
+    }
+    match (method, cache.provider.grant()) {
+        (Method::ApiKey, _) => {
+            save(cache, piped::api_key()?).await?;
+            // Codex's own words.
+            output::words("API key saved. Authentication is checked when you send a request.");
         }
-        None => {
-            let known: Vec<&str> = config.credentials.keys().map(CredentialName::as_str).collect();
-            Err(Failure::new(format!("there is no credential `{name}`"))
-                .status(WRONG_USE)
-                .hint(format!("the configuration has: {}", known.join(", "))))
+        (Method::AccessToken, _) => {
+            save(cache, piped::access_token(&cache.provider).await?).await?;
+            output::words("Successfully logged in");
         }
+        (Method::ChatGpt, Grant::ClientCredentials) => {
+            return Err(Failure::new(format!("`{}` signs in by itself", cache.name))
+                .hint("its grant is client_credentials: there is nothing to do"));
+        }
+        (Method::ChatGpt, grant) => {
+            if arguments.device_auth || grant == Grant::DeviceCode {
+                device::sign_in(arguments, typed, cache).await?;
+            } else {
+                browser::sign_in(arguments, typed, cache).await?;
+            }
+            output::words("Successfully logged in");
+        }
+    }
+    say_where(cache);
+    Ok(())
+}
+
+impl Fresh {
+    /// What an issuer handed out, received just now.
+    fn received(cache: &Cache, answer: Answer) -> Self {
+        let lifetime = answer.expires_in;
+        let set = answer.into_set(Clock::system().now());
+        let login = if cache.is_codex { Login::ChatGpt(set) } else { Login::OAuth(set) };
+        Self { login, lifetime }
     }
 }
 
-/// The key that is piped in. It never comes from an argument or a terminal, where it would be seen.
-fn read_key() -> Result<Secret, Failure> {
-    let stdin = io::stdin();
-    if stdin.is_terminal() {
-        return Err(Failure::new("--with-api-key expects the API key on stdin")
-            .hint("pipe it: printenv OPENAI_API_KEY | valetkey login --with-api-key"));
+/// Saves a login in the place of the one that is there, if it is allowed. What it supersedes is revoked, as
+/// Codex does it: at best.
+async fn save(cache: &Cache, fresh: Fresh) -> Result<Account, Failure> {
+    cache.policy.judge_new(&fresh.login).map_err(Failure::new)?;
+    let account = match &fresh.login {
+        Login::ChatGpt(set) | Login::OAuth(set) => set.account(),
+        Login::Personal(personal) => personal.account.clone().unwrap_or_default(),
+        Login::ApiKey(_) | Login::Unsupported(_) => Account::default(),
+    };
+    let old = cache.store.get().await.ok().and_then(|(_, record)| record.login);
+    let new = fresh.login.tokens().map(|set| set.fingerprint());
+    cache.store.put(Some(fresh.login), fresh.lifetime).await.map_err(output::hinted)?;
+    if let Some(set) = old.as_ref().and_then(Login::tokens)
+        && Some(set.fingerprint()) != new
+    {
+        output::words("It takes the place of the login that was there.");
+        if let Err(error) = cache.provider.revoke(set).await {
+            tracing::warn!(%error, "the login that was there could not be revoked");
+        }
     }
-    output::words("Reading API key from stdin...");
-    let mut input = Zeroizing::new(String::new());
-    stdin
-        .lock()
-        .take(MOST_INPUT)
-        .read_to_string(&mut input)
-        .map_err(|error| Failure::new(format!("stdin could not be read: {error}")))?;
-    let key = Secret::new(input.trim());
-    if key.is_empty() {
-        return Err(Failure::new("no API key provided via stdin").hint(
-            "is the variable set? pipe it: printenv OPENAI_API_KEY | valetkey login --with-api-key",
-        ));
+    Ok(account)
+}
+
+/// Says where the login is now, and what may be wrong with that place.
+fn say_where(cache: &Cache) {
+    if cache.keep == Keep::Ephemeral {
+        output::warning("credentials_store is `ephemeral`: the login has ended with this command");
+        return;
     }
-    key.check_field_value()
-        .map_err(|unfit| Failure::new(format!("this is no API key: {unfit}")))?;
-    Ok(key)
+    let place = cache.store.place();
+    output::words(format_args!("kept in {place}"));
+    for warning in warnings(std::path::Path::new(&place)) {
+        output::warning(warning);
+    }
 }

@@ -11,6 +11,7 @@ use std::path::Path;
 use anstream::{eprintln, stderr, stdout};
 
 use crate::config::ConfigErrors;
+use crate::oauth::LoginError;
 use crate::source::SourceError;
 use crate::store::StoreError;
 use crate::tls::ca::CaError;
@@ -62,6 +63,16 @@ impl Failure {
         self
     }
 
+    /// The sentence.
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The first line of what to type.
+    pub(super) fn first_hint(&self) -> Option<&str> {
+        self.hints.first().map(String::as_str)
+    }
+
     /// Prints the failure and gives its exit status. A message of several lines is printed as it is.
     pub(super) fn report(&self) -> u8 {
         if self.message.contains('\n') {
@@ -100,11 +111,22 @@ impl Hinted for SourceError {
     }
 }
 
+impl Hinted for LoginError {
+    fn hint(&self) -> Option<String> {
+        self.hint()
+    }
+}
+
 impl Hinted for StoreError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Corrupt { place, .. } => Some(format!("move {place} away, then sign in again")),
             Self::Denied { place, .. } => Some(format!("make {place} a file of your own (chown)")),
+            Self::Locked { .. } => {
+                Some("unlock the keyring of your desktop, then try again".to_owned())
+            }
+            Self::Encrypted { .. } => Some("valetkey login".to_owned()),
+            Self::Remains { .. } => Some("unlock the keyring, then sign out once more".to_owned()),
             Self::Unavailable { .. } => None,
         }
     }
@@ -128,15 +150,20 @@ pub(super) fn mistakes(errors: ConfigErrors) -> Failure {
 
 impl<E: std::error::Error> From<E> for Failure {
     fn from(error: E) -> Self {
-        let mut message = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            message.push_str(": ");
-            message.push_str(&error.to_string());
-            cause = error.source();
-        }
-        Self::new(message)
+        Self::new(chain_of(&error))
     }
+}
+
+/// An error and its causes, behind colons.
+pub(super) fn chain_of(error: &dyn std::error::Error) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        message.push_str(": ");
+        message.push_str(&error.to_string());
+        cause = error.source();
+    }
+    message
 }
 
 /// Writes data to stdout. A reader that has gone is not an error: it has seen enough.
@@ -153,6 +180,24 @@ pub(super) fn raw(text: &str) {
 /// Says something to the person at the terminal.
 pub(super) fn words(text: impl Display) {
     let _closed_pipe = writeln!(stderr().lock(), "{text}");
+}
+
+/// Says on a terminal how something goes on, in the place of what was said so before.
+pub(super) fn progress(text: impl Display) {
+    let mut stderr = stderr().lock();
+    let _closed_pipe = write!(stderr, "\r\u{1b}[K{text}").and_then(|()| stderr.flush());
+}
+
+/// Shows a URL as a QR code, two rows of it in a line; one that is too long for a code is not shown.
+pub(super) fn qr(url: &str) {
+    use qrcode::render::unicode::Dense1x2;
+    let Ok(code) = qrcode::QrCode::with_error_correction_level(url, qrcode::EcLevel::L) else {
+        return;
+    };
+    // Dark on light, whatever the terminal's colours are.
+    let mut picture = code.render::<Dense1x2>();
+    let picture = picture.dark_color(Dense1x2::Light).light_color(Dense1x2::Dark).build();
+    words(format_args!("{picture}\n"));
 }
 
 /// Says that something is not as it should be, and goes on.

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
+use tokio::time::timeout;
 
 use super::output::{self, Failure};
 use super::process::Signals;
 use super::running::{self, ServerInfo};
 use super::start::{self, Started};
 use super::{Typed, process};
-use crate::config::{Config, CredentialKind, SourceSpec};
+use crate::config::{Config, SourceSpec};
 
 /// What `run` takes.
 #[derive(Debug, clap::Args)]
@@ -23,6 +24,9 @@ pub(super) struct Arguments {
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
+
+/// How long the program has to end once it may no longer be signed in.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// How long exchanges may go on after the program has ended: there is nobody left to read them.
 const DRAIN: Duration = Duration::from_millis(100);
@@ -66,8 +70,8 @@ async fn run_behind(
         }
     }
     let status = match child.spawn() {
-        Ok(child) => wait(child, &mut signals).await?,
-        Err(error) => not_started(program, &error),
+        Ok(child) => wait(child, &mut signals, &started).await,
+        Err(error) => Ok(not_started(program, &error)),
     };
     // What came before was meant for the program.
     let mut impatience = Signals::ending()?;
@@ -75,17 +79,27 @@ async fn run_behind(
         () = started.shut_down(DRAIN) => {}
         _ = impatience.next() => {}
     }
-    Ok(ExitCode::from(status))
+    status.map(ExitCode::from)
 }
 
 /// Waits for the program, and passes on the signals that reach us and not it.
-async fn wait(mut child: Child, signals: &mut Signals) -> io::Result<u8> {
+async fn wait(mut child: Child, signals: &mut Signals, started: &Started) -> Result<u8, Failure> {
     let pid = child.id().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
     let on_terminal = io::stdin().is_terminal();
     loop {
         let received = tokio::select! {
-            status = child.wait() => return status.map(exit_status),
+            status = child.wait() => return Ok(exit_status(status?)),
             received = signals.next() => received,
+            failure = started.forbidden() => {
+                if let Some(pid) = pid {
+                    let sent = kill_process(pid, Signal::TERM);
+                    tracing::debug!(ok = sent.is_ok(), "the program was asked to end");
+                }
+                if timeout(GRACE, child.wait()).await.is_err() {
+                    child.kill().await?;
+                }
+                return Err(failure);
+            }
         };
         // A terminal sends these to the whole foreground group, so the program has them already.
         let by_terminal = [Signal::INT, Signal::QUIT, Signal::WINCH].contains(&received);
@@ -112,8 +126,8 @@ fn not_started(program: &OsStr, error: &io::Error) -> u8 {
 
 /// The variables of our environment that hold credentials.
 fn variables_of_sources(config: &Config) -> impl Iterator<Item = &str> {
-    config.credentials.values().filter_map(|kind| match kind {
-        CredentialKind::ApiKey { source: SourceSpec::Env(name) } => Some(name.as_str()),
-        _ => None,
+    config.credentials.values().filter_map(|kind| match kind.source()? {
+        SourceSpec::Env(name) => Some(name.as_str()),
+        SourceSpec::File(_) => None,
     })
 }

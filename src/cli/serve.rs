@@ -62,7 +62,10 @@ async fn serve(typed: &Typed, config: &Config) -> Result<ExitCode, Failure> {
     }
     output::words("put a shell behind it: eval \"$(valetkey env)\"");
 
-    signals.next().await;
+    let forbidden = tokio::select! {
+        _ = signals.next() => None,
+        failure = started.forbidden() => Some(failure),
+    };
     output::words("shutting down; a second signal ends it at once");
     tokio::select! {
         () = started.shut_down(DRAIN) => {}
@@ -74,5 +77,5 @@ async fn serve(typed: &Typed, config: &Config) -> Result<ExitCode, Failure> {
             let _gone_already = fs::remove_file(file);
         }
     }
-    Ok(ExitCode::SUCCESS)
+    forbidden.map_or(Ok(ExitCode::SUCCESS), Err)
 }

@@ -1,6 +1,5 @@
 //! Builds a proxy out of a configuration: the list of steps that `serve` and `run` share.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,21 +9,19 @@ use std::time::Duration;
 use rustls_pki_types::CertificateDer;
 use tokio::net::TcpListener;
 
+use super::credentials::Credentials;
 use super::output::{self, Failure};
 use crate::client_env::{ClientEnv, Facts};
 use crate::clock::Clock;
 use crate::config::env::Environment;
-use crate::config::{Config, CredentialKind, ProxySetting, SourceSpec, Trust, UpstreamConfig};
-use crate::oauth::codex::CodexIssuer;
+use crate::config::{Config, OnViolation, ProxySetting, Trust, UpstreamConfig};
 use crate::proxy::{Parts, Proxy};
-use crate::secret::{Fingerprint, Secret};
-use crate::source::Source;
-use crate::store::codex::CodexStore;
+use crate::secret::Fingerprint;
 use crate::tasks::Tasks;
 use crate::tls::ca::{LocalCa, Root};
 use crate::tls::leaf::Leaves;
 use crate::tls::trust::{TrustMode, TrustSettings, UpstreamTrust};
-use crate::tokens::{self, TokenSource, Tokens};
+use crate::tokens::{State, Tokens};
 use crate::upstream::Upstream;
 use crate::upstream::chain::Chain;
 use crate::upstream::dial::Dialer;
@@ -34,6 +31,9 @@ pub(super) struct Started {
     pub(super) proxy: Proxy,
     /// Refreshes in flight: shutdown waits for them.
     pub(super) refreshes: Tasks,
+    tokens: Arc<Tokens>,
+    /// Whether a login that is no longer allowed ends the process.
+    exits: bool,
     roots: Vec<Root>,
     out: WayOut,
 }
@@ -60,14 +60,21 @@ impl Started {
         let roots = ca.roots().to_vec();
         let out = WayOut::new(&config.upstream, &roots)?;
         let refreshes = Tasks::new();
-        let tokens = tokens(config, env, &out.upstream, &refreshes).await;
+        let credentials = Credentials::new(config, env, out.upstream.clone(), refreshes.clone());
+        let tokens = Arc::new(credentials.tokens(true).await?);
+        if let Err(failure) = allowed(&tokens) {
+            // What is being deleted is deleted.
+            refreshes.finished().await;
+            return Err(failure);
+        }
         let proxy = Proxy::new(Parts {
             rules: config.rules.clone(),
-            tokens: Arc::new(tokens),
+            tokens: Arc::clone(&tokens),
             upstream: out.upstream.clone(),
             leaves: Leaves::new(ca).map_err(output::hinted)?,
         });
-        Ok(Self { proxy, refreshes, roots, out })
+        let exits = config.on_policy_violation == OnViolation::Exit;
+        Ok(Self { proxy, refreshes, tokens, exits, roots, out })
     }
 
     /// The variables for clients of the proxy at `address`; their files are written into `dir`.
@@ -96,6 +103,18 @@ impl Started {
         Ok(path)
     }
 
+    /// Waits for a reason to end that lies in what is allowed. Until then says what is no longer.
+    pub(super) async fn forbidden(&self) -> Failure {
+        loop {
+            let (name, violation) = self.tokens.next_violation().await;
+            let failure = Failure::new(violation.sentence).about(&format!("credential `{name}`"));
+            if self.exits {
+                return failure;
+            }
+            failure.report();
+        }
+    }
+
     /// Ends serving, and waits for the refreshes whatever happens: they hold the next login.
     pub(super) async fn shut_down(&self, deadline: Duration) {
         self.proxy.shut_down(deadline).await;
@@ -103,7 +122,33 @@ impl Started {
     }
 }
 
+/// Says which logins are not allowed. Where a policy has one deleted and there is no other credential, there is
+/// nothing to go on with.
+fn allowed(tokens: &Tokens) -> Result<(), Failure> {
+    let is_only_one = tokens.iter().count() == 1;
+    for (_, source) in tokens.iter() {
+        match source.status().state {
+            State::Forbidden(violation) if violation.deletes && is_only_one => {
+                return Err(Failure::new(violation.sentence).hint("see: valetkey check --managed"));
+            }
+            State::Forbidden(violation) => output::warning(violation),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 impl WayOut {
+    /// The way out of a configuration, for commands that need no local CA.
+    ///
+    /// # Errors
+    ///
+    /// As [`WayOut::new`].
+    pub(super) fn of(config: &Config) -> Result<Self, Failure> {
+        let roots = LocalCa::load_roots(&ca_dir(config)).map_err(output::hinted)?;
+        Self::new(&config.upstream, &roots)
+    }
+
     /// The way out that a configuration describes. Our own `roots` are never trusted there.
     ///
     /// # Errors
@@ -182,51 +227,6 @@ fn trust(
     }
     let trust = UpstreamTrust::load(&TrustSettings { mode, bundle: None, own });
     Ok((trust.map_err(output::hinted)?, None))
-}
-
-/// A source for each credential of the configuration.
-pub(super) async fn tokens(
-    config: &Config,
-    env: &Environment,
-    upstream: &Upstream,
-    refreshes: &Tasks,
-) -> Tokens {
-    let issuer = Arc::new(CodexIssuer::new(upstream.clone()));
-    let background = Tasks::new();
-    let mut sources = BTreeMap::new();
-    for (name, kind) in &config.credentials {
-        let parts = tokens::Parts {
-            name: name.clone(),
-            clock: Clock::system(),
-            refreshes: refreshes.clone(),
-            background: background.clone(),
-        };
-        let source = match kind {
-            CredentialKind::ApiKey { source } => {
-                let source = source_of(source, env);
-                let load = move || source.load().map_err(Into::into);
-                TokenSource::fixed(parts, Arc::new(load))
-            }
-            CredentialKind::Codex { home } => {
-                // A write that has begun is waited for, as the refresh is that it belongs to.
-                let store = CodexStore::new(home.clone(), refreshes.clone());
-                TokenSource::rotating(parts, Arc::new(store), issuer.clone()).await
-            }
-        };
-        sources.insert(name.clone(), Arc::new(source));
-    }
-    Tokens::new(sources)
-}
-
-/// Where a plain key is read from.
-pub(super) fn source_of(spec: &SourceSpec, env: &Environment) -> Source {
-    match spec {
-        SourceSpec::Env(name) => {
-            let env = env.clone();
-            Source::env(name, Arc::new(move |name| env.text(name).map(Secret::new)))
-        }
-        SourceSpec::File(path) => Source::file(path),
-    }
 }
 
 /// Binds a listener.

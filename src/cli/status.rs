@@ -1,24 +1,38 @@
-//! `valetkey status`: who is signed in, how, and until when.
+//! `valetkey status`, and `valetkey login status`: who is signed in, how, and until when.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::credentials::{Credentials, USUAL};
 use super::output::{self, Failure};
-use super::start::{self, WayOut, ca_dir};
+use super::start::WayOut;
 use super::{Typed, process, running};
 use crate::clock::Clock;
 use crate::config::{Config, CredentialKind, SourceSpec};
 use crate::credential::{CredentialName, LoginKind};
+use crate::store;
 use crate::tasks::Tasks;
-use crate::tls::ca::LocalCa;
 use crate::tokens::{State, Status};
 
 /// What `status` takes.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `login status` takes.
+#[derive(Debug, clap::Args)]
+pub(super) struct OneArguments {
+    /// The credential [default: openai]
+    #[arg(long, value_name = "NAME")]
+    credential: Option<CredentialName>,
+
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -36,24 +50,53 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
         output::data(format_args!("{:#}", json!({ "credentials": list, "proxy": proxy })));
     } else {
         for credential in &credentials {
-            output::raw(&credential.to_text());
+            output::data(&credential.name);
+            output::raw(&credential.to_text("  "));
         }
         match proxy {
             Some(proxy) => {
-                output::data(format_args!("proxy     {} (pid {})", proxy.proxy, proxy.pid))
+                output::data(format_args!("proxy           {} (pid {})", proxy.proxy, proxy.pid))
             }
-            None => output::data("proxy     not running"),
+            None => output::data("proxy           not running"),
         }
     }
-    let all_good = credentials.iter().all(|it| it.status.state == State::Ok);
+    for shown in credentials.iter().filter(|it| it.is_shared) {
+        for warning in store::warnings(Path::new(&shown.place)) {
+            output::warning(warning);
+        }
+    }
+    let all_good = credentials.iter().all(Shown::is_usable);
     Ok(if all_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Exits 0 when the credential can be used, else 1.
+pub(super) fn run_one(arguments: &OneArguments, typed: &Typed) -> Result<ExitCode, Failure> {
+    let config = typed.config()?;
+    let name = match &arguments.credential {
+        Some(name) => name.clone(),
+        None => USUAL.parse()?,
+    };
+    let credentials = process::runtime()?.block_on(read(typed, &config))?;
+    let Some(shown) = credentials.iter().find(|shown| shown.name == name) else {
+        return Err(Failure::new(format!("there is no credential `{name}`"))
+            .status(output::WRONG_USE)
+            .hint("see all: valetkey status"));
+    };
+    if arguments.json {
+        output::data(format_args!("{:#}", shown.to_json()));
+    } else {
+        output::raw(&shown.to_text(""));
+    }
+    Ok(if shown.is_usable() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// One credential as it is shown.
 pub(super) struct Shown {
     pub(super) name: CredentialName,
-    /// Whether it is a cache that others write too, and not a key that is only read.
+    /// Whether it is a login that is saved here, and not a key that is only read.
     pub(super) is_shared: bool,
+    /// Whether it is Codex's.
+    is_codex: bool,
     /// Where its value is kept.
     pub(super) place: String,
     pub(super) status: Status,
@@ -61,22 +104,26 @@ pub(super) struct Shown {
 
 /// Reads every credential, and asks no issuer.
 pub(super) async fn read(typed: &Typed, config: &Config) -> Result<Vec<Shown>, Failure> {
-    let roots = LocalCa::load_roots(&ca_dir(config)).map_err(output::hinted)?;
-    let way_out = WayOut::new(&config.upstream, &roots)?;
-    let tokens = start::tokens(config, &typed.env, &way_out.upstream, &Tasks::new()).await;
+    let way_out = WayOut::of(config)?;
+    let credentials = Credentials::new(config, &typed.env, way_out.upstream, Tasks::new());
+    let tokens = credentials.tokens(false).await?;
+    let mut all = Vec::new();
     for (name, source) in tokens.iter() {
-        if let Some(CredentialKind::ApiKey { .. }) = config.credentials.get(name) {
+        let kind = config.credentials.get(name);
+        let is_key = matches!(kind, Some(CredentialKind::ApiKey { .. }));
+        if is_key {
             // What comes of it is in the status.
             let _read_once = source.current().await;
         }
+        all.push(Shown {
+            name: name.clone(),
+            is_shared: !is_key,
+            is_codex: matches!(kind, Some(CredentialKind::Codex { .. })),
+            place: source.place().unwrap_or_else(|| kind.map(place_of).unwrap_or_default()),
+            status: source.status(),
+        });
     }
-    let shown = tokens.iter().map(|(name, source)| Shown {
-        name: name.clone(),
-        is_shared: matches!(config.credentials.get(name), Some(CredentialKind::Codex { .. })),
-        place: config.credentials.get(name).map(place_of).unwrap_or_default(),
-        status: source.status(),
-    });
-    Ok(shown.collect())
+    Ok(all)
 }
 
 fn place_of(kind: &CredentialKind) -> String {
@@ -85,39 +132,88 @@ fn place_of(kind: &CredentialKind) -> String {
         CredentialKind::ApiKey { source: SourceSpec::File(path) } => {
             format!("file:{}", path.display())
         }
-        CredentialKind::Codex { home } => home.join("auth.json").display().to_string(),
+        CredentialKind::Codex { home, .. } => home.display().to_string(),
+        CredentialKind::OAuth(_) => String::new(),
     }
 }
 
 impl Shown {
-    fn to_text(&self) -> String {
+    fn is_usable(&self) -> bool {
+        self.status.state == State::Ok
+    }
+
+    fn to_text(&self, indent: &str) -> String {
         let Status { account, expires_at, last_refresh, .. } = &self.status;
-        let mut text = format!("{}\n", self.name);
+        let mut text = format!("{indent}{}\n", self.sentence());
         let mut line = |name: &str, value: Option<String>| {
             if let Some(value) = value {
-                text.push_str(&format!("  {name:<10}{value}\n"));
+                text.push_str(&format!("{indent}  {name:<14}{value}\n"));
             }
         };
-        line("login", Some(self.sentence()));
+        line("because", self.reason());
         line("account", account.email.clone());
         line("workspace", account.id.clone());
         line("plan", account.plan.clone());
+        line("data rules", self.data_rules());
+        line("second factor", self.second_factor().map(str::to_owned));
         line("expires", expires_at.map(in_words));
         line("refreshed", last_refresh.map(in_words));
-        line("kept in", Some(self.place.clone()));
+        line("kept in", Some(self.place.clone()).filter(|place| !place.is_empty()));
         text
     }
 
-    /// How it is signed in, or why not.
+    /// How it is signed in, or why not; Codex's own words where it has some.
     pub(super) fn sentence(&self) -> String {
+        let masked = || self.status.masked.clone().unwrap_or_default();
         match (&self.status.state, self.status.kind) {
+            (State::Ok, Some(LoginKind::ChatGpt)) if self.status.masked.is_some() => {
+                format!("Logged in using personal access token - {}", masked())
+            }
             (State::Ok, Some(LoginKind::ChatGpt)) => "Logged in using ChatGPT".to_owned(),
-            (State::Ok, _) => "API key".to_owned(),
-            (State::NoLogin, _) => "Not logged in".to_owned(),
-            (State::Dead(code), _) => format!("over: the issuer said {code}; sign in again"),
-            (State::Unsupported(what), _) => format!("cannot be used: {what}"),
-            (State::Unreadable(why), _) => format!("cannot be read: {why}"),
+            (State::Ok, Some(LoginKind::OAuth)) => "Logged in using OAuth".to_owned(),
+            (State::Ok, _) => format!("API key configured - {}", masked()),
+            (State::NoLogin | State::Forbidden(_), _) => "Not logged in".to_owned(),
+            (State::Dead(_), _) => "Logged in, but the issuer has ended this login".to_owned(),
+            (State::Unsupported(_), _) => "Logged in, in a way that cannot be used here".to_owned(),
+            (State::Unreadable(_), _) => "Nobody knows: the login cannot be read".to_owned(),
         }
+    }
+
+    /// Why it cannot be used.
+    fn reason(&self) -> Option<String> {
+        match &self.status.state {
+            State::Ok | State::NoLogin => None,
+            State::Dead(code) => Some(format!("it said {code}; sign in again: valetkey login")),
+            State::Forbidden(violation) => Some(violation.to_string()),
+            State::Unsupported(what) => Some(format!("it is {what}")),
+            State::Unreadable(why) => Some(why.clone()),
+        }
+    }
+
+    /// Whose rules hold for what is sent with it.
+    fn data_rules(&self) -> Option<String> {
+        if !self.is_codex {
+            return None;
+        }
+        match self.status.kind? {
+            LoginKind::ApiKey => {
+                Some("those of the API organisation that the key belongs to".into())
+            }
+            LoginKind::ChatGpt => Some("those of the ChatGPT workspace".into()),
+            LoginKind::OAuth => None,
+        }
+    }
+
+    /// Whether a second factor was used, for a ChatGPT login with an id token.
+    fn second_factor(&self) -> Option<&'static str> {
+        let has_tokens = self.status.masked.is_none();
+        (self.is_codex && self.status.kind == Some(LoginKind::ChatGpt) && has_tokens).then_some(
+            match self.status.mfa {
+                Some(true) => "yes",
+                Some(false) => "no",
+                None => "not stated",
+            },
+        )
     }
 
     /// What a request gets while the credential cannot be read.
@@ -129,22 +225,24 @@ impl Shown {
     }
 
     fn to_json(&self) -> Value {
-        let Status { kind, account, expires_at, last_refresh, state } = &self.status;
+        let Status { kind, account, expires_at, last_refresh, .. } = &self.status;
         let moment = |at: &Option<OffsetDateTime>| at.and_then(|at| at.format(&Rfc3339).ok());
         json!({
             "kind": kind.map(LoginKind::as_str),
-            "usable": *state == State::Ok,
+            "usable": self.is_usable(),
             "state": self.sentence(),
+            "reason": self.reason(),
             "email": account.email,
             "account_id": account.id,
             "plan": account.plan,
+            "data_rules": self.data_rules(),
+            "mfa": self.second_factor(),
             "expires_at": moment(expires_at),
             "last_refresh": moment(last_refresh),
             "place": self.place,
         })
     }
 }
-
 /// A moment as people read it: the time and how far it is.
 pub(super) fn in_words(moment: OffsetDateTime) -> String {
     let distance = moment - Clock::system().now();

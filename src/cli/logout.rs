@@ -1,0 +1,84 @@
+//! `valetkey logout`: ends a login here and at its issuer, for every program that shares it.
+
+use std::process::ExitCode;
+
+use super::credentials::{Cache, Credentials, USUAL};
+use super::output::{self, Failure};
+use super::start::WayOut;
+use super::{Typed, process};
+use crate::credential::{CredentialName, Login};
+use crate::store::StoreError;
+use crate::tasks::Tasks;
+
+/// What `logout` takes.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The credential to sign out of [default: openai]
+    #[arg(long, value_name = "NAME")]
+    credential: Option<CredentialName>,
+
+    /// Sign out of every credential that one signs in to
+    #[arg(long, conflicts_with = "credential")]
+    all: bool,
+}
+
+pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Failure> {
+    let config = typed.config()?;
+    process::harden();
+    let jobs = Tasks::new();
+    let way_out = WayOut::of(&config)?;
+    let credentials = Credentials::new(&config, &typed.env, way_out.upstream, jobs.clone());
+    let caches = match (&arguments.credential, arguments.all) {
+        (_, true) => credentials.caches()?,
+        (Some(name), _) => vec![credentials.cache(name)?],
+        (None, _) => vec![credentials.cache(&USUAL.parse()?)?],
+    };
+    let signing_out = async {
+        let mut failed = false;
+        for cache in &caches {
+            if let Err(failure) = sign_out(cache, caches.len() > 1).await {
+                failure.report();
+                failed = true;
+            }
+        }
+        jobs.finished().await;
+        failed
+    };
+    let failed = process::runtime()?.block_on(signing_out);
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Deletes the login everywhere, so that no proxy uses it any more, and then tells the issuer.
+async fn sign_out(cache: &Cache, is_one_of_many: bool) -> Result<(), Failure> {
+    let about = if is_one_of_many { format!("{}: ", cache.name) } else { String::new() };
+    let login = match cache.store.get().await {
+        Ok((_, record)) => record.login,
+        // What can be reached is deleted, and the rest is said.
+        Err(StoreError::Locked { .. } | StoreError::Unavailable { .. }) => {
+            return cache.store.put(None, None).await.map_err(output::hinted);
+        }
+        Err(error) => return Err(output::hinted(error)),
+    };
+    let Some(login) = login else {
+        // Codex's own words, here and below.
+        output::words(format_args!("{about}Not logged in"));
+        return Ok(());
+    };
+    let deleted = cache.store.put(None, None).await.map_err(output::hinted);
+    if let Some(set) = login.tokens()
+        && let Err(error) = cache.provider.revoke(set).await
+    {
+        output::warning(format_args!(
+            "{about}the issuer could not be told, so the tokens live until they expire: {}",
+            output::chain_of(&error)
+        ));
+    }
+    deleted?;
+    if matches!(login, Login::Personal(_) | Login::ApiKey(_)) {
+        output::words(format_args!(
+            "{about}It was deleted here; it works until it is revoked where it was made."
+        ));
+    }
+    output::words(format_args!("{about}Successfully logged out"));
+    Ok(())
+}
