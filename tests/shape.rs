@@ -12,17 +12,18 @@ secret clock origin headers tasks telemetry ←
 credential ← secret clock
 inject     ← headers secret credential
 rules      ← inject origin credential
-config     ← rules inject origin credential
+policy     ← credential
+config     ← rules inject origin credential policy
 tls        ← clock origin secret
 upstream   ← tls origin headers tasks
 store      ← credential secret clock tasks
 source     ← credential secret clock
-oauth      ← upstream credential secret clock origin
-tokens     ← oauth source store credential secret clock tasks
+oauth      ← upstream credential secret clock origin tasks policy
+tokens     ← oauth source store policy credential secret clock tasks
 proxy      ← tokens upstream tls rules inject credential headers origin secret tasks
 client_env ← config tls
 sandbox    ← tls upstream credential secret clock origin headers tasks
-cli        ← secret clock origin headers tasks telemetry credential inject rules config tls upstream store source oauth tokens proxy client_env sandbox
+cli        ← secret clock origin headers tasks telemetry credential inject rules policy config tls upstream store source oauth tokens proxy client_env sandbox
 main       ← cli
 ";
 

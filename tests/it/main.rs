@@ -8,6 +8,7 @@
 )]
 
 mod leak;
+mod login;
 mod names;
 mod refresh;
 mod refuse;

@@ -192,7 +192,7 @@ async fn nobody_signed_in_is_refused_with_what_to_type() {
     let scene = Scene::start(Options { lifetime: None, ..Options::default() }).await;
     let answer = scene.get("/models").await;
     assert_eq!(refusal(&answer), (403, "login_required".to_owned()));
-    assert!(String::from_utf8_lossy(answer.body()).contains("codex login"));
+    assert!(String::from_utf8_lossy(answer.body()).contains("valetkey login"));
     assert!(scene.world.api().seen().is_empty());
     for corrupt in ["{", "[]", "{\"tokens\": 7}", "\0\0\0"] {
         fs::write(scene.auth_json(), corrupt).unwrap();

@@ -11,21 +11,25 @@ use http::Response;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use valetkey::clock::Clock;
 use valetkey::config::env::Environment;
 use valetkey::config::{Config, CredentialKind, Overrides, SourceSpec};
-use valetkey::oauth::codex::CodexIssuer;
+use valetkey::credential::{Keep, LoginKind};
+use valetkey::oauth::provider::Provider;
+use valetkey::policy::{Demand, Level, Limit, Policy};
 use valetkey::proxy::{Parts, Proxy};
 use valetkey::sandbox::client::{Client, Visit};
 use valetkey::sandbox::{PretendLogin, Settings, World};
 use valetkey::secret::Secret;
 use valetkey::source::Source;
 use valetkey::store::codex::CodexStore;
+use valetkey::store::keyring::Keyring;
 use valetkey::tasks::Tasks;
 use valetkey::tls::ca::{LocalCa, Root};
 use valetkey::tls::leaf::Leaves;
 use valetkey::tls::trust::{TrustMode, TrustSettings, UpstreamTrust};
-use valetkey::tokens::{self, TokenSource, Tokens};
+use valetkey::tokens::{self, Enforced, TokenSource, Tokens};
 use valetkey::upstream::Upstream;
 use valetkey::upstream::chain::Chain;
 use valetkey::upstream::dial::Dialer;
@@ -63,6 +67,8 @@ impl Default for Options {
 pub(crate) struct Scene {
     pub(crate) world: World,
     pub(crate) proxy: Proxy,
+    /// What the owner of the machine allows.
+    pub(crate) policy: watch::Sender<Arc<Policy>>,
     pub(crate) address: SocketAddr,
     /// As it was when the scene began.
     pub(crate) login: Option<PretendLogin>,
@@ -105,7 +111,9 @@ impl Scene {
         let dialer = Dialer::new(trust, Chain::none(), config.upstream.resolve.clone());
         let upstream = Upstream::new(dialer);
         let refreshes = Tasks::new();
-        let tokens = tokens(&config, &clock, &upstream, &refreshes).await;
+        let policy = watch::Sender::default();
+        let allowed = Enforced { policy: policy.subscribe(), deletes: true };
+        let tokens = tokens(&config, &clock, &upstream, &(refreshes.clone(), allowed)).await;
         let proxy = Proxy::new(Parts {
             rules: config.rules,
             tokens: Arc::new(tokens),
@@ -119,7 +127,14 @@ impl Scene {
         let roots = home.path().join("client.pem");
         fs::write(&roots, pems + world.ca_pem()).unwrap();
         let client = Client::through(address, &roots).unwrap();
-        Self { world, proxy, address, login, client, clock, home, refreshes }
+        Self { world, proxy, policy, address, login, client, clock, home, refreshes }
+    }
+
+    /// Allows logins of this kind and no other from now on.
+    pub(crate) fn allow_only(&self, kind: LoginKind, level: Level) {
+        let demand = Demand::Methods(vec![kind]);
+        let limit = Limit { demand, level, place: "/etc/valetkey/managed.toml".to_owned() };
+        self.policy.send_replace(Arc::new(Policy::new(vec![limit])));
     }
 
     pub(crate) fn auth_json(&self) -> PathBuf {
@@ -166,13 +181,19 @@ fn config(world: &World, home: &TempDir, (top, rules): &(&str, &str)) -> Config 
     Config::load(&overrides, &env).unwrap_or_else(|errors| panic!("{}", errors.render(false, 100)))
 }
 
-async fn tokens(config: &Config, clock: &Clock, upstream: &Upstream, refreshes: &Tasks) -> Tokens {
+async fn tokens(
+    config: &Config,
+    clock: &Clock,
+    upstream: &Upstream,
+    (refreshes, policy): &(Tasks, Enforced),
+) -> Tokens {
     let mut sources = std::collections::BTreeMap::new();
     for (name, kind) in &config.credentials {
         let parts = tokens::Parts {
             name: name.clone(),
             clock: clock.clone(),
             refreshes: refreshes.clone(),
+            policy: policy.clone(),
             background: Tasks::new(),
         };
         let source = match kind {
@@ -181,9 +202,11 @@ async fn tokens(config: &Config, clock: &Clock, upstream: &Upstream, refreshes: 
                 TokenSource::fixed(parts, Arc::new(move || source.load().map_err(Into::into)))
             }
             CredentialKind::ApiKey { .. } => panic!("this scene has no variables"),
-            CredentialKind::Codex { home } => {
-                let store = CodexStore::new(home.clone(), Tasks::new());
-                let issuer = CodexIssuer::new(upstream.clone());
+            CredentialKind::OAuth(_) => panic!("this scene has no other issuers"),
+            CredentialKind::Codex { home, .. } => {
+                let store =
+                    CodexStore::new(home.clone(), Keep::File, Keyring::system(), Tasks::new());
+                let issuer = Provider::codex(upstream.clone());
                 TokenSource::rotating(parts, Arc::new(store), Arc::new(issuer)).await
             }
         };

@@ -1,16 +1,25 @@
-//! A WebSocket is signed in at its handshake, over HTTP/1.1 and HTTP/2, and is bytes after that.
+//! A WebSocket is signed in at its handshake, over HTTP/1.1 and HTTP/2, and is bytes after that, until
+//! its peers or the proxy close it.
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::{Method, Request};
 use hyper::ext::Protocol;
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::tungstenite::{Error, Message};
+use valetkey::credential::LoginKind;
+use valetkey::policy::Level;
 use valetkey::sandbox::client::{self, HTTP1, HTTP2, Visit};
 
-use super::support::{CHATGPT, Scene, within};
+use super::support::{CHATGPT, EXAMPLE, Scene, refusal, within};
 
 async fn echoes<S: AsyncRead + AsyncWrite + Unpin>(mut socket: WebSocketStream<S>) {
     for message in [Message::text("hello"), Message::binary(vec![7; 300_000]), Message::text("")] {
@@ -140,4 +149,166 @@ async fn a_page_in_place_of_a_websocket_is_no_open_socket() {
     let answer = within(sender.send_request(asked)).await.unwrap();
     assert_eq!(answer.status(), 502);
     assert_eq!(answer.headers()["x-valetkey-error"], "upstream_websocket");
+}
+
+/// A WebSocket over HTTP/1.1 that has echoed once.
+async fn open_http1(
+    scene: &Scene,
+    visit: Visit<'_>,
+    path: &str,
+) -> WebSocketStream<TlsStream<TcpStream>> {
+    let tls = scene.client.greet(visit).await.unwrap();
+    let (host, _) = visit.target.split_once(':').unwrap();
+    let url = format!("wss://{host}{path}");
+    let (mut socket, _) = Box::pin(tokio_tungstenite::client_async(url, tls)).await.unwrap();
+    echo_once(&mut socket).await;
+    socket
+}
+
+/// One over HTTP/2.
+async fn open_http2(scene: &Scene) -> WebSocketStream<TokioIo<Upgraded>> {
+    let mut sender = http2(scene).await;
+    let asked = extended_connect("/backend-api/codex/ws");
+    let answer = within(sender.send_request(asked)).await.unwrap();
+    let io = TokioIo::new(within(hyper::upgrade::on(answer)).await.unwrap());
+    let mut socket = WebSocketStream::from_raw_socket(io, Role::Client, None).await;
+    echo_once(&mut socket).await;
+    socket
+}
+
+async fn echo_once<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut WebSocketStream<S>) {
+    within(socket.send(Message::text("hello"))).await.unwrap();
+    assert_eq!(within(socket.next()).await.unwrap().unwrap(), Message::text("hello"));
+}
+
+/// The code and the reason with which the other end closes; nothing comes before them, and then the end.
+async fn close_of<S: AsyncRead + AsyncWrite + Unpin>(
+    socket: &mut WebSocketStream<S>,
+) -> (u16, String) {
+    let Some(Ok(Message::Close(Some(close)))) = within(socket.next()).await else {
+        panic!("no Close, or one that says nothing");
+    };
+    assert!(within(socket.next()).await.is_none_or(|next| next.is_err()));
+    (close.code.into(), close.reason.as_str().to_owned())
+}
+
+/// Longer than a test may take: a WebSocket does not wait for it.
+const DRAIN: Duration = Duration::from_secs(60);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shutting_down_closes_it_at_both_ends() {
+    for is_http2 in [false, true] {
+        let scene = Scene::usual().await;
+        let proxy = scene.proxy.clone();
+        let drain = async move { within(proxy.shut_down(DRAIN)).await };
+        let closing = async {
+            if is_http2 {
+                let mut socket = open_http2(&scene).await;
+                tokio::join!(drain, close_of(&mut socket)).1
+            } else {
+                let visit = Visit::to(CHATGPT, HTTP1);
+                let mut socket = open_http1(&scene, visit, "/backend-api/codex/ws").await;
+                tokio::join!(drain, close_of(&mut socket)).1
+            }
+        };
+        assert_eq!(Box::pin(closing).await, (1001, "going away".to_owned()));
+        assert_eq!(within(scene.world.api().closes(1)).await, [Some(1001)]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forbidden_login_closes_its_own_and_no_other() {
+    let scene = Scene::usual().await;
+    let mut first = open_http1(&scene, Visit::to(CHATGPT, HTTP1), "/backend-api/codex/ws").await;
+    let mut second = Box::pin(open_http2(&scene)).await;
+    let mut key = open_http1(&scene, Visit::to(EXAMPLE, HTTP1), "/v1/ws").await;
+    let mut forwarded = open_http1(&scene, Visit::to(CHATGPT, HTTP1), "/ws").await;
+    assert!(!scene.world.api().seen().pop().unwrap().headers.contains_key("authorization"));
+
+    scene.allow_only(LoginKind::ApiKey, Level::Required);
+    let policy = (1008, "policy".to_owned());
+    assert_eq!(close_of(&mut first).await, policy);
+    assert_eq!(close_of(&mut second).await, policy);
+    assert_eq!(within(scene.world.api().closes(2)).await, [Some(1008); 2]);
+    echo_once(&mut key).await;
+    echo_once(&mut forwarded).await;
+    assert_eq!(refusal(&scene.get("/models").await), (403, "policy_forbids".to_owned()));
+    assert!(scene.auth_json().exists(), "a login that is only ignored is kept");
+
+    scene.policy.send_replace(Arc::default());
+    while scene.get("/models").await.status() != 200 {}
+    let mut later = open_http1(&scene, Visit::to(CHATGPT, HTTP1), "/backend-api/codex/ws").await;
+    echo_once(&mut later).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_a_policy_forces_out_is_deleted_and_not_revoked() {
+    let scene = Scene::usual().await;
+    let mut socket = open_http1(&scene, Visit::to(CHATGPT, HTTP1), "/backend-api/codex/ws").await;
+    scene.allow_only(LoginKind::ApiKey, Level::Forced);
+    assert_eq!(close_of(&mut socket).await, (1008, "policy".to_owned()));
+    let (status, code) = refusal(&scene.get("/models").await);
+    assert!(status == 403 && ["policy_forbids", "login_required"].contains(&&*code), "{code}");
+    within(async {
+        while scene.auth_json().exists() {
+            tokio::task::yield_now().await
+        }
+    })
+    .await;
+    assert_eq!(scene.world.issuer().revokes(), 0);
+    scene.assert_alive().await;
+}
+
+/// Sends long messages without end and checks their echoes until the other end closes; its code.
+async fn chat<S>(socket: WebSocketStream<S>, is_busy: tokio::sync::oneshot::Sender<()>) -> u16
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let (mut sink, mut stream) = socket.split();
+    let message = Message::binary(vec![7; 300_000]);
+    let talk = async {
+        while sink.send(message.clone()).await.is_ok() {}
+        std::future::pending().await
+    };
+    let listen = async {
+        let mut is_busy = Some(is_busy);
+        loop {
+            match within(stream.next()).await.unwrap().unwrap() {
+                Message::Close(close) => return close.unwrap().code.into(),
+                echo => assert_eq!(echo, message),
+            }
+            if let Some(is_busy) = is_busy.take() {
+                is_busy.send(()).unwrap();
+            }
+        }
+    };
+    tokio::select! {
+        code = listen => code,
+        code = talk => code,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shutting_down_closes_a_busy_one_between_two_frames() {
+    for is_http2 in [false, true] {
+        let scene = Scene::usual().await;
+        let (is_busy, busy) = tokio::sync::oneshot::channel();
+        let proxy = scene.proxy.clone();
+        let drain = async move {
+            busy.await.unwrap();
+            within(proxy.shut_down(DRAIN)).await;
+        };
+        let closing = async {
+            if is_http2 {
+                let socket = open_http2(&scene).await;
+                tokio::join!(drain, chat(socket, is_busy)).1
+            } else {
+                let visit = Visit::to(CHATGPT, HTTP1);
+                let socket = open_http1(&scene, visit, "/backend-api/codex/ws").await;
+                tokio::join!(drain, chat(socket, is_busy)).1
+            }
+        };
+        assert_eq!(Box::pin(closing).await, 1001);
+        assert_eq!(within(scene.world.api().closes(1)).await, [Some(1001)]);
+    }
 }

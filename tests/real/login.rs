@@ -111,6 +111,11 @@ async fn an_api_key_is_saved_from_a_pipe_and_shown_to_nobody() {
         assert!(!format!("{said:?}").contains(key), "{arguments:?}: {said:?}");
         scene.assert_no_secret("a command", &(said.out + &said.err));
     }
+    let path = scene.path(".codex/auth.json");
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    fs::set_permissions(path, readable).unwrap();
+    let warned = done(scene.valetkey(&["status"]).spawn().unwrap()).await;
+    assert!(warned.err.contains("chmod 600"), "{warned:?}");
     let empty = done(scene.valetkey(&["login", "--with-api-key"]).spawn().unwrap()).await;
     assert_eq!(empty.status, 1);
     assert!(empty.err.contains("pipe it: printenv"), "{empty:?}");

@@ -10,8 +10,12 @@
     reason = "a test may fail by panicking, and says what it skipped or counted"
 )]
 
+mod chromium;
 mod clients;
+mod codex;
 mod company;
+#[cfg(target_os = "linux")]
+mod keyring;
 mod login;
 mod process;
 mod support;

@@ -81,7 +81,7 @@ async fn a_valetkey_in_a_valetkey() {
     );
     let done = scene.run_ok(&["sh", "-c", &script]).await;
     assert!(done.out.contains("\"proxy\": {\n    \"url\": \"http://127.0.0.1:"), "{done:?}");
-    assert!(done.out.contains("openai (API key)"), "{done:?}");
+    assert!(done.out.contains("openai (API key configured - "), "{done:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -241,6 +241,20 @@ async fn the_demo_plays_every_act() {
         assert!(done.out.contains("All 8 steps held"), "{done:?}");
         assert_eq!(done.out.matches("\n   ok\n").count(), 8, "{done:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_managed_is_shown() {
+    let scene = Scene::usual().await;
+    let file = scene.path(".codex/config.toml");
+    let check = async || done(scene.valetkey(&["check", "--managed"]).spawn().unwrap()).await;
+    fs::write(&file, "forced_login_method = \"chatgpt\"\n[projects.x]\n").unwrap();
+    let shown = check().await;
+    let line = format!("forced_login_method = \"chatgpt\"  ({})\n", file.display());
+    assert!(shown.status == 0 && shown.out.contains(&line), "{shown:?}");
+    fs::write(&file, "forced_login_method = \"both\"\n").unwrap();
+    let refused = check().await;
+    assert!(refused.status == 2 && refused.err.contains("config.toml:1:23"), "{refused:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

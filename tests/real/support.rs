@@ -178,6 +178,35 @@ pub(crate) fn node_modules() -> Option<String> {
     present("undici", found)
 }
 
+/// The Codex executable itself, without the JavaScript that usually starts it; or `None` after saying what is skipped.
+pub(crate) fn codex() -> Option<String> {
+    // Packages named after platforms, each with one folder named after what it was compiled for.
+    let packages = tools().map(|tools| tools.join("node_modules/@openai"));
+    let mut compiled = packages
+        .iter()
+        .flat_map(|packages| entries(packages))
+        .flat_map(|package| entries(&package.join("vendor")))
+        .map(|compiled_for| compiled_for.join("bin/codex"));
+    present("Codex", compiled.find(|path| path.exists()))
+}
+
+/// Chromium, under the names that distributions give it; or `None` after saying what is skipped.
+pub(crate) fn chromium() -> Option<String> {
+    if !cfg!(target_os = "linux") {
+        println!("skipped: only on Linux does tests/run install Chromium");
+        return None;
+    }
+    let names = ["chromium", "chromium-browser", "google-chrome"];
+    let mut in_path =
+        std::env::split_paths(std::env!("PATH")).flat_map(|dir| names.map(|name| dir.join(name)));
+    present("Chromium", in_path.find(|path| path.exists()))
+}
+
+fn entries(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten();
+    entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
+}
+
 fn present(name: &str, found: Option<PathBuf>) -> Option<String> {
     if found.is_none() {
         assert!(tools().is_none(), "{name} is missing, and tests/run should have installed it");
