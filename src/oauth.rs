@@ -184,7 +184,7 @@ impl LoginError {
                 "end the other login, or sign in without a port: valetkey login --device-auth"
             }
             Self::NotTheRedirect(_) => {
-                "paste all of it: http://127.0.0.1:1455/auth/callback?code=…&state=…"
+                "paste all of it: http://127.0.0.1:…/auth/callback?code=…&state=…"
             }
             Self::Refused { .. } | Self::Nonsense(_) => {
                 "try again; if it stays so, tell the issuer"

@@ -45,6 +45,8 @@ pub(super) struct Cache {
     pub(super) keep: Keep,
     /// Whether it is the login that Codex uses too.
     pub(super) is_codex: bool,
+    /// What the command waits for at its end.
+    pub(super) jobs: Tasks,
 }
 
 impl<'a> Credentials<'a> {
@@ -140,6 +142,7 @@ impl<'a> Credentials<'a> {
             policy,
             keep: keep_of(kind),
             is_codex: matches!(kind, CredentialKind::Codex { .. }),
+            jobs: self.jobs.clone(),
         })
     }
 

@@ -5,6 +5,7 @@ mod device;
 mod piped;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::credentials::{Cache, Credentials, USUAL};
@@ -12,7 +13,7 @@ use super::output::{self, Failure, WRONG_USE};
 use super::start::WayOut;
 use super::{Typed, process, status};
 use crate::clock::Clock;
-use crate::credential::{Account, CredentialName, Grant, Keep, Login};
+use crate::credential::{Account, CredentialName, Grant, Keep, Login, TokenSet};
 use crate::oauth::Answer;
 use crate::policy::Method;
 use crate::store::{StoreError, warnings};
@@ -116,20 +117,20 @@ async fn sign_in(arguments: &Arguments, typed: &Typed, cache: &Cache) -> Result<
             output::words("API key saved. Authentication is checked when you send a request.");
         }
         (Method::AccessToken, _) => {
-            save(cache, piped::access_token(&cache.provider).await?).await?;
-            output::words("Successfully logged in");
+            let account = save(cache, piped::access_token(&cache.provider).await?).await?;
+            say_who(&account);
         }
         (Method::ChatGpt, Grant::ClientCredentials) => {
             return Err(Failure::new(format!("`{}` signs in by itself", cache.name))
                 .hint("its grant is client_credentials: there is nothing to do"));
         }
         (Method::ChatGpt, grant) => {
-            if arguments.device_auth || grant == Grant::DeviceCode {
-                device::sign_in(arguments, typed, cache).await?;
+            let account = if arguments.device_auth || grant == Grant::DeviceCode {
+                device::sign_in(arguments, typed, cache).await?
             } else {
-                browser::sign_in(arguments, typed, cache).await?;
-            }
-            output::words("Successfully logged in");
+                browser::sign_in(arguments, typed, cache).await?
+            };
+            say_who(&account);
         }
     }
     say_where(cache);
@@ -146,27 +147,64 @@ impl Fresh {
     }
 }
 
-/// Saves a login in the place of the one that is there, if it is allowed. What it supersedes is revoked, as
-/// Codex does it: at best.
+/// Saves a login in the place of the one that is there, if it is allowed. Tokens that are not kept, the old
+/// ones or the new, are revoked, at best and behind.
 async fn save(cache: &Cache, fresh: Fresh) -> Result<Account, Failure> {
-    cache.policy.judge_new(&fresh.login).map_err(Failure::new)?;
     let account = match &fresh.login {
         Login::ChatGpt(set) | Login::OAuth(set) => set.account(),
         Login::Personal(personal) => personal.account.clone().unwrap_or_default(),
         Login::ApiKey(_) | Login::Unsupported(_) => Account::default(),
     };
-    let old = cache.store.get().await.ok().and_then(|(_, record)| record.login);
-    let new = fresh.login.tokens().map(|set| set.fingerprint());
-    cache.store.put(Some(fresh.login), fresh.lifetime).await.map_err(output::hinted)?;
-    if let Some(set) = old.as_ref().and_then(Login::tokens)
-        && Some(set.fingerprint()) != new
-    {
-        output::words("It takes the place of the login that was there.");
-        if let Err(error) = cache.provider.revoke(set).await {
-            tracing::warn!(%error, "the login that was there could not be revoked");
+    let before = login_in(cache).await;
+    let new = fresh.login.tokens().cloned();
+    let saved = match cache.policy.judge_new(&fresh.login) {
+        Err(sentence) => Err(Failure::new(sentence)),
+        Ok(()) => {
+            let put = cache.store.put(Some(fresh.login), fresh.lifetime).await;
+            put.map_err(output::hinted)
         }
+    };
+    let unkept = match (&saved, &before) {
+        // Codex too gives back only what another such login takes the place of.
+        (Ok(()), Some(before)) if new.is_some() => before.tokens().cloned(),
+        // What was not saved may be there all the same: only a place that was read says that it is not.
+        (Err(_), _) if !may_hold(cache, new.as_ref()).await => new,
+        _ => None,
+    };
+    if let Some(set) = unkept {
+        let provider = Arc::clone(&cache.provider);
+        cache.jobs.spawn(async move {
+            if let Err(error) = provider.revoke(&set).await {
+                tracing::warn!(%error, "tokens that are not kept could not be revoked");
+            }
+        });
+    }
+    saved?;
+    if before.is_some() {
+        output::words("It takes the place of the login that was there.");
     }
     Ok(account)
+}
+
+/// Whether a set may be there.
+async fn may_hold(cache: &Cache, set: Option<&TokenSet>) -> bool {
+    let Ok((_, record)) = cache.store.get().await else { return true };
+    let there = record.login.as_ref().and_then(Login::tokens).map(TokenSet::fingerprint);
+    there.is_some() && there == set.map(TokenSet::fingerprint)
+}
+
+/// The login that is there, as far as it can be read.
+async fn login_in(cache: &Cache) -> Option<Login> {
+    cache.store.get().await.ok().and_then(|(_, record)| record.login)
+}
+
+fn say_who(account: &Account) {
+    // Codex's own words.
+    output::words("Successfully logged in");
+    if let Some(email) = &account.email {
+        let of = account.id.as_deref().map(|id| format!(", workspace {id}")).unwrap_or_default();
+        output::words(format_args!("as {email}{of}"));
+    }
 }
 
 /// Says where the login is now, and what may be wrong with that place.

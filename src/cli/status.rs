@@ -158,7 +158,9 @@ impl Shown {
         line("second factor", self.second_factor().map(str::to_owned));
         line("expires", expires_at.map(in_words));
         line("refreshed", last_refresh.map(in_words));
-        line("kept in", Some(self.place.clone()).filter(|place| !place.is_empty()));
+        let place = Some(self.place.clone()).filter(|place| !place.is_empty());
+        let is_there = self.status.state != State::NoLogin;
+        line(if is_there { "kept in" } else { "looked in" }, place);
         text
     }
 
@@ -175,7 +177,7 @@ impl Shown {
             (State::NoLogin | State::Forbidden(_), _) => "Not logged in".to_owned(),
             (State::Dead(_), _) => "Logged in, but the issuer has ended this login".to_owned(),
             (State::Unsupported(_), _) => "Logged in, in a way that cannot be used here".to_owned(),
-            (State::Unreadable(_), _) => "Nobody knows: the login cannot be read".to_owned(),
+            (State::Unreadable(_), _) => "Unknown: the login cannot be read".to_owned(),
         }
     }
 
@@ -184,7 +186,10 @@ impl Shown {
         match &self.status.state {
             State::Ok | State::NoLogin => None,
             State::Dead(code) => Some(format!("it said {code}; sign in again: valetkey login")),
-            State::Forbidden(violation) => Some(violation.to_string()),
+            // Whoever only looks deletes nothing.
+            State::Forbidden(violation) => {
+                Some(violation.sentence.trim_end_matches(" Logging out.").to_owned())
+            }
             State::Unsupported(what) => Some(format!("it is {what}")),
             State::Unreadable(why) => Some(why.clone()),
         }

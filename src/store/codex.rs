@@ -207,12 +207,25 @@ impl Home {
         for _ in 0..PUT_TRIES {
             let found = self.read(Reading::ToReplace)?;
             let header = Header { lifetime, ..found.header.next_line(login.as_ref()) };
-            if self.write(&found, &Record { header, login: login.clone() })?.is_some() {
-                return Ok(());
+            match self.write(&found, &Record { header, login: login.clone() }) {
+                Ok(Some(_)) => return Ok(()),
+                Ok(None) => {}
+                Err(error) if self.holds(login.as_ref()) => {
+                    // The record follows from the tokens: the next who writes it down writes this one.
+                    tracing::warn!(%error, "a login is saved, and what is said of it is not");
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
             }
         }
         let place = self.cache.place(None);
         Err(StoreError::Unavailable { place, what: "another program keeps writing it".to_owned() })
+    }
+
+    /// Whether this very login is what is kept, and nothing has to be said of another place.
+    fn holds(&self, login: Option<&Login>) -> bool {
+        login.is_some()
+            && self.read(Reading::ToReplace).is_ok_and(|now| record::same_login(now.login(), login))
     }
 
     /// Writes tokens, where they changed, then the record. `None` when Codex wrote first.

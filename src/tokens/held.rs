@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::expiry::{Moment, Received, Times};
 use crate::credential::{Account, Credential, Login, LoginKind, TokenSet};
 use crate::policy::{Policy, Violation};
-use crate::secret::{Fingerprint, Secret};
+use crate::secret::{Fingerprint, Secret, UnfitSecret};
 use crate::store::{Header, Phase, Record, StoreError};
 
 /// What is held of a login.
@@ -60,6 +60,9 @@ impl Held {
         let login = match &record.login {
             None => Kept::Nothing,
             Some(_) if let Some(violation) = violation => Kept::Forbidden(violation),
+            Some(login) if let Some(unfit) = unfit(login) => {
+                Kept::Unsupported(format!("a login whose token cannot be sent ({unfit})"))
+            }
             Some(Login::Unsupported(what)) => Kept::Unsupported(what.clone()),
             Some(Login::ApiKey(key)) => {
                 let credential = self.same_or_new(LoginKind::ApiKey, key, Account::default());
@@ -124,6 +127,17 @@ impl Held {
             _ => None,
         }
     }
+}
+
+/// What keeps the token of a login out of a header field.
+fn unfit(login: &Login) -> Option<UnfitSecret> {
+    let token = match login {
+        Login::ApiKey(key) => key,
+        Login::ChatGpt(set) | Login::OAuth(set) => &set.access,
+        Login::Personal(personal) => &personal.token,
+        Login::Unsupported(_) => return None,
+    };
+    token.check_field_value().err()
 }
 
 impl Ready {

@@ -20,7 +20,7 @@ pub(super) async fn sign_in(
     arguments: &Arguments,
     typed: &Typed,
     cache: &Cache,
-) -> Result<(), Failure> {
+) -> Result<Account, Failure> {
     let callback = Callback::open(cache.provider.dialect()).await.map_err(output::hinted)?;
     let port = callback.port();
     let workspaces = cache.policy.workspaces();
@@ -47,7 +47,7 @@ pub(super) async fn sign_in(
     if let Some(browser) = browser {
         show(browser, cache, &outcome).await;
     }
-    outcome.map(drop)
+    outcome
 }
 
 async fn finish(
@@ -100,9 +100,12 @@ fn say_url(attempt: &Attempt, port: u16, reason: &str) {
     output::words("Open this URL in a browser, and sign in:\n");
     output::words(format_args!("{}\n", attempt.url()));
     output::words(format_args!(
-        "The browser then ends on an address that starts with http://127.0.0.1:{port}/ and may say that it \
-         cannot be reached.\nPaste that address here, and press Enter. Or let it be reached: on the machine \
-         with the browser, before you sign in, type\n\n  ssh -N -L {port}:127.0.0.1:{port} USER@THIS-MACHINE\n"
+        "The browser then ends on an address that starts with http://127.0.0.1:{port}/\n\
+         and may say that it cannot be reached. Paste that address here, and press Enter.\n"
+    ));
+    output::words(format_args!(
+        "Or let it be reached: before you sign in, type on the machine with the browser\n\n  \
+         ssh -N -L {port}:127.0.0.1:{port} USER@THIS-MACHINE\n"
     ));
 }
 

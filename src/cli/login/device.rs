@@ -10,6 +10,7 @@ use super::{Arguments, Fresh, browser, save};
 use crate::cli::Typed;
 use crate::cli::credentials::Cache;
 use crate::cli::output::{self, Failure};
+use crate::credential::Account;
 use crate::oauth::device::DeviceCode;
 use crate::oauth::{Answer, LoginError};
 
@@ -17,7 +18,7 @@ pub(super) async fn sign_in(
     arguments: &Arguments,
     typed: &Typed,
     cache: &Cache,
-) -> Result<(), Failure> {
+) -> Result<Account, Failure> {
     let code = match DeviceCode::ask(&cache.provider).await {
         Err(LoginError::NoDeviceCodes(sentence)) if why_no_browser(&typed.env).is_none() => {
             output::hinted(LoginError::NoDeviceCodes(sentence)).report();
@@ -32,12 +33,14 @@ pub(super) async fn sign_in(
         "Enter this one-time code (it expires in {minutes} minutes):\n\n  {}\n",
         code.user_code
     ));
-    output::words("Never give this code to anybody: with it they would be signed in as you.");
+    output::words(
+        "Enter only a code that you asked for: whoever sends you one wants to be signed in as you.",
+    );
     if arguments.qr || io::stderr().is_terminal() {
         output::qr(code.page_with_code.as_deref().unwrap_or(&code.page));
     }
     let answer = counting_down(&code, cache).await.map_err(output::hinted)?;
-    save(cache, Fresh::received(cache, answer)).await.map(drop)
+    save(cache, Fresh::received(cache, answer)).await
 }
 
 /// Waits for the person, and shows on a terminal how long there is yet.
