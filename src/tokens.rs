@@ -235,6 +235,11 @@ impl TokenSource {
         }
     }
 
+    /// Why the last login was not allowed, until there is one that is.
+    pub fn last_violation(&self) -> Option<Violation> {
+        self.violation()?.borrow().clone()
+    }
+
     fn violation(&self) -> Option<watch::Receiver<Option<Violation>>> {
         match &self.0 {
             Kind::Fixed(_) => None,

@@ -21,7 +21,7 @@ use crate::tasks::Tasks;
 use crate::tls::ca::{LocalCa, Root};
 use crate::tls::leaf::Leaves;
 use crate::tls::trust::{TrustMode, TrustSettings, UpstreamTrust};
-use crate::tokens::{State, Tokens};
+use crate::tokens::Tokens;
 use crate::upstream::Upstream;
 use crate::upstream::chain::Chain;
 use crate::upstream::dial::Dialer;
@@ -127,12 +127,12 @@ impl Started {
 fn allowed(tokens: &Tokens) -> Result<(), Failure> {
     let is_only_one = tokens.iter().count() == 1;
     for (_, source) in tokens.iter() {
-        match source.status().state {
-            State::Forbidden(violation) if violation.deletes && is_only_one => {
+        match source.last_violation() {
+            Some(violation) if violation.deletes && is_only_one => {
                 return Err(Failure::new(violation.sentence).hint("see: valetkey check --managed"));
             }
-            State::Forbidden(violation) => output::warning(violation),
-            _ => {}
+            Some(violation) => output::warning(violation),
+            None => {}
         }
     }
     Ok(())

@@ -41,7 +41,7 @@ pub(super) struct Rotating {
     kind: watch::Sender<Option<LoginKind>>,
     issuer: Arc<dyn Issuer>,
     policy: Enforced,
-    /// The login that is not allowed, while that is so.
+    /// Why the last login was not allowed, until there is one that is.
     violation: watch::Sender<Option<Violation>>,
     /// Tells those who go on using a value that its login is forbidden.
     forbidden: Forbidden,
@@ -515,7 +515,9 @@ impl Rotating {
         };
         let violation = match &held.login {
             Kept::Forbidden(violation) => Some(violation.clone()),
-            _ => None,
+            // It was deleted for that.
+            Kept::Nothing => self.violation.borrow().clone(),
+            Kept::Ready(_) | Kept::Unidentified(_) | Kept::Unsupported(_) => None,
         };
         self.held.store(Arc::new(held));
         self.kind.send_if_modified(|known| std::mem::replace(known, kind) != kind);
@@ -537,7 +539,7 @@ impl Rotating {
         self.forbidden.token()
     }
 
-    /// The login that is not allowed, while that is so.
+    /// Why the last login was not allowed, until there is one that is.
     pub(super) fn violation(&self) -> watch::Receiver<Option<Violation>> {
         self.violation.subscribe()
     }
@@ -545,8 +547,11 @@ impl Rotating {
     /// Deletes the login that a policy wants deleted, as Codex does: here, and not at the issuer. One that
     /// has taken its place meanwhile stays.
     async fn delete_what_is_forbidden(&self) {
-        let must_go = |violation: &Violation| violation.deletes && self.policy.deletes;
-        if !self.violation.borrow().as_ref().is_some_and(must_go) {
+        let must_go = match &self.held.load().login {
+            Kept::Forbidden(violation) => violation.deletes && self.policy.deletes,
+            _ => false,
+        };
+        if !must_go {
             return;
         }
         let is_forbidden = |login: &Login| {
@@ -624,6 +629,15 @@ impl Rotating {
 
     /// Why there is nothing to send.
     fn refusal(&self, held: &Held) -> TokenError {
+        let violation = match &held.login {
+            Kept::Forbidden(violation) => Some(violation.clone()),
+            Kept::Nothing if held.trouble.is_none() => self.violation.borrow().clone(),
+            _ => None,
+        };
+        if let Some(violation) = violation {
+            let hint = format!("see: valetkey check --managed; then {}", self.how_to_sign_in());
+            return TokenError::Forbidden { why: violation.to_string(), hint };
+        }
         let why = match (&held.login, &held.trouble, held.death()) {
             (Kept::Nothing, Some(error), _) => {
                 return TokenError::StoreUnavailable(Arc::clone(error));
@@ -632,10 +646,7 @@ impl Rotating {
             (Kept::Unsupported(what), ..) => {
                 format!("{what} is signed in, which cannot be used here")
             }
-            (Kept::Forbidden(violation), ..) => {
-                let hint = "see: valetkey check --managed".to_owned();
-                return TokenError::Forbidden { why: violation.to_string(), hint };
-            }
+            (Kept::Forbidden(violation), ..) => violation.to_string(),
             (Kept::Unidentified(_), ..) => {
                 "the issuer has not said whom the access token speaks for".to_owned()
             }

@@ -17,5 +17,6 @@ mod company;
 #[cfg(target_os = "linux")]
 mod keyring;
 mod login;
+mod policies;
 mod process;
 mod support;

@@ -134,7 +134,11 @@ async fn a_login_that_comes_while_it_is_not_allowed_is_never_sent() {
     put_login(&*world.store, Some(login(&world.clock, 3000))).await.unwrap();
     world.settle().await;
     assert!(world.store.record().await.login.is_none());
-    assert_eq!(sent(&source).await, "login: Not logged in");
+    let sentence = "forbidden: API key login is required, but ChatGPT is currently being used.";
+    assert!(
+        sent(&source).await.starts_with(sentence),
+        "it is said until there is one that is allowed"
+    );
     assert_eq!(world.header().await.line, 3, "its owner's login, then its end");
 }
 
