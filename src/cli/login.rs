@@ -203,7 +203,7 @@ fn say_who(account: &Account) {
     output::words("Successfully logged in");
     if let Some(email) = &account.email {
         let of = account.id.as_deref().map(|id| format!(", workspace {id}")).unwrap_or_default();
-        output::words(format_args!("as {email}{of}"));
+        output::words(output::printable(&format!("as {email}{of}")));
     }
 }
 

@@ -189,6 +189,11 @@ pub(super) fn raw(text: &str) {
     let _closed_pipe = stdout().lock().write_all(text.as_bytes());
 }
 
+/// A text that somebody else has written, without what would move the cursor of a terminal.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().map(|it| if it.is_control() { '\u{fffd}' } else { it }).collect()
+}
+
 /// Says something to the person at the terminal.
 pub(super) fn words(text: impl Display) {
     let _closed_pipe = writeln!(stderr().lock(), "{text}");
@@ -220,6 +225,11 @@ pub(super) fn warning(text: impl Display) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_write_moves_no_cursor() {
+        assert_eq!(printable("a\u{1b}[2J\rb\u{9b}\n"), "a\u{fffd}[2J\u{fffd}b\u{fffd}\u{fffd}");
+    }
 
     #[test]
     fn causes_stand_behind_colons() {

@@ -24,35 +24,46 @@ pub(super) fn follow(
     tasks: &Tasks,
 ) -> Result<watch::Receiver<Arc<Policy>>, ConfigErrors> {
     let (sender, receiver) = watch::channel(Arc::new(sources.read(home)?));
-    let (sources, home) = (sources.clone(), home.to_owned());
-    tasks.spawn(async move {
+    let following =
+        Following { sources: sources.clone(), home: home.to_owned(), jobs: tasks.clone() };
+    tasks.spawn(following.until_nobody_listens(sender));
+    Ok(receiver)
+}
+
+struct Following {
+    sources: PolicySources,
+    home: PathBuf,
+    jobs: Tasks,
+}
+
+impl Following {
+    async fn until_nobody_listens(self, policy: watch::Sender<Arc<Policy>>) {
         let changed = watch::Sender::new(());
         let mut changes = changed.subscribe();
-        let _watcher = watcher(&folders(&sources.files(&home)), changed);
+        let _watcher = watcher(&folders(&self.sources.files(&self.home)), changed);
         loop {
             tokio::select! {
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}
                 // Without a watcher nothing is heard, and everything is seen at the next look.
                 Ok(()) = changes.changed() => {}
-                () = sender.closed() => return,
+                () = policy.closed() => return,
             }
-            match sources.read(&home) {
-                Ok(policy) => {
-                    let is_new = |known: &mut Arc<Policy>| **known != policy;
-                    sender.send_if_modified(|known| {
-                        is_new(known) && {
-                            *known = Arc::new(policy.clone());
-                            true
-                        }
+            let (sources, home) = (self.sources.clone(), self.home.clone());
+            match self.jobs.spawn_blocking(move || sources.read(&home)).await {
+                Ok(Ok(now)) => {
+                    policy.send_if_modified(|known| {
+                        let is_new = **known != now;
+                        *known = Arc::new(now);
+                        is_new
                     });
                 }
-                Err(error) => {
-                    tracing::error!(%error, "what is allowed cannot be read: it stays as it was")
+                Ok(Err(error)) => {
+                    tracing::error!(%error, "what is allowed cannot be read: it stays as it was");
                 }
+                Err(_) => tracing::error!("what is allowed was not read to the end"),
             }
         }
-    });
-    Ok(receiver)
+    }
 }
 
 fn folders(files: &[PathBuf]) -> BTreeSet<&Path> {

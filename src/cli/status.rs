@@ -147,7 +147,7 @@ impl Shown {
         let mut text = format!("{indent}{}\n", self.sentence());
         let mut line = |name: &str, value: Option<String>| {
             if let Some(value) = value {
-                text.push_str(&format!("{indent}  {name:<14}{value}\n"));
+                text.push_str(&format!("{indent}  {name:<14}{}\n", output::printable(&value)));
             }
         };
         line("because", self.reason());
