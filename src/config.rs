@@ -34,7 +34,7 @@ use table::At;
 pub use machine::MachineFiles;
 pub use managed::Setting;
 pub use mistakes::{ConfigErrors, Mistake};
-pub use policy::PolicySources;
+pub use policy::PolicyFiles;
 pub use terms::OnViolation;
 pub use upstream::{BadProxy, BundleSetting, ProxySetting, ProxyUrl, Trust, UpstreamConfig};
 
@@ -59,7 +59,7 @@ pub struct Config {
     /// Where else to write where the running proxy is, and where to read it.
     pub server_info: Option<PathBuf>,
     /// Which logins are allowed: read again whenever it is asked.
-    pub policies: PolicySources,
+    pub policies: PolicyFiles,
     /// What becomes of the process when the login in use is no longer allowed.
     pub on_policy_violation: OnViolation,
     /// What the managed file settles, but for what `policies` reads.
@@ -254,7 +254,7 @@ impl Config {
             rules: Rules::new(forms.into_iter().filter_map(|form| form.rule).collect(), default),
             credentials: credentials.into_iter().filter_map(known).collect(),
             upstream,
-            policies: PolicySources::new(machine.clone(), paths.config_file.clone()),
+            policies: PolicyFiles::new(machine.clone(), paths.config_file.clone()),
             on_policy_violation: on_violation,
             managed,
             paths,

@@ -69,6 +69,14 @@ impl Policy {
         Self { limits }
     }
 
+    /// A policy that allows nothing, for when nobody knows what is allowed; no login is deleted for it.
+    /// `place` is what could not be read.
+    pub fn unknown(place: &str) -> Self {
+        let place = format!("{place}, which cannot be read");
+        let demand = Demand::Methods(Vec::new());
+        Self { limits: vec![Limit { demand, level: Level::Required, place }] }
+    }
+
     /// Every limit, as it was given.
     pub fn limits(&self) -> &[Limit] {
         &self.limits

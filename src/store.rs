@@ -9,6 +9,7 @@ mod safety;
 pub mod sealed;
 mod watch;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -68,12 +69,46 @@ pub trait RecordStore: Send + Sync {
     /// so whoever waits looks again from time to time.
     fn changes(&self) -> Receiver<u64>;
 
+    /// The file that holds the login, if a file does.
+    fn file(&self) -> Option<PathBuf> {
+        None
+    }
+
     /// Where the login is kept, or would be, for people to read: a file or an entry. Exact once the record
     /// was read or written.
     fn place(&self) -> String;
 
     /// What outlives what.
     fn durability(&self) -> BoxFuture<'_, Result<Durability, StoreError>>;
+}
+
+impl StoreError {
+    /// What to do about it.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Corrupt { is_replaceable: true, .. } => {
+                "sign in again; that takes its place".to_owned()
+            }
+            Self::Corrupt { place, .. } => format!("move {place} away, then sign in again"),
+            Self::Denied { place, .. } => {
+                format!("make it a file of your own, and no link: ls -l {place}")
+            }
+            Self::ReadOnly { .. } => {
+                "name a folder that can be written: CODEX_HOME, or `home` of the credential".to_owned()
+            }
+            Self::NoKeyring { .. } => {
+                "start a keyring, or choose another place: credentials_store = \"file\"".to_owned()
+            }
+            Self::Locked { .. } => "unlock the keyring of your desktop, then try again".to_owned(),
+            Self::Encrypted { .. } => {
+                "valetkey login; or switch the feature off, set cli_auth_credentials_store = \"keyring\" in \
+                 Codex's config.toml, and sign in again: codex login"
+                    .to_owned()
+            }
+            Self::Remains { .. } => "unlock the keyring, then sign out once more".to_owned(),
+            Self::Unavailable { .. } => "see that the disk has room, then try again".to_owned(),
+        }
+    }
 }
 
 /// How a compare-and-set ended.
@@ -106,6 +141,8 @@ pub enum StoreError {
         place: String,
         /// What is wrong and where, without a byte of the contents.
         what: String,
+        /// Whether signing in or out puts it right, so that nobody has to move anything away.
+        is_replaceable: bool,
     },
     /// A person must change whose it is or who may write it.
     #[error("{place} is refused: {what}")]
@@ -113,6 +150,22 @@ pub enum StoreError {
         /// File or entry.
         place: String,
         /// What is wrong with it.
+        what: String,
+    },
+    /// A person must name another place: nothing can be written in this one.
+    #[error("{place} cannot be written: {what}")]
+    ReadOnly {
+        /// File or folder.
+        place: String,
+        /// What the system says.
+        what: String,
+    },
+    /// A person must start a keyring, or choose another place.
+    #[error("{place} is out of reach: {what}")]
+    NoKeyring {
+        /// The entry.
+        place: String,
+        /// What went wrong.
         what: String,
     },
     /// A person must unlock it first.

@@ -13,6 +13,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -244,6 +245,14 @@ impl TokenSource {
         match &self.0 {
             Kind::Fixed(_) => None,
             Kind::Rotating(rotating) => Some(rotating.violation()),
+        }
+    }
+
+    /// The file that holds the login, if a file does.
+    pub fn file(&self) -> Option<PathBuf> {
+        match &self.0 {
+            Kind::Fixed(_) => None,
+            Kind::Rotating(rotating) => rotating.file(),
         }
     }
 

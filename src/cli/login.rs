@@ -96,20 +96,13 @@ async fn sign_in(arguments: &Arguments, typed: &Typed, cache: &Cache) -> Result<
         _ => Method::ChatGpt,
     };
     if cache.is_codex {
-        cache.policy.judge_method(method).map_err(Failure::new)?;
+        cache.policy.judge_method(method).map_err(forbidden)?;
     } else if method != Method::ChatGpt {
         return Err(Failure::new(format!("`{}` is a login at an OAuth issuer", cache.name))
             .status(WRONG_USE)
             .hint(format!("sign in: valetkey login --credential {}", cache.name)));
     }
-    // A place that cannot be used is better known before anybody signs in.
-    match cache.store.get().await {
-        Ok(_) | Err(StoreError::Encrypted { .. }) => {}
-        // There is another place then.
-        Err(StoreError::Locked { .. } | StoreError::Unavailable { .. })
-            if cache.keep == Keep::Auto => {}
-        Err(error) => return Err(output::hinted(error)),
-    }
+    check_place(cache).await?;
     match (method, cache.provider.grant()) {
         (Method::ApiKey, _) => {
             save(cache, piped::api_key()?).await?;
@@ -137,6 +130,28 @@ async fn sign_in(arguments: &Arguments, typed: &Typed, cache: &Cache) -> Result<
     Ok(())
 }
 
+/// What a policy forbids, in Codex's words.
+fn forbidden(sentence: String) -> Failure {
+    Failure::new(sentence).hint("see who says so: valetkey check --managed")
+}
+
+/// A place that cannot be used is better known before anybody signs in.
+async fn check_place(cache: &Cache) -> Result<(), Failure> {
+    match cache.store.get().await {
+        Ok(_)
+        | Err(StoreError::Encrypted { .. } | StoreError::Corrupt { is_replaceable: true, .. }) => {
+            Ok(())
+        }
+        // There is another place then.
+        Err(StoreError::Locked { .. } | StoreError::NoKeyring { .. })
+            if cache.keep == Keep::Auto =>
+        {
+            Ok(())
+        }
+        Err(error) => Err(output::hinted(error)),
+    }
+}
+
 impl Fresh {
     /// What an issuer handed out, received just now.
     fn received(cache: &Cache, answer: Answer) -> Self {
@@ -158,7 +173,7 @@ async fn save(cache: &Cache, fresh: Fresh) -> Result<Account, Failure> {
     let before = login_in(cache).await;
     let new = fresh.login.tokens().cloned();
     let saved = match cache.policy.judge_new(&fresh.login) {
-        Err(sentence) => Err(Failure::new(sentence)),
+        Err(sentence) => Err(forbidden(sentence)),
         Ok(()) => {
             let put = cache.store.put(Some(fresh.login), fresh.lifetime).await;
             put.map_err(output::hinted)
@@ -213,9 +228,8 @@ fn say_where(cache: &Cache) {
         output::warning("credentials_store is `ephemeral`: the login has ended with this command");
         return;
     }
-    let place = cache.store.place();
-    output::words(format_args!("kept in {place}"));
-    for warning in warnings(std::path::Path::new(&place)) {
+    output::words(format_args!("kept in {}", cache.store.place()));
+    for warning in cache.store.file().iter().flat_map(|file| warnings(file)) {
         output::warning(warning);
     }
 }

@@ -53,9 +53,15 @@ async fn sign_out(cache: &Cache, is_one_of_many: bool) -> Result<(), Failure> {
     let about = if is_one_of_many { format!("{}: ", cache.name) } else { String::new() };
     let login = match cache.store.get().await {
         Ok((_, record)) => record.login,
-        // What can be reached is deleted, and the rest is said.
-        Err(StoreError::Locked { .. } | StoreError::Unavailable { .. }) => {
-            return cache.store.put(None, None).await.map_err(output::hinted);
+        Err(StoreError::Locked { .. } | StoreError::NoKeyring { .. })
+        | Err(StoreError::Corrupt { is_replaceable: true, .. }) => {
+            // What can be reached is deleted, and the rest is said.
+            cache.store.put(None, None).await.map_err(output::hinted)?;
+            output::warning(format_args!(
+                "{about}the login could not be read, so the issuer was not told: its tokens live until they expire"
+            ));
+            output::words(format_args!("{about}Successfully logged out"));
+            return Ok(());
         }
         Err(error) => return Err(output::hinted(error)),
     };

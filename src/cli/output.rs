@@ -119,28 +119,7 @@ impl Hinted for LoginError {
 
 impl Hinted for StoreError {
     fn hint(&self) -> Option<String> {
-        match self {
-            Self::Corrupt { place, .. } => Some(format!("move {place} away, then sign in again")),
-            Self::Denied { what, .. } if what.contains("Read-only") => Some(
-                "name a folder that can be written: CODEX_HOME, or `home` of the credential"
-                    .to_owned(),
-            ),
-            Self::Denied { place, .. } => {
-                Some(format!("make {place} your own, and no link: see ls -l {place}"))
-            }
-            Self::Locked { .. } => {
-                Some("unlock the keyring of your desktop, then try again".to_owned())
-            }
-            Self::Encrypted { .. } => Some("valetkey login".to_owned()),
-            Self::Remains { .. } => Some("unlock the keyring, then sign out once more".to_owned()),
-            Self::Unavailable { place, .. } if place.starts_with("keyring") => Some(
-                "unlock or start a keyring, or choose another place: credentials_store = \"file\""
-                    .to_owned(),
-            ),
-            Self::Unavailable { .. } => {
-                Some("see that the disk has room, then try again".to_owned())
-            }
-        }
+        Some(self.hint())
     }
 }
 

@@ -8,30 +8,30 @@ use std::time::Duration;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::watch;
 
-use crate::config::{ConfigErrors, PolicySources};
+use crate::config::{ConfigErrors, PolicyFiles};
 use crate::policy::Policy;
 use crate::tasks::Tasks;
 
-/// The policy for the login of a Codex home, as it is now and as it will be. One that cannot be read later
-/// leaves the last one in force.
+/// The policy for the login of a Codex home, as it is now and as it will be. While a file of it cannot be
+/// read, nothing is allowed.
 ///
 /// # Errors
 ///
 /// [`ConfigErrors`] when it cannot be read now.
 pub(super) fn follow(
-    sources: &PolicySources,
+    files: &PolicyFiles,
     home: &Path,
     tasks: &Tasks,
 ) -> Result<watch::Receiver<Arc<Policy>>, ConfigErrors> {
-    let (sender, receiver) = watch::channel(Arc::new(sources.read(home)?));
-    let following =
-        Following { sources: sources.clone(), home: home.to_owned(), jobs: tasks.clone() };
+    let (sender, receiver) = watch::channel(Arc::new(files.read(home)?));
+    let following = Following { files: files.clone(), home: home.to_owned(), jobs: tasks.clone() };
     tasks.spawn(following.until_nobody_listens(sender));
     Ok(receiver)
 }
 
+#[derive(Clone)]
 struct Following {
-    sources: PolicySources,
+    files: PolicyFiles,
     home: PathBuf,
     jobs: Tasks,
 }
@@ -40,7 +40,7 @@ impl Following {
     async fn until_nobody_listens(self, policy: watch::Sender<Arc<Policy>>) {
         let changed = watch::Sender::new(());
         let mut changes = changed.subscribe();
-        let _watcher = watcher(&folders(&self.sources.files(&self.home)), changed);
+        let _watcher = watcher(self.files.files(&self.home), changed);
         loop {
             tokio::select! {
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}
@@ -48,36 +48,56 @@ impl Following {
                 Ok(()) = changes.changed() => {}
                 () = policy.closed() => return,
             }
-            let (sources, home) = (self.sources.clone(), self.home.clone());
-            match self.jobs.spawn_blocking(move || sources.read(&home)).await {
-                Ok(Ok(now)) => {
-                    policy.send_if_modified(|known| {
-                        let is_new = **known != now;
-                        *known = Arc::new(now);
-                        is_new
-                    });
+            let reading = self.clone();
+            let read = self.jobs.spawn_blocking(move || reading.read()).await;
+            let now = read.unwrap_or_else(|_| Policy::unknown("what is allowed"));
+            policy.send_if_modified(|known| {
+                let is_new = **known != now;
+                *known = Arc::new(now);
+                is_new
+            });
+        }
+    }
+
+    /// The policy as it is now. An editor may be writing a file at this moment, so one that makes no sense is
+    /// looked at again before nothing is allowed.
+    fn read(&self) -> Policy {
+        for _ in 0..LOOKS {
+            if let Ok(policy) = self.files.read(&self.home) {
+                return policy;
+            }
+            std::thread::sleep(PAUSE);
+        }
+        match self.files.read(&self.home) {
+            Ok(policy) => policy,
+            Err(errors) => {
+                for mistake in errors.mistakes() {
+                    let file = mistake.file().unwrap_or_default();
+                    let line = mistake.position().map(|(line, _)| line);
+                    tracing::error!(file, line, %mistake, "what is allowed cannot be read");
                 }
-                Ok(Err(error)) => {
-                    tracing::error!(%error, "what is allowed cannot be read: it stays as it was");
-                }
-                Err(_) => tracing::error!("what is allowed was not read to the end"),
+                let file = errors.mistakes().iter().find_map(|mistake| mistake.file());
+                Policy::unknown(file.unwrap_or("a file of the company's rules"))
             }
         }
     }
 }
 
-fn folders(files: &[PathBuf]) -> BTreeSet<&Path> {
-    files.iter().filter_map(|file| file.parent()).filter(|folder| folder.is_dir()).collect()
-}
-
-fn watcher(folders: &BTreeSet<&Path>, changed: watch::Sender<()>) -> Option<RecommendedWatcher> {
+/// Hears of changes of these files, in the folders that exist.
+fn watcher(files: Vec<PathBuf>, changed: watch::Sender<()>) -> Option<RecommendedWatcher> {
+    let folders: BTreeSet<PathBuf> =
+        files.iter().filter_map(|file| file.parent()).map(Path::to_owned).collect();
     let heard = move |event: notify::Result<notify::Event>| {
-        if event.is_ok_and(|event| !event.kind.is_access()) {
+        let concerns = |event: notify::Event| {
+            let is_one = event.paths.iter().any(|path| files.contains(path));
+            event.need_rescan() || (is_one && !event.kind.is_access())
+        };
+        if event.is_ok_and(concerns) {
             changed.send_replace(());
         }
     };
     let mut watcher = notify::recommended_watcher(heard).ok()?;
-    for folder in folders {
+    for folder in folders.iter().filter(|folder| folder.is_dir()) {
         if let Err(error) = watcher.watch(folder, RecursiveMode::NonRecursive) {
             tracing::debug!(%error, "a policy's folder is looked at, not heard of");
         }
@@ -87,3 +107,7 @@ fn watcher(folders: &BTreeSet<&Path>, changed: watch::Sender<()>) -> Option<Reco
 
 /// How often the files are looked at although no change was heard of: folders come to be, too.
 const LOOK_INTERVAL: Duration = Duration::from_secs(15);
+
+/// How often, and how far apart, a file that makes no sense is looked at before it is believed.
+const LOOKS: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(50);

@@ -107,7 +107,9 @@ impl Started {
     pub(super) async fn forbidden(&self) -> Failure {
         loop {
             let (name, violation) = self.tokens.next_violation().await;
-            let failure = Failure::new(violation.sentence).about(&format!("credential `{name}`"));
+            let failure = Failure::new(violation.sentence)
+                .about(&format!("credential `{name}`"))
+                .hint("see who says so: valetkey check --managed");
             if self.exits {
                 return failure;
             }

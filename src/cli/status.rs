@@ -1,6 +1,6 @@
 //! `valetkey status`, and `valetkey login status`: who is signed in, how, and until when.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
@@ -61,7 +61,7 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
         }
     }
     for shown in credentials.iter().filter(|it| it.is_shared) {
-        for warning in store::warnings(Path::new(&shown.place)) {
+        for warning in shown.file.iter().flat_map(|file| store::warnings(file)) {
             output::warning(warning);
         }
     }
@@ -99,6 +99,8 @@ pub(super) struct Shown {
     is_codex: bool,
     /// Where its value is kept.
     pub(super) place: String,
+    /// The file that it is in, if it is a login in a file.
+    file: Option<PathBuf>,
     pub(super) status: Status,
 }
 
@@ -120,6 +122,7 @@ pub(super) async fn read(typed: &Typed, config: &Config) -> Result<Vec<Shown>, F
             is_shared: !is_key,
             is_codex: matches!(kind, Some(CredentialKind::Codex { .. })),
             place: source.place().unwrap_or_else(|| kind.map(place_of).unwrap_or_default()),
+            file: source.file(),
             status: source.status(),
         });
     }

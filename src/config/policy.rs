@@ -16,12 +16,12 @@ use crate::policy::{Limit, Policy};
 /// What they say together can only narrow. Within our own files, and within Codex's, a key counts in the
 /// highest file that has it; the managed file and the requirements add theirs.
 #[derive(Clone, Debug)]
-pub struct PolicySources {
+pub struct PolicyFiles {
     machine: MachineFiles,
     user: PathBuf,
 }
 
-impl PolicySources {
+impl PolicyFiles {
     /// `user` is the user's configuration.
     pub(super) fn new(machine: MachineFiles, user: PathBuf) -> Self {
         Self { machine, user }
@@ -48,7 +48,7 @@ impl PolicySources {
         Ok(Policy::new(limits))
     }
 
-    /// The files whose change may change [`PolicySources::read`], whether they exist or not.
+    /// The files whose change may change [`PolicyFiles::read`], whether they exist or not.
     pub fn files(&self, codex_home: &Path) -> Vec<PathBuf> {
         let machine = &self.machine;
         vec![

@@ -85,6 +85,11 @@ impl RecordStore for CodexStore {
         self.home.watch.subscribe()
     }
 
+    fn file(&self) -> Option<PathBuf> {
+        let in_file = *self.home.found_in() == Some(Spot::File);
+        in_file.then(|| self.home.cache.auth_json())
+    }
+
     fn place(&self) -> String {
         self.home.cache.place(*self.home.found_in())
     }

@@ -117,7 +117,7 @@ pub(super) fn lock(path: &Path, mode: u32, limit: Duration) -> Result<File, Stor
 
 /// A file whose contents make no sense.
 pub(super) fn corrupt(path: &Path, what: String) -> StoreError {
-    StoreError::Corrupt { place: path.display().to_string(), what }
+    StoreError::Corrupt { place: path.display().to_string(), what, is_replaceable: false }
 }
 
 fn denied(path: &Path, what: &str) -> StoreError {
@@ -130,9 +130,10 @@ fn refused(path: &Path, error: &io::Error) -> StoreError {
         return denied(path, "it is a symbolic link");
     }
     match error.kind() {
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            StoreError::Denied { place, what: error.to_string() }
+        io::ErrorKind::ReadOnlyFilesystem => {
+            StoreError::ReadOnly { place, what: error.to_string() }
         }
+        io::ErrorKind::PermissionDenied => StoreError::Denied { place, what: error.to_string() },
         _ => StoreError::Unavailable { place, what: error.to_string() },
     }
 }

@@ -75,7 +75,7 @@ impl RingError {
         let place = entry.to_string();
         match self {
             Self::Locked | Self::Silent | Self::Busy => StoreError::Locked { place },
-            Self::Absent(what) | Self::Failed(what) => StoreError::Unavailable { place, what },
+            Self::Absent(what) | Self::Failed(what) => StoreError::NoKeyring { place, what },
         }
     }
 }
@@ -234,7 +234,7 @@ mod tests {
         assert!(matches!(&error, StoreError::Locked { place } if place == "keyring: s, a"));
         ring.be(Mood::Absent);
         let error = keyring.get(&entry()).unwrap_err();
-        assert!(matches!(error.into_store_error(&entry()), StoreError::Unavailable { .. }));
+        assert!(matches!(error.into_store_error(&entry()), StoreError::NoKeyring { .. }));
     }
 
     #[test]

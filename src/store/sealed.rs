@@ -85,6 +85,10 @@ impl RecordStore for SealedStore {
         self.run(move |place| place.put(login, lifetime))
     }
 
+    fn file(&self) -> Option<PathBuf> {
+        Some(self.place.path())
+    }
+
     fn changes(&self) -> Receiver<u64> {
         self.place.watch.subscribe()
     }
@@ -154,11 +158,16 @@ impl Place {
         let key = match kept.form() {
             Some(Form::Sealed) => Some(key::find(&self.keyring)?.ok_or_else(|| {
                 let what = "the key that it is sealed with is no longer in the keyring";
-                file::corrupt(&self.path(), what.to_owned())
+                self.cannot_be_opened(what)
             })?),
             Some(Form::Plain) | None => None,
         };
-        kept.open(&self.name, key.as_ref()).map_err(|what| file::corrupt(&self.path(), what))
+        kept.open(&self.name, key.as_ref()).map_err(|what| self.cannot_be_opened(&what))
+    }
+
+    fn cannot_be_opened(&self, what: &str) -> StoreError {
+        let (place, what) = (self.path().display().to_string(), what.to_owned());
+        StoreError::Corrupt { place, what, is_replaceable: true }
     }
 
     /// Our lock over the folder, for one reading and writing.

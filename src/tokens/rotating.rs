@@ -1,6 +1,7 @@
 //! A login whose tokens rotate: what is held of it, and the one refresh for all that wait.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -427,6 +428,11 @@ impl Rotating {
         let until = self.clock.instant() + wait;
         self.gate().quiet = Some(Quiet { until, error: error.clone(), good });
         error
+    }
+
+    /// The file that holds the login, if a file does.
+    pub(super) fn file(&self) -> Option<PathBuf> {
+        self.store.file()
     }
 
     /// Where the store keeps the login.

@@ -194,7 +194,7 @@ impl Cache {
         })?;
         let held = bytes.map(parse).transpose();
         held.map_err(|what| Trouble {
-            error: StoreError::Corrupt { place: entry.to_string(), what },
+            error: StoreError::Corrupt { place: entry.to_string(), what, is_replaceable: true },
             may_be_skipped: false,
         })
     }

@@ -32,9 +32,9 @@ pub(super) fn find_or_make(keyring: &Keyring) -> Result<Key, StoreError> {
 }
 
 fn decode(text: &[u8]) -> Result<Key, StoreError> {
-    let corrupt = || StoreError::Corrupt {
+    let corrupt = || StoreError::NoKeyring {
         place: entry().to_string(),
-        what: "it is no key of valetkey".to_owned(),
+        what: "what is there is no key of valetkey; delete that entry".to_owned(),
     };
     let bytes = Zeroizing::new(STANDARD.decode(text.trim_ascii()).map_err(|_| corrupt())?);
     let mut key = Key::default();

@@ -277,9 +277,9 @@ async fn a_machine_without_a_keyring_keeps_logins_in_files() {
     let only = Scene::new(Keep::Keyring);
     only.ring.be(Mood::Absent);
     let error = only.error().await;
-    assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
+    assert!(matches!(error, StoreError::NoKeyring { .. }), "{error}");
     let error = only.store.put(Some(key("sk-1")), None).await.unwrap_err();
-    assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
+    assert!(matches!(error, StoreError::NoKeyring { .. }), "{error}");
     assert!(!only.files().contains("sk-1"));
 }
 
