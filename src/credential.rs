@@ -18,6 +18,17 @@ use claims::Claims;
 pub struct CredentialName(Arc<str>);
 
 impl CredentialName {
+    /// The one that is meant where none is named: that of the preset `openai`.
+    pub const USUAL: &str = "openai";
+
+    /// What to type to sign in to it.
+    pub fn how_to_sign_in(&self) -> String {
+        match self.as_str() {
+            Self::USUAL => "valetkey login".to_owned(),
+            name => format!("valetkey login --credential {name}"),
+        }
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -42,6 +53,11 @@ impl fmt::Display for CredentialName {
         f.write_str(&self.0)
     }
 }
+
+/// The issuer of ChatGPT logins (observed, Codex 0.169.0).
+pub const CODEX_ISSUER: &str = "https://auth.openai.com";
+/// The public client that Codex is registered as there (observed, Codex 0.169.0).
+pub const CODEX_CLIENT_ID: &str = "app_EMoamEEZ73f0CkXaXp7hrann";
 
 /// A text that cannot name a credential.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -284,6 +300,11 @@ pub struct PersonalToken {
     /// Whom it speaks for, which the token does not say and only the issuer knows; `None` before the
     /// issuer was asked.
     pub account: Option<Account>,
+}
+
+impl PersonalToken {
+    /// What such tokens start with (observed, Codex 0.169.0).
+    pub const PREFIX: &str = "at-";
 }
 
 impl Login {

@@ -31,7 +31,7 @@ pub trait Issuer: Send + Sync {
     fn can_renew(&self, old: Option<&TokenSet>) -> bool;
 
     /// Asks for the set that follows `old`, once: an implementation redeems a refresh token at most one
-    /// time, whatever happens, and answers within 15 s of being asked.
+    /// time, whatever happens, and answers within 25 s of being asked.
     ///
     /// # Errors
     ///
@@ -143,6 +143,9 @@ pub enum LoginError {
     /// The issuer's answer makes no sense; holds what is wrong with it.
     #[error("the issuer's answer cannot be used: {0}")]
     Nonsense(String),
+    /// The issuer was asked, and nothing came in time; holds the time limit in seconds.
+    #[error("the issuer did not answer within {0} s")]
+    NoAnswer(u64),
     /// Another login has taken this one's place, or the person gave up.
     #[error("Login cancelled")]
     Cancelled,
@@ -186,10 +189,13 @@ impl LoginError {
             Self::NotTheRedirect(_) => {
                 "paste all of it: http://127.0.0.1:…/auth/callback?code=…&state=…"
             }
+            Self::NoAnswer(_) => "try again",
             Self::Refused { .. } | Self::Nonsense(_) => {
                 "try again; if it stays so, tell the issuer"
             }
-            Self::Unfit(_) => "see: valetkey check",
+            Self::Unfit(_) => {
+                "see the credential's `issuer`, `grant` and `client_secret` in the configuration"
+            }
             Self::Machine(_) => return None,
         };
         Some(hint.to_owned())

@@ -64,28 +64,13 @@ impl Tokens {
         self.0.iter().filter_map(kind).collect()
     }
 
-    /// Waits until a login that was allowed, or that was not there, is one that is not allowed; never ends
-    /// when there can be none.
-    pub async fn next_violation(&self) -> (CredentialName, Violation) {
-        let waits = self.0.iter().filter_map(|(name, source)| {
-            let mut violation = source.violation()?;
-            Some(Box::pin(async move {
-                loop {
-                    if violation.changed().await.is_err() {
-                        // The source is gone, and with it all change.
-                        pending::<()>().await;
-                    }
-                    if let Some(violation) = violation.borrow_and_update().clone() {
-                        return (name.clone(), violation);
-                    }
-                }
-            }))
-        });
-        let waits: Vec<_> = waits.collect();
-        if waits.is_empty() {
-            pending::<()>().await;
-        }
-        select_all(waits).await.0
+    /// To hear of logins that are not allowed, from now on.
+    pub fn violations(&self) -> Violations {
+        let of = |(name, source): (&CredentialName, &Arc<TokenSource>)| {
+            Some((name.clone(), source.violation()?))
+        };
+        let (names, changes) = self.0.iter().filter_map(of).unzip();
+        Violations { names, changes }
     }
 
     /// To hear when [`Tokens::kinds`] changes from what it is now.
@@ -101,20 +86,45 @@ impl KindChanges {
     /// Waits for the next change; never ends when there can be none. May be dropped and called again
     /// without missing one.
     pub async fn next(&mut self) {
-        let changes = self.0.iter_mut().map(|kind| {
-            Box::pin(async {
-                if kind.changed().await.is_err() {
-                    // The source is gone, and with it all change.
-                    pending::<()>().await;
-                }
-            })
-        });
-        let changes: Vec<_> = changes.collect();
-        if changes.is_empty() {
-            pending::<()>().await;
-        }
-        pin!(select_all(changes)).await;
+        next_change(&mut self.0).await;
     }
+}
+
+/// Hears of logins that are not allowed.
+pub struct Violations {
+    names: Vec<CredentialName>,
+    changes: Vec<watch::Receiver<Option<Violation>>>,
+}
+
+impl Violations {
+    /// Waits for the next one; never ends when there can be none. May be dropped and called again
+    /// without missing one.
+    pub async fn next(&mut self) -> (CredentialName, Violation) {
+        loop {
+            let at = next_change(&mut self.changes).await;
+            if let (Some(name), Some(violation)) = (self.names.get(at), &*self.changes[at].borrow())
+            {
+                return (name.clone(), violation.clone());
+            }
+        }
+    }
+}
+
+/// Waits until one of these changes, and says which.
+async fn next_change<T>(receivers: &mut [watch::Receiver<T>]) -> usize {
+    let changes = receivers.iter_mut().map(|receiver| {
+        Box::pin(async {
+            if receiver.changed().await.is_err() {
+                // The source is gone, and with it all change.
+                pending::<()>().await;
+            }
+        })
+    });
+    let changes: Vec<_> = changes.collect();
+    if changes.is_empty() {
+        pending::<()>().await;
+    }
+    pin!(select_all(changes)).await.1
 }
 
 /// Where the current value of one credential comes from.

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use futures_util::FutureExt as _;
+
 use super::output::{self, Failure};
 use super::policies;
 use crate::clock::Clock;
@@ -35,7 +37,7 @@ pub(super) struct Credentials<'a> {
 }
 
 /// A credential that one signs in to.
-pub(super) struct Cache {
+pub(super) struct SignIn {
     pub(super) name: CredentialName,
     pub(super) store: Arc<dyn RecordStore>,
     pub(super) provider: Arc<Provider>,
@@ -115,7 +117,7 @@ impl<'a> Credentials<'a> {
     /// # Errors
     ///
     /// [`Failure`] when there is none of that name, or one that is only read.
-    pub(super) fn cache(&self, name: &CredentialName) -> Result<Cache, Failure> {
+    pub(super) fn cache(&self, name: &CredentialName) -> Result<SignIn, Failure> {
         let Some(kind) = self.config.credentials.get(name) else {
             let known: Vec<&str> =
                 self.config.credentials.keys().map(CredentialName::as_str).collect();
@@ -135,7 +137,7 @@ impl<'a> Credentials<'a> {
             }
             CredentialKind::OAuth(_) => Policy::default(),
         };
-        Ok(Cache {
+        Ok(SignIn {
             name: name.clone(),
             store: self.store(name, kind),
             provider: Arc::new(self.provider(kind)),
@@ -151,7 +153,7 @@ impl<'a> Credentials<'a> {
     /// # Errors
     ///
     /// As [`Credentials::cache`].
-    pub(super) fn caches(&self) -> Result<Vec<Cache>, Failure> {
+    pub(super) fn caches(&self) -> Result<Vec<SignIn>, Failure> {
         let signed_in_to = |kind: &CredentialKind| match kind {
             CredentialKind::ApiKey { .. } => false,
             CredentialKind::Codex { .. } => true,
@@ -178,7 +180,7 @@ impl<'a> Credentials<'a> {
     fn provider(&self, kind: &CredentialKind) -> Provider {
         match kind {
             CredentialKind::OAuth(oauth) => {
-                Provider::new(self.upstream.clone(), registration(oauth, self.env))
+                Provider::new(self.upstream.clone(), registration(oauth, self.env, &self.jobs))
             }
             CredentialKind::Codex { .. } | CredentialKind::ApiKey { .. } => {
                 Provider::codex(self.upstream.clone())
@@ -197,10 +199,16 @@ fn keep_of(kind: &CredentialKind) -> Keep {
     }
 }
 
-fn registration(oauth: &OAuthConfig, env: &Environment) -> Registration {
+fn registration(oauth: &OAuthConfig, env: &Environment, jobs: &Tasks) -> Registration {
     let read = |spec: &SourceSpec| {
-        let source = source_of(spec, env);
-        Arc::new(move || source.load().map_err(|error| output::chain_of(&error))) as Arc<_>
+        let (source, jobs) = (source_of(spec, env), jobs.clone());
+        Arc::new(move || {
+            let source = source.clone();
+            let load = move || source.load().map_err(|error| output::chain_of(&error));
+            let loading = jobs.spawn_blocking(load);
+            async { loading.await.unwrap_or_else(|_| Err("it could not be read".to_owned())) }
+                .boxed()
+        }) as Arc<_>
     };
     Registration {
         issuer: oauth.issuer.clone(),
@@ -223,6 +231,3 @@ pub(super) fn source_of(spec: &SourceSpec, env: &Environment) -> Source {
         SourceSpec::File(path) => Source::file(path),
     }
 }
-
-/// The name of the credential that a command means where none is typed.
-pub(super) const USUAL: &str = "openai";

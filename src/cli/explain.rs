@@ -179,9 +179,10 @@ impl Explaining<'_> {
         match credential.status.state {
             State::Ok => {}
             State::Dead(_) | State::NoLogin | State::Unsupported(_) => {
+                let how = credential.name.how_to_sign_in();
                 say(
                     "answer",
-                    "refused (403 login_required) until somebody signs in: valetkey login",
+                    format!("refused (403 login_required) until somebody signs in: {how}"),
                 );
             }
             State::Forbidden(_) => {

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::credentials::{Cache, Credentials, USUAL};
+use super::credentials::{Credentials, SignIn};
 use super::output::{self, Failure, WRONG_USE};
 use super::start::WayOut;
 use super::{Typed, process, status};
@@ -73,7 +73,7 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
     process::harden();
     let name = match &arguments.credential {
         Some(name) => name.clone(),
-        None => USUAL.parse()?,
+        None => CredentialName::USUAL.parse()?,
     };
     let jobs = Tasks::new();
     let way_out = WayOut::of(&config)?;
@@ -89,7 +89,7 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
     Ok(ExitCode::SUCCESS)
 }
 
-async fn sign_in(arguments: &Arguments, typed: &Typed, cache: &Cache) -> Result<(), Failure> {
+async fn sign_in(arguments: &Arguments, typed: &Typed, cache: &SignIn) -> Result<(), Failure> {
     let method = match (arguments.with_api_key, arguments.with_access_token) {
         (true, _) => Method::ApiKey,
         (_, true) => Method::AccessToken,
@@ -136,7 +136,7 @@ fn forbidden(sentence: String) -> Failure {
 }
 
 /// A place that cannot be used is better known before anybody signs in.
-async fn check_place(cache: &Cache) -> Result<(), Failure> {
+async fn check_place(cache: &SignIn) -> Result<(), Failure> {
     match cache.store.get().await {
         Ok(_)
         | Err(StoreError::Encrypted { .. } | StoreError::Corrupt { is_replaceable: true, .. }) => {
@@ -154,7 +154,7 @@ async fn check_place(cache: &Cache) -> Result<(), Failure> {
 
 impl Fresh {
     /// What an issuer handed out, received just now.
-    fn received(cache: &Cache, answer: Answer) -> Self {
+    fn received(cache: &SignIn, answer: Answer) -> Self {
         let lifetime = answer.expires_in;
         let set = answer.into_set(Clock::system().now());
         let login = if cache.is_codex { Login::ChatGpt(set) } else { Login::OAuth(set) };
@@ -164,7 +164,7 @@ impl Fresh {
 
 /// Saves a login in the place of the one that is there, if it is allowed. Tokens that are not kept, the old
 /// ones or the new, are revoked, at best and behind.
-async fn save(cache: &Cache, fresh: Fresh) -> Result<Account, Failure> {
+async fn save(cache: &SignIn, fresh: Fresh) -> Result<Account, Failure> {
     let account = match &fresh.login {
         Login::ChatGpt(set) | Login::OAuth(set) => set.account(),
         Login::Personal(personal) => personal.account.clone().unwrap_or_default(),
@@ -202,14 +202,14 @@ async fn save(cache: &Cache, fresh: Fresh) -> Result<Account, Failure> {
 }
 
 /// Whether a set may be there.
-async fn may_hold(cache: &Cache, set: Option<&TokenSet>) -> bool {
+async fn may_hold(cache: &SignIn, set: Option<&TokenSet>) -> bool {
     let Ok((_, record)) = cache.store.get().await else { return true };
     let there = record.login.as_ref().and_then(Login::tokens).map(TokenSet::fingerprint);
     there.is_some() && there == set.map(TokenSet::fingerprint)
 }
 
 /// The login that is there, as far as it can be read.
-async fn login_in(cache: &Cache) -> Option<Login> {
+async fn login_in(cache: &SignIn) -> Option<Login> {
     cache.store.get().await.ok().and_then(|(_, record)| record.login)
 }
 
@@ -223,7 +223,7 @@ fn say_who(account: &Account) {
 }
 
 /// Says where the login is now, and what may be wrong with that place.
-fn say_where(cache: &Cache) {
+fn say_where(cache: &SignIn) {
     if cache.keep == Keep::Ephemeral {
         output::warning("credentials_store is `ephemeral`: the login has ended with this command");
         return;

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::credentials::{Cache, Credentials, USUAL};
+use super::credentials::{Credentials, SignIn};
 use super::output::{self, Failure};
 use super::start::WayOut;
 use super::{Typed, process};
@@ -31,7 +31,7 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
     let caches = match (&arguments.credential, arguments.all) {
         (_, true) => credentials.caches()?,
         (Some(name), _) => vec![credentials.cache(name)?],
-        (None, _) => vec![credentials.cache(&USUAL.parse()?)?],
+        (None, _) => vec![credentials.cache(&CredentialName::USUAL.parse()?)?],
     };
     let signing_out = async {
         let mut failed = false;
@@ -49,7 +49,7 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
 }
 
 /// Deletes the login everywhere, so that no proxy uses it any more, and then tells the issuer.
-async fn sign_out(cache: &Cache, is_one_of_many: bool) -> Result<(), Failure> {
+async fn sign_out(cache: &SignIn, is_one_of_many: bool) -> Result<(), Failure> {
     let about = if is_one_of_many { format!("{}: ", cache.name) } else { String::new() };
     let login = match cache.store.get().await {
         Ok((_, record)) => record.login,

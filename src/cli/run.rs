@@ -43,7 +43,7 @@ async fn run_behind(
     config: &Config,
 ) -> Result<ExitCode, Failure> {
     let mut signals = Signals::passed_on()?;
-    let started = Started::new(config, &typed.env).await?;
+    let mut started = Started::new(config, &typed.env).await?;
     let listener = start::bind(([127, 0, 0, 1], 0).into()).await?;
     let address = listener.local_addr()?;
     started.proxy.serve(listener, Vec::new());
@@ -70,7 +70,7 @@ async fn run_behind(
         }
     }
     let status = match child.spawn() {
-        Ok(child) => wait(child, &mut signals, &started).await,
+        Ok(child) => wait(child, &mut signals, &mut started).await,
         Err(error) => Ok(not_started(program, &error)),
     };
     // What came before was meant for the program.
@@ -83,7 +83,11 @@ async fn run_behind(
 }
 
 /// Waits for the program, and passes on the signals that reach us and not it.
-async fn wait(mut child: Child, signals: &mut Signals, started: &Started) -> Result<u8, Failure> {
+async fn wait(
+    mut child: Child,
+    signals: &mut Signals,
+    started: &mut Started,
+) -> Result<u8, Failure> {
     let pid = child.id().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
     let on_terminal = io::stdin().is_terminal();
     loop {

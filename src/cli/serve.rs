@@ -35,7 +35,7 @@ pub(super) fn run(typed: &Typed) -> Result<ExitCode, Failure> {
 
 async fn serve(typed: &Typed, config: &Config) -> Result<ExitCode, Failure> {
     let mut signals = process::Signals::ending()?;
-    let started = Started::new(config, &typed.env).await?;
+    let mut started = Started::new(config, &typed.env).await?;
     let mut listeners = Vec::new();
     for listener in &config.listeners {
         let ListenAddress::Tcp(address) = listener.address else { continue };

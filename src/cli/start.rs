@@ -21,7 +21,7 @@ use crate::tasks::Tasks;
 use crate::tls::ca::{LocalCa, Root};
 use crate::tls::leaf::Leaves;
 use crate::tls::trust::{TrustMode, TrustSettings, UpstreamTrust};
-use crate::tokens::Tokens;
+use crate::tokens::{Tokens, Violations};
 use crate::upstream::Upstream;
 use crate::upstream::chain::Chain;
 use crate::upstream::dial::Dialer;
@@ -31,7 +31,7 @@ pub(super) struct Started {
     pub(super) proxy: Proxy,
     /// Refreshes in flight: shutdown waits for them.
     pub(super) refreshes: Tasks,
-    tokens: Arc<Tokens>,
+    violations: Violations,
     /// Whether a login that is no longer allowed ends the process.
     exits: bool,
     roots: Vec<Root>,
@@ -62,6 +62,8 @@ impl Started {
         let refreshes = Tasks::new();
         let credentials = Credentials::new(config, env, out.upstream.clone(), refreshes.clone());
         let tokens = Arc::new(credentials.tokens(true).await?);
+        // Before anybody looks, so that none falls in between.
+        let violations = tokens.violations();
         if let Err(failure) = allowed(&tokens) {
             // What is being deleted is deleted.
             refreshes.finished().await;
@@ -69,12 +71,12 @@ impl Started {
         }
         let proxy = Proxy::new(Parts {
             rules: config.rules.clone(),
-            tokens: Arc::clone(&tokens),
+            tokens,
             upstream: out.upstream.clone(),
             leaves: Leaves::new(ca).map_err(output::hinted)?,
         });
         let exits = config.on_policy_violation == OnViolation::Exit;
-        Ok(Self { proxy, refreshes, tokens, exits, roots, out })
+        Ok(Self { proxy, refreshes, violations, exits, roots, out })
     }
 
     /// The variables for clients of the proxy at `address`; their files are written into `dir`.
@@ -104,9 +106,9 @@ impl Started {
     }
 
     /// Waits for a reason to end that lies in what is allowed. Until then says what is no longer.
-    pub(super) async fn forbidden(&self) -> Failure {
+    pub(super) async fn forbidden(&mut self) -> Failure {
         loop {
-            let (name, violation) = self.tokens.next_violation().await;
+            let (name, violation) = self.violations.next().await;
             let failure = Failure::new(violation.sentence)
                 .about(&format!("credential `{name}`"))
                 .hint("see who says so: valetkey check --managed");

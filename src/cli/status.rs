@@ -7,13 +7,13 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::credentials::{Credentials, USUAL};
+use super::credentials::Credentials;
 use super::output::{self, Failure};
 use super::start::WayOut;
 use super::{Typed, process, running};
 use crate::clock::Clock;
 use crate::config::{Config, CredentialKind, SourceSpec};
-use crate::credential::{CredentialName, LoginKind};
+use crate::credential::{CredentialName, Grant, LoginKind};
 use crate::store;
 use crate::tasks::Tasks;
 use crate::tokens::{State, Status};
@@ -74,7 +74,7 @@ pub(super) fn run_one(arguments: &OneArguments, typed: &Typed) -> Result<ExitCod
     let config = typed.config()?;
     let name = match &arguments.credential {
         Some(name) => name.clone(),
-        None => USUAL.parse()?,
+        None => CredentialName::USUAL.parse()?,
     };
     let credentials = process::runtime()?.block_on(read(typed, &config))?;
     let Some(shown) = credentials.iter().find(|shown| shown.name == name) else {
@@ -97,6 +97,8 @@ pub(super) struct Shown {
     pub(super) is_shared: bool,
     /// Whether it is Codex's.
     is_codex: bool,
+    /// Whether nobody has to sign in.
+    is_by_itself: bool,
     /// Where its value is kept.
     pub(super) place: String,
     /// The file that it is in, if it is a login in a file.
@@ -121,6 +123,10 @@ pub(super) async fn read(typed: &Typed, config: &Config) -> Result<Vec<Shown>, F
             name: name.clone(),
             is_shared: !is_key,
             is_codex: matches!(kind, Some(CredentialKind::Codex { .. })),
+            is_by_itself: matches!(
+                kind,
+                Some(CredentialKind::OAuth(oauth)) if oauth.grant == Grant::ClientCredentials
+            ),
             place: source.place().unwrap_or_else(|| kind.map(place_of).unwrap_or_default()),
             file: source.file(),
             status: source.status(),
@@ -175,6 +181,9 @@ impl Shown {
                 format!("Logged in using personal access token - {}", masked())
             }
             (State::Ok, Some(LoginKind::ChatGpt)) => "Logged in using ChatGPT".to_owned(),
+            (State::Ok, Some(LoginKind::OAuth)) if self.is_by_itself => {
+                "Signs in by itself (client credentials)".to_owned()
+            }
             (State::Ok, Some(LoginKind::OAuth)) => "Logged in using OAuth".to_owned(),
             (State::Ok, _) => format!("API key configured - {}", masked()),
             (State::NoLogin | State::Forbidden(_), _) => "Not logged in".to_owned(),
@@ -188,7 +197,9 @@ impl Shown {
     fn reason(&self) -> Option<String> {
         match &self.status.state {
             State::Ok | State::NoLogin => None,
-            State::Dead(code) => Some(format!("it said {code}; sign in again: valetkey login")),
+            State::Dead(code) => {
+                Some(format!("it said {code}; sign in again: {}", self.name.how_to_sign_in()))
+            }
             // Whoever only looks deletes nothing.
             State::Forbidden(violation) => {
                 Some(violation.sentence.trim_end_matches(" Logging out.").to_owned())

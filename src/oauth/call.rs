@@ -123,6 +123,7 @@ impl From<CallError> for LoginError {
     fn from(error: CallError) -> Self {
         match error {
             CallError::Upstream(error) => Self::Unreachable(error),
+            CallError::Late(seconds) => Self::NoAnswer(seconds),
             other => Self::Nonsense(other.to_string()),
         }
     }

@@ -70,7 +70,7 @@ impl Callback {
     ///
     /// [`LoginError::Cancelled`] when another login wants the port, [`LoginError::TimedOut`] after ten
     /// minutes.
-    pub async fn redirected(self, attempt: &Attempt) -> Result<Arrival<'_>, LoginError> {
+    pub async fn redirected(self, attempt: &Attempt) -> Result<Arrival, LoginError> {
         let (queries, mut arrived) = mpsc::channel(1);
         let desk = Arc::new(Desk {
             address: self.address,
@@ -99,20 +99,18 @@ impl Callback {
             }
         };
         match timeout(LIMIT, answer).await {
-            Ok(answer) => Ok(Arrival { code: answer?, browser, attempt }),
+            Ok(answer) => Ok(Arrival { code: answer?, browser }),
             Err(_late) => Err(LoginError::TimedOut(LIMIT.as_secs() / 60)),
         }
     }
 }
 
 /// A browser that came back.
-pub struct Arrival<'a> {
+pub struct Arrival {
     /// What it brought: a code, or the issuer's no.
     pub code: Result<Secret, LoginError>,
     /// The browser, which waits for a page.
     pub browser: Browser,
-    /// The attempt that it answers.
-    pub attempt: &'a Attempt,
 }
 
 /// A browser that waits to be told how signing in ended. Dropped, its connections are cut.
@@ -152,7 +150,8 @@ impl Desk {
     async fn accept(self: Arc<Self>, listener: TcpListener, tasks: Tasks, stop: CancellationToken) {
         loop {
             let Ok((stream, _)) = listener.accept().await else {
-                tokio::task::yield_now().await;
+                // Descriptors have run out; others may give some back.
+                sleep(PAUSE).await;
                 continue;
             };
             let desk = Arc::clone(&self);

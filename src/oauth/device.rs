@@ -35,7 +35,7 @@ impl DeviceCode {
     ///
     /// [`LoginError::NoDeviceCodes`] where the issuer has none for this client.
     pub async fn ask(provider: &Provider) -> Result<Self, LoginError> {
-        let none = || LoginError::NoDeviceCodes("the issuer offers no device codes".to_owned());
+        let none = || LoginError::Unfit("the issuer offers no device codes".to_owned());
         let endpoint = provider.endpoints().await?.device.as_ref().ok_or_else(none)?;
         let registration = &provider.registration;
         match provider.dialect() {
@@ -103,7 +103,9 @@ impl DeviceCode {
                 match self.poll(provider).await {
                     Ok(Polled::Done(answer)) => return Ok(*answer),
                     Ok(Polled::Pending) => {}
-                    Ok(Polled::SlowDown) => interval += SLOW_DOWN,
+                    Ok(Polled::SlowDown) => {
+                        interval = (interval + SLOW_DOWN).min(LONGEST_INTERVAL);
+                    }
                     // A network that is away for a moment; section 3.5 wants fewer questions then.
                     Err(LoginError::Unreachable(error)) if is_passing(&error) => {
                         tracing::debug!(%error, "a question went unanswered");
@@ -152,7 +154,9 @@ impl DeviceCode {
         match error_code(&reply.body).flatten().as_deref() {
             Some("authorization_pending") => return Ok(Polled::Pending),
             Some("slow_down") => return Ok(Polled::SlowDown),
-            Some("expired_token") => return Err(LoginError::TimedOut(self.lives.as_secs() / 60)),
+            Some("expired_token") => {
+                return Err(LoginError::TimedOut(self.lives.as_secs().div_ceil(60)));
+            }
             Some(_) => return Err(reply.refusal()),
             None => {}
         }

@@ -15,7 +15,7 @@ use super::metadata::Endpoints;
 use super::refresh::judge;
 use super::wire::{self, error_code, is_json};
 use super::{Answer, Issuer, LoginError, Reason, RefreshError};
-use crate::credential::{Account, Grant, TokenSet};
+use crate::credential::{Account, CODEX_CLIENT_ID, CODEX_ISSUER, Grant, TokenSet};
 use crate::origin::{Endpoint, Host, Origin, Target};
 use crate::secret::Secret;
 use crate::upstream::Upstream;
@@ -47,7 +47,7 @@ pub struct Registration {
 }
 
 /// Reads a client's secret from where its owner keeps it. Its error must not quote it.
-pub type ReadSecret = dyn Fn() -> Result<Secret, String> + Send + Sync;
+pub type ReadSecret = dyn Fn() -> BoxFuture<'static, Result<Secret, String>> + Send + Sync;
 
 /// How an issuer speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,14 +59,14 @@ pub enum Dialect {
 }
 
 impl Registration {
-    /// The public client that Codex is registered as (observed, Codex 0.169.0).
+    /// The public client that Codex is registered as.
     pub fn codex() -> Self {
-        let target = Target { host: Host::Name("auth.openai.com".into()), port: 443 };
-        let origin = Origin::https(target);
+        let host = CODEX_ISSUER.trim_start_matches("https://");
+        let origin = Origin::https(Target { host: Host::Name(host.into()), port: 443 });
         Self {
             issuer: Endpoint { origin, path: "/".to_owned() },
             dialect: Dialect::Codex,
-            client_id: "app_EMoamEEZ73f0CkXaXp7hrann".to_owned(),
+            client_id: CODEX_CLIENT_ID.to_owned(),
             client_secret: None,
             scopes: CODEX_SCOPES.split(' ').map(str::to_owned).collect(),
             audience: None,
@@ -135,7 +135,7 @@ impl Provider {
                 None
             }
             Some(read) => {
-                let secret = read().map_err(PostError::Secret)?;
+                let secret = read().await.map_err(PostError::Secret)?;
                 let unfit = || PostError::Secret("the client secret cannot be sent".to_owned());
                 Some(call::basic(id, &secret).ok_or_else(unfit)?)
             }
@@ -157,7 +157,7 @@ impl Provider {
     pub async fn revoke(&self, set: &TokenSet) -> Result<(), LoginError> {
         tokio::time::timeout(REVOKE_LIMIT, self.revoke_unlimited(set))
             .await
-            .unwrap_or_else(|_| Err(LoginError::Nonsense("no answer within 10 s".to_owned())))
+            .unwrap_or(Err(LoginError::NoAnswer(REVOKE_LIMIT.as_secs())))
     }
 
     async fn revoke_unlimited(&self, set: &TokenSet) -> Result<(), LoginError> {
@@ -177,14 +177,6 @@ impl Provider {
             }
         };
         if reply.status.is_success() { Ok(()) } else { Err(reply.refusal()) }
-    }
-
-    /// Asks whom a personal access token speaks for; `None` for a text that is none.
-    pub fn identify_personal<'a>(
-        &'a self,
-        token: &'a Secret,
-    ) -> Option<BoxFuture<'a, Result<Account, RefreshError>>> {
-        token.expose().starts_with("at-").then(|| self.identify(token))
     }
 
     async fn whoami(&self, token: &Secret) -> Result<Account, RefreshError> {
@@ -208,7 +200,11 @@ impl Provider {
     }
 
     async fn next(&self, old: Option<&TokenSet>, reason: Reason) -> Result<Answer, RefreshError> {
-        let endpoints = self.endpoints().await;
+        // Whatever becomes of this, no token has left.
+        let found = tokio::time::timeout(DISCOVERY_LIMIT, self.endpoints()).await;
+        let late =
+            || RefreshError::NotSent("the issuer does not say where its endpoints are".into());
+        let endpoints = found.map_err(|_| late())?;
         let endpoints = endpoints.map_err(|error| RefreshError::NotSent(with_cause(&error)))?;
         let reply = match (self.dialect(), old.and_then(|old| old.refresh.as_ref())) {
             (Dialect::Codex, Some(token)) => {
@@ -272,13 +268,7 @@ impl Issuer for Provider {
         old: Option<&'a TokenSet>,
         reason: Reason,
     ) -> BoxFuture<'a, Result<Answer, RefreshError>> {
-        async move {
-            match tokio::time::timeout(POST_LIMIT, self.next(old, reason)).await {
-                Ok(outcome) => outcome,
-                Err(_late) => Err(RefreshError::Unknown("no answer within 15 s".to_owned())),
-            }
-        }
-        .boxed()
+        self.next(old, reason).boxed()
     }
 
     fn identify<'a>(&'a self, token: &'a Secret) -> BoxFuture<'a, Result<Account, RefreshError>> {
@@ -346,8 +336,12 @@ const WHOAMI: &str = "/api/accounts/v1/user-auth-credential/whoami";
 const OF_THE_CLIENT: [&str; 4] =
     ["invalid_client", "invalid_scope", "unauthorized_client", "unsupported_grant_type"];
 
-/// Longest time from asking to the last byte of the answer. The claim on a login outlives it.
+/// Longest time from asking to the last byte of the answer. The claim on a login outlives it, and the search
+/// for the endpoints before it.
 const POST_LIMIT: Duration = Duration::from_secs(15);
+
+/// Longest search for the endpoints before a refresh.
+const DISCOVERY_LIMIT: Duration = Duration::from_secs(10);
 
 /// As long as Codex waits for the answer to a revocation.
 const REVOKE_LIMIT: Duration = Duration::from_secs(10);

@@ -1,12 +1,4 @@
 //! Judges an issuer's answer to a refresh: a new set, a definite no, or nothing to go by.
-//!
-//! The networked issuer sends `POST /oauth/token` with the body of [`wire::refresh_request`] through
-//! the one way out, once, with redirects not followed and 15 s from first to last byte. A failure before
-//! any byte of the request left is [`RefreshError::NotSent`]; one after that is
-//! [`RefreshError::Unknown`]; an answer, read up to [`MAX_ANSWER_BYTES`] and one byte more, goes through
-//! [`judge`].
-//!
-//! [`wire::refresh_request`]: super::wire::refresh_request
 
 use std::time::Duration;
 

@@ -226,6 +226,8 @@ impl Rotating {
         let set = ready.and_then(|ready| ready.set.as_ref());
         let state = match (&held.trouble, &held.login) {
             (Some(error), _) => State::Unreadable(error.to_string()),
+            // Nobody has to sign in.
+            (None, Kept::Nothing) if self.issuer.can_renew(None) => State::Ok,
             (None, Kept::Nothing) => State::NoLogin,
             (None, Kept::Unsupported(what)) => State::Unsupported(what.clone()),
             (None, Kept::Unidentified(_)) => State::Ok,
@@ -517,6 +519,7 @@ impl Rotating {
     fn hold(&self, held: Held) {
         let kind = match &held.login {
             Kept::Unidentified(_) => Some(LoginKind::ChatGpt),
+            Kept::Nothing if self.issuer.can_renew(None) => Some(LoginKind::OAuth),
             _ => held.ready().map(|ready| ready.credential.kind()),
         };
         let violation = match &held.login {
@@ -665,11 +668,7 @@ impl Rotating {
     }
 
     fn how_to_sign_in(&self) -> String {
-        let named = match self.name.as_str() {
-            "openai" => String::new(),
-            name => format!(" --credential {name}"),
-        };
-        format!("sign in: valetkey login{named}")
+        format!("sign in: {}", self.name.how_to_sign_in())
     }
 
     /// How long the watch over the store sleeps at most.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::{Arguments, Fresh, save};
 use crate::cli::Typed;
-use crate::cli::credentials::Cache;
+use crate::cli::credentials::SignIn;
 use crate::cli::output::{self, Failure};
 use crate::config::env::Environment;
 use crate::credential::Account;
@@ -19,7 +19,7 @@ use crate::tasks;
 pub(super) async fn sign_in(
     arguments: &Arguments,
     typed: &Typed,
-    cache: &Cache,
+    cache: &SignIn,
 ) -> Result<Account, Failure> {
     let callback = Callback::open(cache.provider.dialect()).await.map_err(output::hinted)?;
     let port = callback.port();
@@ -51,7 +51,7 @@ pub(super) async fn sign_in(
 }
 
 async fn finish(
-    cache: &Cache,
+    cache: &SignIn,
     attempt: &Attempt,
     code: Result<Secret, LoginError>,
 ) -> Result<Account, Failure> {
@@ -61,7 +61,7 @@ async fn finish(
 }
 
 /// The page says what the terminal says.
-async fn show(browser: Browser, cache: &Cache, outcome: &Result<Account, Failure>) {
+async fn show(browser: Browser, cache: &SignIn, outcome: &Result<Account, Failure>) {
     let page = match outcome {
         Ok(account) => {
             let what = if cache.is_codex { "ChatGPT" } else { cache.name.as_str() };
@@ -72,7 +72,7 @@ async fn show(browser: Browser, cache: &Cache, outcome: &Result<Account, Failure
     browser.show(page).await;
 }
 
-fn say_opening(attempt: &Attempt, port: u16, cache: &Cache) {
+fn say_opening(attempt: &Attempt, port: u16, cache: &SignIn) {
     output::words(format_args!("Starting local login server on http://localhost:{port}."));
     let url = attempt.url().to_owned();
     // It may wait for the browser to end.

@@ -8,7 +8,7 @@ use tokio::time::{Instant, interval};
 use super::browser::why_no_browser;
 use super::{Arguments, Fresh, browser, save};
 use crate::cli::Typed;
-use crate::cli::credentials::Cache;
+use crate::cli::credentials::SignIn;
 use crate::cli::output::{self, Failure};
 use crate::credential::Account;
 use crate::oauth::device::DeviceCode;
@@ -17,7 +17,7 @@ use crate::oauth::{Answer, LoginError};
 pub(super) async fn sign_in(
     arguments: &Arguments,
     typed: &Typed,
-    cache: &Cache,
+    cache: &SignIn,
 ) -> Result<Account, Failure> {
     let code = match DeviceCode::ask(&cache.provider).await {
         Err(LoginError::NoDeviceCodes(sentence)) if why_no_browser(&typed.env).is_none() => {
@@ -44,7 +44,7 @@ pub(super) async fn sign_in(
 }
 
 /// Waits for the person, and shows on a terminal how long there is yet.
-async fn counting_down(code: &DeviceCode, cache: &Cache) -> Result<Answer, LoginError> {
+async fn counting_down(code: &DeviceCode, cache: &SignIn) -> Result<Answer, LoginError> {
     let shows = io::stderr().is_terminal();
     let end = Instant::now() + code.lives;
     let mut seconds = interval(Duration::from_secs(1));

@@ -8,8 +8,8 @@ use zeroize::Zeroizing;
 use super::Fresh;
 use crate::cli::output::{self, Failure};
 use crate::credential::{Login, PersonalToken};
-use crate::oauth::RefreshError;
 use crate::oauth::provider::Provider;
+use crate::oauth::{Issuer as _, RefreshError};
 use crate::secret::Secret;
 
 /// Longest input that is read: four times the longest secret that can be sent.
@@ -17,23 +17,18 @@ const MOST_INPUT: u64 = 64 * 1024;
 
 /// The API key on standard input. Whether it is a good one shows when it is used.
 pub(super) fn api_key() -> Result<Fresh, Failure> {
-    let key = read(&API_KEY)?;
+    let (key, _) = read(&API_KEY)?;
     Ok(Fresh { login: Login::ApiKey(key), lifetime: None })
 }
 
 /// The personal access token on standard input, of which the issuer says whose it is.
 pub(super) async fn access_token(provider: &Provider) -> Result<Fresh, Failure> {
-    let token = read(&ACCESS_TOKEN)?;
-    let account = match provider.identify_personal(&token) {
-        Some(asking) => asking.await,
-        None => {
-            return Err(Failure::new(
-                "this is not a personal access token, which starts with `at-`",
-            )
+    let (token, is_personal) = read(&ACCESS_TOKEN)?;
+    if !is_personal {
+        return Err(Failure::new("this is not a personal access token, which starts with `at-`")
             .hint("an agent identity cannot be used here: it signs each request by itself"));
-        }
-    };
-    let account = account.map_err(|error| match error {
+    }
+    let account = provider.identify(&token).await.map_err(|error| match error {
         RefreshError::Rejected { code } => {
             Failure::new(format!("the issuer does not accept this access token ({code})"))
                 .hint("make a new one in ChatGPT's settings, and pipe it in")
@@ -63,7 +58,8 @@ const ACCESS_TOKEN: Wanted = Wanted {
     pipe: "pipe it: printenv CODEX_ACCESS_TOKEN | valetkey login --with-access-token",
 };
 
-fn read(wanted: &Wanted) -> Result<Secret, Failure> {
+/// The secret, and whether it looks like a personal access token.
+fn read(wanted: &Wanted) -> Result<(Secret, bool), Failure> {
     let Wanted { flag, what, pipe } = wanted;
     let stdin = io::stdin();
     if stdin.is_terminal() {
@@ -78,6 +74,7 @@ fn read(wanted: &Wanted) -> Result<Secret, Failure> {
         .map_err(|error| Failure::new(format!("stdin could not be read: {error}")))?;
     let text = std::str::from_utf8(&input)
         .map_err(|_| Failure::new(format!("this is no {what}: it is not text")))?;
+    let is_personal = text.trim().starts_with(PersonalToken::PREFIX);
     let secret = Secret::new(text.trim());
     if secret.is_empty() {
         return Err(Failure::new(format!("no {what} provided via stdin"))
@@ -85,5 +82,5 @@ fn read(wanted: &Wanted) -> Result<Secret, Failure> {
     }
     let unfit = |unfit| Failure::new(format!("this is no {what}: {unfit}"));
     secret.check_field_value().map_err(unfit)?;
-    Ok(secret)
+    Ok((secret, is_personal))
 }

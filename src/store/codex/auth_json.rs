@@ -7,7 +7,7 @@ use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::credential::{Login, PersonalToken, TokenSet};
+use crate::credential::{CODEX_CLIENT_ID, CODEX_ISSUER, Login, PersonalToken, TokenSet};
 use crate::secret::Secret;
 
 /// The members of a cache, in their order. Wiped on drop.
@@ -193,7 +193,7 @@ fn secret(members: &Map<String, Value>, name: &str) -> Result<Option<Secret>, St
 
 /// Where a ChatGPT login comes from, as Codex 0.169 notes it.
 fn provenance() -> Value {
-    json!({ "issuer": "https://auth.openai.com", "client_id": "app_EMoamEEZ73f0CkXaXp7hrann" })
+    json!({ "issuer": CODEX_ISSUER, "client_id": CODEX_CLIENT_ID })
 }
 
 const API_KEY: &str = "apikey";

@@ -94,9 +94,9 @@ async fn a_login_that_is_not_allowed_is_ignored_and_kept() {
     assert_eq!(sent(&source).await, "a0");
     let (held, mut kinds) = (source.forbidden(), Tokens::default());
     kinds.0.insert("openai".parse().unwrap(), Arc::clone(&source));
-    let violation = kinds.next_violation();
+    let mut violations = kinds.violations();
     policy.send_replace(only(LoginKind::ApiKey, Level::Required));
-    let (name, violation) = violation.await;
+    let (name, violation) = violations.next().await;
     assert_eq!(name.as_str(), "openai");
     assert!(!violation.deletes);
     assert!(held.is_cancelled(), "whoever goes on using it is told");
