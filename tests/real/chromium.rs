@@ -136,6 +136,13 @@ impl Chromium {
         self.call("Emulation.setEmulatedMedia", media).await.unwrap();
     }
 
+    /// How wide the window is, in CSS pixels.
+    pub(crate) async fn set_width(&mut self, width: u32) {
+        let metrics =
+            json!({ "width": width, "height": 700, "deviceScaleFactor": 1, "mobile": false });
+        self.call("Emulation.setDeviceMetricsOverride", metrics).await.unwrap();
+    }
+
     /// Writes what is visible as a PNG.
     pub(crate) async fn screenshot(&mut self, path: &Path) {
         let shot = self.call("Page.captureScreenshot", json!({ "format": "png" })).await.unwrap();

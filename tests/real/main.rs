@@ -10,6 +10,7 @@
     reason = "a test may fail by panicking, and says what it skipped or counted"
 )]
 
+mod browser;
 mod chromium;
 mod clients;
 mod codex;

@@ -1,12 +1,15 @@
 //! A home of its own, the sandbox world, and the built binary.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 use valetkey::sandbox::{PretendLogin, Seen, Settings, World};
 use valetkey::secret::Secret;
@@ -136,6 +139,60 @@ impl Scene {
         for secret in self.secrets() {
             assert!(!text.contains(&secret), "{what} holds a secret");
         }
+    }
+}
+
+/// The ports that Codex's client is registered with, which there are once on a machine: whoever signs in with a
+/// browser holds this meanwhile.
+pub(crate) struct LoginPorts(
+    #[expect(dead_code, reason = "it is locked until it is dropped")] File,
+);
+
+impl LoginPorts {
+    /// Waits until no other test has them.
+    pub(crate) fn hold() -> Self {
+        let user = rustix::process::getuid().as_raw();
+        let path = std::env::temp_dir().join(format!("valetkey-login-ports-{user}.lock"));
+        let file = File::create(path).unwrap();
+        file.lock().unwrap();
+        Self(file)
+    }
+}
+
+/// A `valetkey login` that has opened the person's browser.
+pub(crate) struct SigningIn {
+    child: Child,
+    /// Where it sent the browser.
+    pub(crate) url: String,
+    _ports: LoginPorts,
+}
+
+impl SigningIn {
+    /// Types `valetkey login` where `BROWSER` is a program that only says what it should open.
+    pub(crate) async fn begin(scene: &Scene) -> Self {
+        let ports = LoginPorts::hold();
+        let (script, pipe) = (scene.path("browser"), scene.path("opened"));
+        let made = Command::new("mkfifo").arg(&pipe).status().await.unwrap();
+        assert!(made.success(), "no pipe could be made");
+        let mut opened = pipe::OpenOptions::new().read_write(true).open_receiver(&pipe).unwrap();
+        fs::write(&script, format!("#!/bin/sh\necho \"$1\" > '{}'\n", pipe.display())).unwrap();
+        fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
+        let mut command = scene.valetkey(&["login"]);
+        let child = command.env("BROWSER", &script).spawn().unwrap();
+        let mut lines = BufReader::new(&mut opened).lines();
+        let url = tokio::time::timeout(LIMIT, lines.next_line()).await;
+        let url = url.expect("no browser was opened").unwrap().unwrap();
+        fs::remove_file(&pipe).unwrap();
+        Self { child, url, _ports: ports }
+    }
+
+    /// The process, while somebody signs in.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
+    pub(crate) async fn end(self) -> Done {
+        done(self.child).await
     }
 }
 
