@@ -132,7 +132,7 @@ async fn sign_in(arguments: &Arguments, typed: &Typed, cache: &SignIn) -> Result
 
 /// What a policy forbids, in Codex's words.
 fn forbidden(sentence: String) -> Failure {
-    Failure::new(sentence).hint("see who says so: valetkey check --managed")
+    Failure::new(sentence).hint("what is asked for, and where: valetkey check --managed")
 }
 
 /// A place that cannot be used is better known before anybody signs in.

@@ -111,7 +111,7 @@ impl Started {
             let (name, violation) = self.violations.next().await;
             let failure = Failure::new(violation.sentence)
                 .about(&format!("credential `{name}`"))
-                .hint("see who says so: valetkey check --managed");
+                .hint("what is asked for, and where: valetkey check --managed");
             if self.exits {
                 return failure;
             }

@@ -15,7 +15,7 @@ pub fn signed_in(what: &str, account: &Account) -> String {
     let rows: String = rows
         .into_iter()
         .filter_map(|(name, value)| Some((name, value?)))
-        .map(|(name, value)| format!("<dt>{name}</dt><dd>{}</dd>", escaped(value)))
+        .map(|(name, value)| format!("<dt>{name}</dt><dd><bdi>{}</bdi></dd>", escaped(value)))
         .collect();
     let rows = if rows.is_empty() { rows } else { format!("<dl>{rows}</dl>") };
     let lead = format!("<p>You are signed in to {}.</p>", escaped(what));
@@ -75,10 +75,12 @@ main { width: min(30rem, 100%); padding: 2rem; background: var(--card); border: 
 .good .mark { color: var(--good); } .bad .mark { color: var(--bad); }
 h1 { margin: 0 0 .5rem; font-size: 1.5rem; line-height: 1.25; }
 p { margin: .5rem 0; }
-dl { display: grid; grid-template-columns: auto 1fr; gap: .375rem 1rem; margin: 1.25rem 0; padding: 1rem 0; border-block: 1px solid var(--line); }
-dt { color: var(--soft); } dd { margin: 0; }
+dl { display: grid; grid-template-columns: auto 1fr; gap: .375rem 1.25rem; margin: 1.25rem 0; padding: 1rem 0; border-block: 1px solid var(--line); }
+dt { color: var(--soft); } dd { margin: 0; word-break: break-all; }
 .why { font-weight: 600; } .end { color: var(--soft); }
+.bad .end { margin-top: 1.25rem; padding-top: 1rem; border-top: 1px solid var(--line); }
 footer { margin-top: 1.5rem; color: var(--soft); font-size: .875rem; }
+@media (max-width: 30rem) { body { padding: 1rem; } main { padding: 1.5rem; } dl { display: block; } dd + dt { margin-top: .75rem; } }
 ";
 
 #[cfg(test)]
@@ -94,7 +96,10 @@ mod tests {
             fedramp: false,
         };
         let page = signed_in("ChatGPT", &account);
-        assert!(page.contains("<dt>Account</dt><dd>&lt;b&gt;a@b.example&lt;/b&gt;</dd>"), "{page}");
+        assert!(
+            page.contains("<dt>Account</dt><dd><bdi>&lt;b&gt;a@b.example&lt;/b&gt;</bdi></dd>"),
+            "{page}"
+        );
         assert!(
             page.contains("acct-1") && !page.contains("Plan") && page.contains("close this tab")
         );

@@ -40,8 +40,8 @@ impl Desk {
         let url = signing_in.url.clone();
         let done = signing_in.end().await;
         self.assert_urls_are_clean(&url).await;
-        self.assert_page_is_closed_in().await;
         self.take_pictures(picture).await;
+        self.assert_page_is_closed_in().await;
         done
     }
 
