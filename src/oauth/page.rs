@@ -15,7 +15,9 @@ pub fn signed_in(what: &str, account: &Account) -> String {
     let rows: String = rows
         .into_iter()
         .filter_map(|(name, value)| Some((name, value?)))
-        .map(|(name, value)| format!("<dt>{name}</dt><dd><bdi>{}</bdi></dd>", escaped(value)))
+        .map(|(name, value)| {
+            format!("<dt>{name}</dt><dd><bdi dir=\"ltr\">{}</bdi></dd>", escaped(value))
+        })
         .collect();
     let rows = if rows.is_empty() { rows } else { format!("<dl>{rows}</dl>") };
     let lead = format!("<p>You are signed in to {}.</p>", escaped(what));
@@ -25,7 +27,7 @@ pub fn signed_in(what: &str, account: &Account) -> String {
 
 /// Says why nobody has signed in, and what to do about it.
 pub fn refused(sentence: &str, hint: Option<&str>) -> String {
-    let hint = hint.map(|hint| format!("<p>{}</p>", escaped(&capital(hint)))).unwrap_or_default();
+    let hint = hint.map(|hint| format!("<p>{}</p>", with_command(hint))).unwrap_or_default();
     let lead = format!("<p class=\"why\">{}</p>", escaped(&capital(sentence)));
     let end = "<p class=\"end\">Nothing was saved. You can close this tab; the terminal says the same.</p>";
     document("bad", "Not signed in", &format!("{lead}{hint}{end}"))
@@ -40,6 +42,17 @@ fn document(class: &str, title: &str, body: &str) -> String {
          <main class=\"{class}\">\n<p class=\"mark\" aria-hidden=\"true\">{mark}</p>\n<h1>{title}</h1>\n{body}\n\
          <footer>valetkey</footer>\n</main>\n</body>\n</html>\n"
     )
+}
+
+/// A hint whose command, where it ends with one, can be told from the words and copied.
+fn with_command(hint: &str) -> String {
+    match hint.split_once(": valetkey ") {
+        Some((words, rest)) => {
+            let words = escaped(capital(words).trim_end_matches('.'));
+            format!("{words}: <code>valetkey {}</code>", escaped(rest))
+        }
+        None => escaped(&capital(hint)),
+    }
 }
 
 fn capital(text: &str) -> String {
@@ -77,6 +90,7 @@ h1 { margin: 0 0 .5rem; font-size: 1.5rem; line-height: 1.25; }
 p { margin: .5rem 0; }
 dl { display: grid; grid-template-columns: auto 1fr; gap: .375rem 1.25rem; margin: 1.25rem 0; padding: 1rem 0; border-block: 1px solid var(--line); }
 dt { color: var(--soft); } dd { margin: 0; word-break: break-all; }
+code { display: inline-block; font: .9375em/1.5 ui-monospace, monospace; }
 .why { font-weight: 600; } .end { color: var(--soft); }
 .bad .end { margin-top: 1.25rem; padding-top: 1rem; border-top: 1px solid var(--line); }
 footer { margin-top: 1.5rem; color: var(--soft); font-size: .875rem; }
@@ -97,7 +111,9 @@ mod tests {
         };
         let page = signed_in("ChatGPT", &account);
         assert!(
-            page.contains("<dt>Account</dt><dd><bdi>&lt;b&gt;a@b.example&lt;/b&gt;</bdi></dd>"),
+            page.contains(
+                "<dt>Account</dt><dd><bdi dir=\"ltr\">&lt;b&gt;a@b.example&lt;/b&gt;</bdi></dd>"
+            ),
             "{page}"
         );
         assert!(
@@ -120,5 +136,7 @@ mod tests {
         let page = refused("the issuer refused: x'y", Some("ask them"));
         assert!(page.contains("The issuer refused: x&#39;y."), "{page}");
         assert!(page.contains("Ask them.") && page.contains("Nothing was saved"));
+        let page = refused("no", Some("see: valetkey check --managed"));
+        assert!(page.contains("See: <code>valetkey check --managed</code></p>"), "{page}");
     }
 }

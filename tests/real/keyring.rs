@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, Command};
 use valetkey::secret::Fingerprint;
 
-use super::support::{Done, Scene, done, program};
+use super::support::{Done, Scene, done, fed, program};
 
 const API_KEY: &str = "sk-proj-vk-canary-in-the-keyring";
 
@@ -22,8 +23,8 @@ const BUS: &str = r#"<busconfig><type>session</type><listen>unix:dir=DIR</listen
 <allow eavesdrop="true"/><allow own="*"/></policy></busconfig>"#;
 
 /// A scene with a session bus; both end with it.
-struct Desktop {
-    scene: Scene,
+pub(crate) struct Desktop {
+    pub(crate) scene: Scene,
     keyring: Option<Child>,
     _bus: Child,
 }
@@ -31,7 +32,7 @@ struct Desktop {
 impl Desktop {
     /// A session bus without a keyring, and a Codex that keeps its login as told. `None` where the
     /// programs are not installed.
-    async fn new(keep: &str) -> Option<Self> {
+    pub(crate) async fn new(keep: &str) -> Option<Self> {
         let daemon = program("dbus-daemon")?;
         program("gnome-keyring-daemon")?;
         program("secret-tool")?;
@@ -52,7 +53,7 @@ impl Desktop {
     }
 
     /// Starts the keyring, with its password or without, and waits until it is on the bus.
-    async fn start_keyring(&mut self, password: Option<&str>) {
+    pub(crate) async fn start_keyring(&mut self, password: Option<&str>) {
         let how = if password.is_some() { "--unlock" } else { "--start" };
         let mut daemon = self.command("gnome-keyring-daemon");
         daemon.args([how, "--foreground", "--components=secrets"]);
@@ -80,14 +81,14 @@ impl Desktop {
         self.keyring.take().unwrap().kill().await.unwrap();
     }
 
-    fn command(&self, name: &str) -> Command {
+    pub(crate) fn command(&self, name: &str) -> Command {
         let mut command = Command::new(program(name).unwrap());
         command.env_clear().envs(&self.scene.env).env("PATH", env!("PATH")).kill_on_drop(true);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
 
-    async fn valetkey(&self, arguments: &[&str]) -> Done {
+    pub(crate) async fn valetkey(&self, arguments: &[&str]) -> Done {
         done(self.scene.valetkey(arguments).spawn().unwrap()).await
     }
 
@@ -99,22 +100,17 @@ impl Desktop {
         done
     }
 
-    async fn save_api_key(&self) -> Done {
-        let mut login = self.scene.valetkey(&["login", "--with-api-key"]);
-        let mut child = login.stdin(Stdio::piped()).spawn().unwrap();
-        let mut stdin = child.stdin.take().unwrap();
-        stdin.write_all(API_KEY.as_bytes()).await.unwrap();
-        drop(stdin);
-        done(child).await
+    pub(crate) async fn save_api_key(&self) -> Done {
+        fed(self.scene.valetkey(&["login", "--with-api-key"]), API_KEY).await
     }
 
-    fn account(&self) -> String {
+    pub(crate) fn account(&self) -> String {
         let home = fs::canonicalize(self.scene.path(".codex")).unwrap();
         format!("cli|{}", &Fingerprint::of(home.to_str().unwrap().as_bytes()).to_hex()[..16])
     }
 
     /// What another program finds in the keyring.
-    async fn found(&self) -> String {
+    pub(crate) async fn found(&self) -> String {
         let mut search = self.command("secret-tool");
         search.args(["search", "--all", "service", "Codex Auth"]);
         let done = done(search.spawn().unwrap()).await;
@@ -124,20 +120,21 @@ impl Desktop {
     /// Puts the ChatGPT login of the scene into the keyring, as Codex does, and removes the file.
     async fn move_login_into_keyring(&self) {
         let path = self.auth_json();
-        let value: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        let mut store = self.command("secret-tool");
-        store.args(["store", "--label=codex", "service", "Codex Auth", "username"]);
-        store.args([&self.account(), "target", "default", "application", "rust-keyring"]);
-        let mut child = store.stdin(Stdio::piped()).spawn().unwrap();
-        let mut stdin = child.stdin.take().unwrap();
-        stdin.write_all(value.to_string().as_bytes()).await.unwrap();
-        drop(stdin);
-        let done = done(child).await;
-        assert_eq!(done.status, 0, "{done:?}");
+        let value: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        self.put_into_keyring(&value).await;
         fs::remove_file(path).unwrap();
     }
 
-    fn auth_json(&self) -> PathBuf {
+    /// Writes the entry as Codex does.
+    pub(crate) async fn put_into_keyring(&self, value: &Value) {
+        let mut store = self.command("secret-tool");
+        store.args(["store", "--label=codex", "service", "Codex Auth", "username"]);
+        store.args([&self.account(), "target", "default", "application", "rust-keyring"]);
+        let done = fed(store, &value.to_string()).await;
+        assert_eq!(done.status, 0, "{done:?}");
+    }
+
+    pub(crate) fn auth_json(&self) -> PathBuf {
         self.scene.path(".codex/auth.json")
     }
 }

@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 use valetkey::sandbox::{PretendLogin, Seen, Settings, World};
@@ -204,6 +204,15 @@ pub(crate) async fn done(child: Child) -> Done {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let status = output.status.code().or_else(|| output.status.signal().map(|signal| -signal));
     Done { status: status.unwrap(), out: text(&output.stdout), err: text(&output.stderr) }
+}
+
+/// Starts a program with this on its standard input, and waits for its end.
+pub(crate) async fn fed(mut command: Command, input: &str) -> Done {
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(input.as_bytes()).await.unwrap();
+    drop(stdin);
+    done(child).await
 }
 
 /// Where `tests/run` has put what it installed.
