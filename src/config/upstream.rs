@@ -26,7 +26,8 @@ pub struct UpstreamConfig {
     /// Hosts that are reached without the chain, whoever named it: the value of `no_proxy`, else
     /// `NO_PROXY`. Empty means none.
     pub no_proxy: String,
-    /// Where to connect to in place of a target. The name that is verified stays that of the target.
+    /// Where to connect to in place of a target. The name that is verified stays that of the target. Empty
+    /// where a managed file names the proxy.
     pub resolve: BTreeMap<Target, Target>,
 }
 
@@ -50,19 +51,21 @@ impl UpstreamConfig {
         {
             mistakes.add(place, "no `ca_bundle` is set: nothing would be trusted");
         }
+        // Nothing leads around a proxy that nobody may change.
+        let is_free = !matches!(
+            managed(layers).and_then(|layer| layer.proxy.as_ref()),
+            Some(ProxyChoice::Url(_))
+        );
+        let no_proxy = either_case(env, "no_proxy").filter(|_| is_free);
         let mut resolve = BTreeMap::new();
-        for layer in layers.iter().rev() {
+        for layer in layers.iter().rev().filter(|_| is_free) {
             resolve.extend(layer.resolve.clone());
         }
         Self {
             trust: trust.map(|trust| trust.value).unwrap_or_default(),
             ca_bundles,
             proxies: proxies(layers, env, mistakes),
-            no_proxy: match managed(layers).and_then(|layer| layer.proxy.as_ref()) {
-                // Else a variable would lead around the proxy that nobody may change.
-                Some(ProxyChoice::Url(_)) => String::new(),
-                _ => either_case(env, "no_proxy").map(|(_, value)| value).unwrap_or_default(),
-            },
+            no_proxy: no_proxy.map(|(_, value)| value).unwrap_or_default(),
             resolve,
         }
     }

@@ -367,6 +367,7 @@ fn real_files_are_roots() {
 fn managed_settings_win_over_everything() {
     let user = "default = 'tunnel'\non_policy_violation = 'continue'\n\
                 [upstream]\ntrust = 'system'\nproxy = 'http://user:1'\nca_bundle = 'user.pem'\n\
+                [upstream.resolve]\n'api.example.com:443' = '127.0.0.1:9443'\n\
                 [credentials.openai]\nhome = '~/mine'\n";
     let managed = "default = 'refuse'\non_policy_violation = 'exit'\n\
                    [upstream]\ntrust = 'bundle'\nproxy = 'http://corp:3128'\nca_bundle = 'corp.pem'\n\
@@ -386,6 +387,7 @@ fn managed_settings_win_over_everything() {
     let proxies: Vec<String> =
         config.upstream.proxies.iter().map(|proxy| proxy.url.to_string()).collect();
     assert_eq!((proxies, config.upstream.no_proxy.as_str()), (vec!["http://corp:3128".into()], ""));
+    assert!(config.upstream.resolve.is_empty(), "the user's own leads around the proxy");
     let bundles: Vec<&Path> =
         config.upstream.ca_bundles.iter().map(|bundle| bundle.path.as_path()).collect();
     assert_eq!(bundles, [machine.path("etc/valetkey/corp.pem")]);
