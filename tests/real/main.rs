@@ -18,6 +18,8 @@ mod company;
 #[cfg(target_os = "linux")]
 mod keyring;
 mod login;
+#[cfg(target_os = "linux")]
+mod machine;
 mod policies;
 mod process;
 mod support;
