@@ -32,7 +32,7 @@ impl Desk {
 
     /// Signs in as far as the page with this title, and looks at it from all sides.
     async fn sign_in(&mut self, title: &str, picture: &str) -> Done {
-        let signing_in = SigningIn::begin(&self.scene).await;
+        let signing_in = SigningIn::begin(&self.scene, &[]).await;
         self.browser.navigate(&signing_in.url).await.unwrap();
         self.browser.wait_for("Sign in to the sandbox?").await;
         self.browser.click("#continue").await;
@@ -54,8 +54,6 @@ impl Desk {
         let requested = self.browser.requested();
         assert!(requested.iter().any(|url| url.contains("/auth/callback?")), "{requested:?}");
         assert!(requested.contains(&sent_to.to_owned()), "{requested:?}");
-        let challenge = parameter(sent_to, "code_challenge");
-        let challenge = URL_SAFE_NO_PAD.decode(challenge).unwrap();
         let secrets = self.scene.secrets();
         // A code is in the address that the issuer sends the browser to, by the protocol; it is worth nothing
         // without its verifier.
@@ -65,10 +63,7 @@ impl Desk {
             let host = url.host_str().unwrap_or_default();
             assert!(["auth.openai.com", "127.0.0.1"].contains(&host), "{host} was asked");
             assert!(!secrets.iter().any(|secret| url.as_str().contains(secret.as_str())), "{host}");
-            for (name, value) in url.query_pairs() {
-                let digest = Fingerprint::of(value.as_bytes()).to_hex();
-                assert_ne!(digest, hex(&challenge), "{name} is the code verifier");
-            }
+            assert!(!holds_verifier(url.as_str(), sent_to), "{host} was sent the code verifier");
         }
     }
 
@@ -226,14 +221,29 @@ fn modules(rows: &[String], width: usize) -> Vec<Color> {
     inside.flat_map(|row| row[BORDER..BORDER + width].to_vec()).collect()
 }
 
-fn parameter(url: &str, name: &str) -> String {
+/// Whether a text holds the code verifier of the attempt for which a browser is sent to this URL: the only text
+/// whose digest is the challenge in there (RFC 7636 section 4.2).
+pub(crate) fn holds_verifier(text: &str, url: &str) -> bool {
     let url = Url::parse(url).unwrap();
-    let found = url.query_pairs().find(|(known, _)| known == name);
-    found.unwrap().1.into_owned()
+    let challenge = url.query_pairs().find(|(name, _)| name == "code_challenge").unwrap().1;
+    let challenge: String = URL_SAFE_NO_PAD
+        .decode(challenge.as_bytes())
+        .unwrap()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let is_unreserved = |it: char| it.is_ascii_alphanumeric() || "-._~".contains(it);
+    let mut words = text.split(|it| !is_unreserved(it));
+    words.any(|word| Fingerprint::of(word.as_bytes()).to_hex() == challenge)
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+#[test]
+fn a_verifier_is_found() {
+    // RFC 7636 appendix B.
+    let url = "https://x.example/?code_challenge=E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM";
+    let verifier = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
+    assert!(holds_verifier(&format!("https://y.example/?v={verifier}&w=1"), url));
+    assert!(!holds_verifier(url, url));
 }
 
 const FULL: char = '\u{2588}';

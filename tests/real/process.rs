@@ -7,8 +7,10 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use valetkey::secret::Fingerprint;
 
-use super::support::{KEY, Scene, done, program};
+use super::browser::holds_verifier;
+use super::support::{KEY, Scene, SigningIn, done, fed, program};
 
 const THINGS: &str = "https://api.example.com/v1/things";
 
@@ -226,6 +228,62 @@ async fn a_days_work_shows_no_secret_to_anybody() {
         assert_eq!(leak(&secrets, &(said.out + &said.err)), None, "{extra:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signing_in_and_out_shows_no_secret_to_anybody() {
+    let Some(curl) = program("curl") else { return };
+    let scene = Scene::usual().await;
+    let trace = ["--log", "trace"];
+    let (_, address) = scene.world.resolve().remove(0);
+    let mut seen = String::new();
+
+    let signing_in = SigningIn::begin(&scene, &trace).await;
+    seen += &fs::read_to_string(format!("/proc/{}/cmdline", signing_in.pid())).unwrap();
+    assert!(seen.contains("trace\0login"), "{seen}");
+    let url = signing_in.url.clone();
+    let mut browser = tokio::process::Command::new(curl);
+    let issuer = format!("auth.openai.com:443:{address}");
+    browser.args(["-sSLk", "--fail", "--connect-to", &issuer, &url]);
+    let browser = browser.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (page, login) = tokio::join!(done(browser), signing_in.end());
+    assert!(page.out.contains("Signed in") && login.status == 0, "{page:?} {login:?}");
+    assert!(login.err.contains("TRACE") || login.err.contains("DEBUG"), "nothing was logged");
+    seen += &(url.clone() + &page.out + &login.out + &login.err);
+
+    let personal = scene.world.issuer().personal_token("acct-sandbox").fingerprint();
+    let of_world = scene.secrets();
+    let personal = of_world.iter().find(|it| Fingerprint::of(it.as_bytes()) == personal).unwrap();
+    for (arguments, input) in [
+        (&["status"][..], ""),
+        (&["status", "--json"], ""),
+        (&["login", "status"], ""),
+        (&["login", "--with-access-token"], personal),
+        (&["login", "status", "--json"], ""),
+        (&["login", "--with-api-key"], PIPED_KEY),
+        (&["status"], ""),
+        (&["check"], ""),
+        (&["check", "--managed"], ""),
+        (&["logout"], ""),
+        (&["logout", "--all"], ""),
+    ] {
+        let said = fed(scene.valetkey(&[&trace, arguments].concat()), input).await;
+        assert_eq!(said.status, 0, "{arguments:?}: {said:?}");
+        seen += &(said.out + &said.err);
+    }
+    assert!(!scene.path(".codex/auth.json").exists());
+    let secrets = [scene.secrets(), vec![PIPED_KEY.to_owned()]].concat();
+    // The code of the browser flow is among them, and the tokens of two logins.
+    assert!(secrets.iter().any(|secret| secret.starts_with("ac_")) && secrets.len() > 8);
+    assert_eq!(leak(&secrets, &seen), None);
+    assert!(!holds_verifier(&seen, &url), "the code verifier was shown");
+    assert!(
+        leak(&secrets, &format!("{seen}{personal}")).is_some(),
+        "the scan finds nothing at all"
+    );
+}
+
+/// An API key that is only ever piped in.
+const PIPED_KEY: &str = "sk-proj-vk-canary-that-is-piped-in";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_plays_every_act() {

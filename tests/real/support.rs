@@ -168,8 +168,9 @@ pub(crate) struct SigningIn {
 }
 
 impl SigningIn {
-    /// Types `valetkey login` where `BROWSER` is a program that only says what it should open.
-    pub(crate) async fn begin(scene: &Scene) -> Self {
+    /// Types `valetkey login`, behind these arguments, where `BROWSER` is a program that only says what it should
+    /// open.
+    pub(crate) async fn begin(scene: &Scene, arguments: &[&str]) -> Self {
         let ports = LoginPorts::hold();
         let (script, pipe) = (scene.path("browser"), scene.path("opened"));
         let made = Command::new("mkfifo").arg(&pipe).status().await.unwrap();
@@ -177,7 +178,7 @@ impl SigningIn {
         let mut opened = pipe::OpenOptions::new().read_write(true).open_receiver(&pipe).unwrap();
         fs::write(&script, format!("#!/bin/sh\necho \"$1\" > '{}'\n", pipe.display())).unwrap();
         fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
-        let mut command = scene.valetkey(&["login"]);
+        let mut command = scene.valetkey(&[arguments, &["login"]].concat());
         let child = command.env("BROWSER", &script).spawn().unwrap();
         let mut lines = BufReader::new(&mut opened).lines();
         let url = tokio::time::timeout(LIMIT, lines.next_line()).await;
