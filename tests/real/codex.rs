@@ -7,7 +7,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 use tokio::process::Command;
-use valetkey::secret::Secret;
 
 use super::support::{Done, Scene, codex, done, program};
 
@@ -163,34 +162,42 @@ mod shared {
 
     async fn what_one_stores_the_other_uses_and_forgets(keep: &str) {
         let Some(pair) = Pair::new(keep).await else { return };
-        let issuer = pair.desktop.scene.world.issuer();
         pair.assert_status("Not logged in").await;
+        pair.assert_our_login_is_theirs().await;
+        pair.assert_their_key_is_ours().await;
+        pair.assert_our_access_token_is_theirs().await;
+    }
 
-        issuer.approve_device();
-        pair.valetkey_ok(&["login", "--device-auth"]).await;
-        pair.assert_status("Logged in using ChatGPT").await;
-        pair.valetkey_ok(&["logout"]).await;
-        pair.assert_status("Not logged in").await;
+    impl Pair {
+        async fn assert_our_login_is_theirs(&self) {
+            self.desktop.scene.world.issuer().approve_device();
+            self.valetkey_ok(&["login", "--device-auth"]).await;
+            self.assert_status("Logged in using ChatGPT").await;
+            self.valetkey_ok(&["logout"]).await;
+            self.assert_status("Not logged in").await;
+        }
 
-        pair.codex_fed(&["login", "--with-api-key"], API_KEY).await;
-        let (codex, ours) = pair.status().await;
-        assert!(codex.starts_with("API key configured - sk-proj-"), "{codex}");
-        assert_eq!(codex, ours, "the mask is Codex's");
-        pair.assert_places(1).await;
-        assert_eq!(pair.codex(&["logout"]).await.status, 0);
-        pair.assert_status("Not logged in").await;
+        async fn assert_their_key_is_ours(&self) {
+            self.codex_fed(&["login", "--with-api-key"], API_KEY).await;
+            let (codex, ours) = self.status().await;
+            assert!(codex.starts_with("API key configured - sk-proj-"), "{codex}");
+            assert_eq!(codex, ours, "the mask is Codex's");
+            self.assert_places(1).await;
+            assert_eq!(self.codex(&["logout"]).await.status, 0);
+            self.assert_status("Not logged in").await;
+        }
 
-        let token = issuer.personal_token("acct-sandbox");
-        let scene = &pair.desktop.scene;
-        // The newest secret of the world is this token.
-        let text = scene.secrets().into_iter().filter(|text| text.starts_with("at-")).next_back();
-        assert_eq!(Secret::new(text.clone().unwrap()).fingerprint(), token.fingerprint());
-        let login = scene.valetkey(&["login", "--with-access-token"]);
-        let done = fed(login, &text.unwrap()).await;
-        assert_eq!(done.status, 0, "{done:?}");
-        pair.assert_status("Logged in using personal access token").await;
-        pair.valetkey_ok(&["logout"]).await;
-        pair.assert_status("Not logged in").await;
+        async fn assert_our_access_token_is_theirs(&self) {
+            let scene = &self.desktop.scene;
+            let login = scene.valetkey(&["login", "--with-access-token"]);
+            let done = fed(login, &scene.personal_token()).await;
+            assert_eq!(done.status, 0, "{done:?}");
+            let asked = scene.world.issuer().whoamis();
+            self.assert_status("Logged in using personal access token").await;
+            assert!(scene.world.issuer().whoamis() > asked, "Codex asks whose it is");
+            self.valetkey_ok(&["logout"]).await;
+            self.assert_status("Not logged in").await;
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,6 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use valetkey::secret::Fingerprint;
 
 use super::browser::holds_verifier;
 use super::support::{KEY, Scene, SigningIn, done, fed, program};
@@ -250,14 +249,12 @@ async fn signing_in_and_out_shows_no_secret_to_anybody() {
     assert!(login.err.contains("TRACE") || login.err.contains("DEBUG"), "nothing was logged");
     seen += &(url.clone() + &page.out + &login.out + &login.err);
 
-    let personal = scene.world.issuer().personal_token("acct-sandbox").fingerprint();
-    let of_world = scene.secrets();
-    let personal = of_world.iter().find(|it| Fingerprint::of(it.as_bytes()) == personal).unwrap();
+    let personal = scene.personal_token();
     for (arguments, input) in [
         (&["status"][..], ""),
         (&["status", "--json"], ""),
         (&["login", "status"], ""),
-        (&["login", "--with-access-token"], personal),
+        (&["login", "--with-access-token"], &personal),
         (&["login", "status", "--json"], ""),
         (&["login", "--with-api-key"], PIPED_KEY),
         (&["status"], ""),

@@ -8,11 +8,10 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::unix::pipe;
+use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, Command};
 use valetkey::sandbox::{PretendLogin, Seen, Settings, World};
-use valetkey::secret::Secret;
+use valetkey::secret::{Fingerprint, Secret};
 
 /// The API key of `api.example.com`, which comes from the environment.
 pub(crate) const KEY: &str = "vk-canary-key-from-the-environment";
@@ -129,6 +128,14 @@ impl Scene {
         seen
     }
 
+    /// A personal access token as a person would pipe it in.
+    pub(crate) fn personal_token(&self) -> String {
+        let token = self.world.issuer().personal_token(&self.login.account_id).fingerprint();
+        // A secret does not show itself; the world keeps a list of all, to look for them.
+        let is_it = |text: &String| Fingerprint::of(text.as_bytes()) == token;
+        self.world.secrets().into_iter().find(is_it).unwrap()
+    }
+
     /// Every secret of this scene.
     pub(crate) fn secrets(&self) -> Vec<String> {
         [self.world.secrets(), vec![KEY.to_owned()]].concat()
@@ -151,8 +158,7 @@ pub(crate) struct LoginPorts(
 impl LoginPorts {
     /// Waits until no other test has them.
     pub(crate) fn hold() -> Self {
-        let user = rustix::process::getuid().as_raw();
-        let path = std::env::temp_dir().join(format!("valetkey-login-ports-{user}.lock"));
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("codex-ports.lock");
         let file = File::create(path).unwrap();
         file.lock().unwrap();
         Self(file)
@@ -175,14 +181,16 @@ impl SigningIn {
         let (script, pipe) = (scene.path("browser"), scene.path("opened"));
         let made = Command::new("mkfifo").arg(&pipe).status().await.unwrap();
         assert!(made.success(), "no pipe could be made");
-        let mut opened = pipe::OpenOptions::new().read_write(true).open_receiver(&pipe).unwrap();
+        let mut opened = Command::new("cat");
+        opened.arg(&pipe).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let opened = opened.spawn().unwrap();
         fs::write(&script, format!("#!/bin/sh\necho \"$1\" > '{}'\n", pipe.display())).unwrap();
         fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
         let mut command = scene.valetkey(&[arguments, &["login"]].concat());
         let child = command.env("BROWSER", &script).spawn().unwrap();
-        let mut lines = BufReader::new(&mut opened).lines();
-        let url = tokio::time::timeout(LIMIT, lines.next_line()).await;
-        let url = url.expect("no browser was opened").unwrap().unwrap();
+        let opened = done(opened).await;
+        assert_eq!(opened.status, 0, "{opened:?}");
+        let url = opened.out.trim_end().to_owned();
         fs::remove_file(&pipe).unwrap();
         Self { child, url, _ports: ports }
     }
