@@ -73,14 +73,14 @@ fn read(wanted: &Wanted) -> Result<(Secret, bool), Failure> {
         .read_to_end(&mut input)
         .map_err(|error| Failure::new(format!("stdin could not be read: {error}")))?;
     let text = std::str::from_utf8(&input)
-        .map_err(|_| Failure::new(format!("this is no {what}: it is not text")))?;
+        .map_err(|_| Failure::new(format!("this is no {what}: it is not text")).hint(*pipe))?;
     let is_personal = text.trim().starts_with(PersonalToken::PREFIX);
     let secret = Secret::new(text.trim());
     if secret.is_empty() {
         return Err(Failure::new(format!("no {what} provided via stdin"))
             .hint(format!("is the variable set? {pipe}")));
     }
-    let unfit = |unfit| Failure::new(format!("this is no {what}: {unfit}"));
+    let unfit = |unfit| Failure::new(format!("this is no {what}: {unfit}")).hint(*pipe);
     secret.check_field_value().map_err(unfit)?;
     Ok((secret, is_personal))
 }
