@@ -73,6 +73,15 @@ impl Tokens {
         Violations { names, changes }
     }
 
+    /// Deletes every login that a policy wants deleted, for those who go before that has happened by itself.
+    pub async fn delete_what_is_forbidden(&self) {
+        for source in self.0.values() {
+            if let Kind::Rotating(rotating) = &source.0 {
+                rotating.delete_what_is_forbidden().await;
+            }
+        }
+    }
+
     /// To hear when [`Tokens::kinds`] changes from what it is now.
     pub fn kind_changes(&self) -> KindChanges {
         KindChanges(self.0.values().filter_map(|source| source.kind_changes()).collect())

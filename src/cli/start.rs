@@ -113,6 +113,7 @@ impl Started {
                 .about(&format!("credential `{name}`"))
                 .hint("what is asked for, and where: valetkey check --managed");
             if self.exits {
+                self.tokens.delete_what_is_forbidden().await;
                 return failure;
             }
             failure.report();

@@ -555,7 +555,7 @@ impl Rotating {
 
     /// Deletes the login that a policy wants deleted, as Codex does: here, and not at the issuer. One that
     /// has taken its place meanwhile stays.
-    async fn delete_what_is_forbidden(&self) {
+    pub(super) async fn delete_what_is_forbidden(&self) {
         let must_go = match &self.held.load().login {
             Kept::Forbidden(violation) => violation.deletes && self.policy.deletes,
             _ => false,
