@@ -1,24 +1,45 @@
 //! Signing in and out with the built binary, against the pretend issuer, behind a company's proxy.
 
+mod browser;
+mod device;
+mod oauth;
+mod out;
+mod piped;
+mod policy;
+mod trouble;
+mod web;
+
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::Mutex;
 
+use bytes::Bytes;
+use http::Response;
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
-use tokio::net::TcpStream;
-use tokio::process::{Child, ChildStderr, Command};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWriteExt as _, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use valetkey::sandbox::client::{Client, HTTP1, Visit};
-use valetkey::sandbox::{Settings, World};
+use valetkey::sandbox::{Issuer, PretendLogin, Settings, World};
+use valetkey::tasks::Tasks;
 
+use super::leak::leak;
 use super::support::within;
 
-/// A home in which the company's proxy is the only way out, and its CA is named by a variable.
+/// A home in which the company's proxy is the only way out, and its CA is named by a variable. Everything that any
+/// command of it says is looked through for secrets when it goes.
 struct Home {
     world: World,
     folder: TempDir,
     env: BTreeMap<String, String>,
+    said: Mutex<String>,
+    /// Secrets that the test made up, beside those of the world.
+    secrets: Vec<String>,
 }
 
 /// What a command did.
@@ -31,121 +52,270 @@ struct Done {
 
 impl Home {
     async fn new() -> Self {
-        Self::trusting(|world| world.company().ca_file().to_str().unwrap().to_owned()).await
+        Self::with(Settings::default()).await
     }
 
-    async fn trusting(ca: impl Fn(&World) -> String) -> Self {
-        let world = World::start(Settings::default()).await.unwrap();
+    async fn with(settings: Settings) -> Self {
+        let world = World::start(settings).await.unwrap();
         let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join(".codex")).unwrap();
         let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
         let env = [
             ("HOME", path("")),
             ("XDG_RUNTIME_DIR", path("run")),
             ("HTTPS_PROXY", format!("http://{}", world.company().address())),
-            ("CODEX_CA_CERTIFICATE", ca(&world)),
+            ("CODEX_CA_CERTIFICATE", world.company().ca_file().to_str().unwrap().to_owned()),
+            ("VALETKEY_LOG", "trace".to_owned()),
         ];
         let env = env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        Self { world, folder, env }
+        Self { world, folder, env, said: Mutex::default(), secrets: Vec::new() }
     }
 
-    fn valetkey(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_valetkey"));
-        command.args(arguments).env_clear().envs(&self.env).kill_on_drop(true);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
+    /// The same home, which trusts a CA that is not the company's.
+    fn distrusting(mut self) -> Self {
+        let other = self.world.ca_file().to_str().unwrap().to_owned();
+        self.env.insert("CODEX_CA_CERTIFICATE".to_owned(), other);
+        self
     }
 
-    async fn run(&self, arguments: &[&str]) -> Done {
-        done(self.valetkey(arguments).spawn().unwrap(), "").await
+    fn set(&mut self, name: &str, value: impl Into<String>) {
+        self.env.insert(name.to_owned(), value.into());
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Writes a file below the home folder.
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        path
+    }
+
+    /// Writes our own configuration.
+    fn configure(&self, text: &str) {
+        self.write(".config/valetkey/config.toml", text);
+    }
+
+    fn issuer(&self) -> &Issuer {
+        self.world.issuer()
+    }
+
+    /// Puts a login into the cache that lives for an hour.
+    fn signed_in(&self) -> PretendLogin {
+        self.signed_in_for(time::Duration::hours(1))
+    }
+
+    fn signed_in_for(&self, lifetime: time::Duration) -> PretendLogin {
+        self.issuer().write_auth_json(&self.path(".codex"), lifetime).unwrap()
+    }
+
+    /// What Codex's cache holds, byte for byte.
+    fn cache(&self) -> Option<String> {
+        fs::read_to_string(self.path(".codex/auth.json")).ok()
     }
 
     fn cached(&self) -> Option<Value> {
-        let text = fs::read(self.folder.path().join(".codex/auth.json")).ok()?;
-        Some(serde_json::from_slice(&text).unwrap())
+        Some(serde_json::from_str(&self.cache()?).unwrap())
+    }
+
+    fn valetkey(&self, arguments: &[&str]) -> Command {
+        self.command(env!("CARGO_BIN_EXE_valetkey"), arguments)
+    }
+
+    /// A program in this home, with nothing of the real environment.
+    fn command(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command.args(arguments).env_clear().envs(&self.env).kill_on_drop(true);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn start(&self, arguments: &[&str]) -> Running<'_> {
+        Running::new(self, self.valetkey(arguments))
+    }
+
+    async fn run(&self, arguments: &[&str]) -> Done {
+        self.start(arguments).end().await
+    }
+
+    /// As [`Home::run`], with this on standard input.
+    async fn piped(&self, arguments: &[&str], input: &[u8]) -> Done {
+        let mut running = self.start(arguments);
+        // A command that has read enough reads no more.
+        running.stdin.as_mut().unwrap().write_all(input).await.ok();
+        running.end().await
+    }
+
+    async fn serve(&self) -> Server<'_> {
+        let mut running = self.start(&["serve", "--listen", "127.0.0.1:0"]);
+        let line = running.line(|line| line.starts_with("listening on ")).await;
+        let address = line.strip_prefix("listening on http://").unwrap().parse().unwrap();
+        let client = Client::through(address, &self.path("run/valetkey/ca.pem")).unwrap();
+        Server { running, client }
+    }
+
+    fn secrets(&self) -> Vec<String> {
+        [self.world.secrets(), self.secrets.clone()].concat()
     }
 }
 
-async fn done(child: Child, said: &str) -> Done {
-    let output = within(child.wait_with_output()).await.unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let err = said.to_owned() + &text(&output.stderr);
-    Done { status: output.status.code().unwrap(), out: text(&output.stdout), err }
-}
-
-/// Reads what a command says until a line fits; answers with that line and everything before it.
-async fn until(
-    lines: &mut Lines<BufReader<ChildStderr>>,
-    fits: impl Fn(&str) -> bool,
-) -> (String, String) {
-    let mut said = String::new();
-    loop {
-        let line = within(lines.next_line()).await.unwrap().unwrap_or_else(|| panic!("{said}"));
-        said.push_str(&line);
-        said.push('\n');
-        if fits(&line) {
-            return (line, said);
+impl Drop for Home {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
         }
+        let said = std::mem::take(self.said.get_mut().unwrap());
+        let found = leak(&self.secrets(), &said).is_some();
+        assert!(!found, "a command said a secret:\n{said}");
     }
 }
 
-/// A browser that does what pages tell it: it goes to the issuer, and where that sends it.
-async fn visit_issuer(world: &World, url: &str) -> String {
-    let roots = world.ca_file();
-    let (_, address) = world.resolve().into_iter().next().unwrap();
-    let client = Client::straight_to(address, roots).unwrap();
-    let rest = url.strip_prefix("https://").unwrap();
-    let (host, path) = rest.split_at(rest.find('/').unwrap());
-    let answer = client.get(Visit::to(&format!("{host}:443"), HTTP1), path).await.unwrap();
-    answer.headers()["location"].to_str().unwrap().to_owned()
+/// A command that runs.
+struct Running<'a> {
+    home: &'a Home,
+    child: Child,
+    stdin: Option<ChildStdin>,
+    out: Heard,
+    err: Heard,
 }
 
-#[expect(clippy::disallowed_methods, reason = "a browser of this machine")]
-/// A GET on loopback: status, headers and body as they came.
-async fn get(url: &str) -> String {
-    let rest = url.strip_prefix("http://").unwrap();
-    let (authority, path) = rest.split_at(rest.find('/').unwrap());
-    let mut stream = TcpStream::connect(authority).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    within(stream.read_to_string(&mut answer)).await.unwrap();
-    answer
+/// What has been heard of a stream, by whole lines.
+struct Heard {
+    text: watch::Receiver<String>,
+    reading: JoinHandle<()>,
 }
 
-fn location(answer: &str) -> &str {
-    let line = answer.lines().find(|line| line.to_ascii_lowercase().starts_with("location:"));
-    line.unwrap_or_else(|| panic!("{answer}")).split_once(':').unwrap().1.trim()
+impl<'a> Running<'a> {
+    fn new(home: &'a Home, mut command: Command) -> Self {
+        let mut child = command.spawn().unwrap();
+        let out = Heard::of(child.stdout.take().unwrap());
+        let err = Heard::of(child.stderr.take().unwrap());
+        Self { home, stdin: child.stdin.take(), child, out, err }
+    }
+
+    /// The first line on standard error that fits, as soon as there is one.
+    async fn line(&mut self, fits: impl Fn(&str) -> bool) -> String {
+        let find = |said: &str| said.lines().find(|line| fits(line)).map(str::to_owned);
+        let heard = within(self.err.text.wait_for(|said| find(said).is_some())).await;
+        let line = heard.ok().and_then(|said| find(&said));
+        line.unwrap_or_else(|| panic!("it ended without it: {}", *self.err.text.borrow()))
+    }
+
+    /// Where the browser shall go.
+    async fn url(&mut self) -> String {
+        self.line(|line| line.starts_with("https://")).await
+    }
+
+    async fn paste(&mut self, line: &str) {
+        let stdin = self.stdin.as_mut().unwrap();
+        stdin.write_all(format!("{line}\n").as_bytes()).await.unwrap();
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = self.child.id().and_then(|pid| rustix::process::Pid::from_raw(pid as i32));
+        rustix::process::kill_process(pid.unwrap(), signal).unwrap();
+    }
+
+    /// Ends standard input, and waits for the end of all.
+    async fn end(mut self) -> Done {
+        drop(self.stdin.take());
+        let status = within(self.child.wait()).await.unwrap().code().unwrap();
+        let (out, err) = (self.out.all().await, self.err.all().await);
+        let mut said = self.home.said.lock().unwrap();
+        said.push_str(&out);
+        said.push_str(&err);
+        Done { status, out, err }
+    }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_browser_signs_in_through_the_companys_proxy() {
-    let home = Home::new().await;
-    let mut child = home.valetkey(&["login", "--no-browser"]).spawn().unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let (url, _) = until(&mut lines, |line| line.starts_with("https://")).await;
-    let redirect = visit_issuer(&home.world, &url).await;
-    let by_browser = home.world.connections();
-    let base = redirect.split("/auth/callback").next().unwrap().to_owned();
+impl Heard {
+    fn of(stream: impl AsyncRead + Send + Unpin + 'static) -> Self {
+        let (sender, text) = watch::channel(String::new());
+        let reading = Tasks::new().spawn(async move {
+            let (mut stream, mut line) = (BufReader::new(stream), Vec::new());
+            while stream.read_until(b'\n', &mut line).await.is_ok_and(|read| read > 0) {
+                sender.send_modify(|text| text.push_str(&String::from_utf8_lossy(&line)));
+                line.clear();
+            }
+        });
+        Self { text, reading }
+    }
 
-    let wrong = get(&format!("{base}/auth/callback?code=c&state=wrong")).await;
-    assert!(wrong.starts_with("HTTP/1.1 400") && wrong.ends_with("State mismatch"), "{wrong}");
-    let answer = get(&redirect).await;
-    assert!(answer.starts_with("HTTP/1.1 303"), "{answer}");
-    let page = get(&format!("{base}{}", location(&answer))).await;
-    assert!(page.contains("Signed in") && page.contains("acct-sandbox"), "{page}");
-    let mut rest = String::new();
-    within(lines.get_mut().read_to_string(&mut rest)).await.unwrap();
-    let done = done(child, &rest).await;
-    assert_eq!(done.status, 0, "{done:?}");
-    assert!(done.err.contains("Successfully logged in"), "{done:?}");
+    async fn all(self) -> String {
+        within(self.reading).await.unwrap();
+        self.text.borrow().clone()
+    }
+}
 
-    let status = home.run(&["login", "status"]).await;
-    assert_eq!(status.status, 0, "{status:?}");
-    let logout = home.run(&["logout"]).await;
-    assert_eq!(logout.status, 0, "{logout:?}");
-    assert!(home.cached().is_none());
-    assert_eq!(home.world.issuer().revokes(), 1);
-    let status = home.run(&["login", "status"]).await;
-    assert_eq!((status.status, status.out.lines().next()), (1, Some("Not logged in")));
-    assert_eq!(home.world.connections(), by_browser, "somebody went past the company's proxy");
+impl Done {
+    /// The lines that were meant for people, without the log's.
+    fn words(&self) -> String {
+        let is_logged = |line: &str| {
+            let mut parts = line.split_whitespace().skip(1);
+            parts.next().is_some_and(|it| ["TRACE", "DEBUG", "INFO", "WARN", "ERROR"].contains(&it))
+        };
+        self.err.lines().filter(|line| !is_logged(line)).map(|line| format!("{line}\n")).collect()
+    }
+
+    #[track_caller]
+    fn succeeded(self) -> Self {
+        assert_eq!(self.status, 0, "{}{}", self.words(), self.out);
+        self
+    }
+
+    /// It said why not in one sentence, and what to type.
+    #[track_caller]
+    fn failed(self, status: i32, sentence: &str, hint: &str) -> Self {
+        let words = self.words();
+        assert_eq!(self.status, status, "{words}");
+        let errors: Vec<_> = words.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert!(matches!(errors[..], [error] if error.contains(sentence)), "{sentence}: {words}");
+        let has_hint = words.lines().any(|line| line.starts_with("hint: ") && line.contains(hint));
+        assert!(has_hint, "{hint}: {words}");
+        self
+    }
+}
+
+/// A proxy that runs.
+struct Server<'a> {
+    running: Running<'a>,
+    client: Client,
+}
+
+impl Server<'_> {
+    /// Asks for something that a ChatGPT login is attached to.
+    async fn ask(&self) -> Response<Bytes> {
+        self.ask_at("chatgpt.com", "/backend-api/codex/models").await
+    }
+
+    async fn ask_at(&self, host: &str, path: &str) -> Response<Bytes> {
+        let target = format!("{host}:443");
+        within(self.client.get(Visit::to(&target, HTTP1), path)).await.unwrap()
+    }
+
+    async fn stop(self) -> Done {
+        self.running.signal(rustix::process::Signal::TERM);
+        self.running.end().await.succeeded()
+    }
+}
+
+/// What the API says of a request: what its token was worth, and the account it named.
+#[track_caller]
+fn signed_in(answer: &Response<Bytes>) -> (String, Option<String>) {
+    let text = String::from_utf8_lossy(answer.body());
+    assert_eq!(answer.status(), 200, "{text}");
+    let body: Value = serde_json::from_str(&text).unwrap();
+    let member = |name: &str| body[name].as_str().map(str::to_owned);
+    (member("authorization").unwrap(), member("account"))
+}
+
+/// Fails unless the token was good, and for this workspace.
+#[track_caller]
+fn assert_signed_in(answer: &Response<Bytes>, account_id: &str) {
+    let expected = ("present and current".to_owned(), Some(account_id.to_owned()));
+    assert_eq!(signed_in(answer), expected);
 }

@@ -56,10 +56,7 @@ fn assert_is_codexs_request(url: &str) {
         ("originator", "codex_cli_rs"),
         ("redirect_uri", "http://127.0.0.1:1455/auth/callback"),
         ("response_type", "code"),
-        (
-            "scope",
-            "openid profile email offline_access api.connectors.read api.connectors.invoke",
-        ),
+        ("scope", "openid profile email offline_access api.connectors.read api.connectors.invoke"),
     ];
     let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
     assert_eq!(query, BTreeMap::from(expected));
@@ -86,7 +83,10 @@ fn assert_is_codexs_cache(home: &Home, account_id: &str) {
     let cached = home.cached().unwrap();
     let members = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     assert_eq!(members(&cached), ["auth_mode", "OPENAI_API_KEY", "tokens", "last_refresh"]);
-    assert_eq!((&cached["auth_mode"], &cached["OPENAI_API_KEY"]), (&"chatgpt".into(), &Value::Null));
+    assert_eq!(
+        (&cached["auth_mode"], &cached["OPENAI_API_KEY"]),
+        (&"chatgpt".into(), &Value::Null)
+    );
     let tokens = &cached["tokens"];
     for name in ["id_token", "access_token", "refresh_token"] {
         let token = tokens[name].as_str().unwrap().to_owned();

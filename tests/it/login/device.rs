@@ -12,7 +12,8 @@ const LOGIN: &[&str] = &["login", "--device-auth"];
 impl Running<'_> {
     /// The code that the person shall type.
     async fn code(&mut self) -> String {
-        self.line(|line| line.starts_with("  ") && line.trim().len() == 9 && line.contains('-')).await
+        self.line(|line| line.starts_with("  ") && line.trim().len() == 9 && line.contains('-'))
+            .await
     }
 }
 

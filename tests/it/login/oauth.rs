@@ -71,7 +71,10 @@ async fn a_browser_signs_in_with_a_code() {
         let redirect = asked["redirect_uri"].as_str();
         assert!(redirect.starts_with("http://127.0.0.1:"), "{redirect}");
         assert!(!redirect.contains(":1455/"), "{redirect}");
-        assert_eq!((asked["scope"].as_str(), asked["audience"].as_str()), ("read offline_access", "https://api.example.com"));
+        assert_eq!(
+            (asked["scope"].as_str(), asked["audience"].as_str()),
+            ("read offline_access", "https://api.example.com")
+        );
         assert!(!asked.contains_key("originator"), "{asked:?}");
         let redeemed = home.issuer().last_request("/token");
         assert_eq!(redeemed["grant_type"], "authorization_code");
@@ -135,7 +138,10 @@ async fn a_client_signs_in_by_itself() {
     server.stop().await;
     assert_eq!((home.issuer().grants("client_credentials"), home.issuer().posts()), (1, 1));
     let asked = home.issuer().last_request("/token");
-    assert_eq!((asked["scope"].as_str(), asked["audience"].as_str()), ("read offline_access", "https://api.example.com"));
+    assert_eq!(
+        (asked["scope"].as_str(), asked["audience"].as_str()),
+        ("read offline_access", "https://api.example.com")
+    );
     assert_eq!(home.kept(), None, "it can be got again at no cost");
     let done = home.run(BROWSER).await;
     done.failed(1, "`example` signs in by itself", "there is nothing to do");
@@ -171,8 +177,12 @@ async fn logging_out_revokes() {
     let words = home.run(LOGOUT).await.succeeded().words();
     assert!(words.contains("Successfully logged out"), "{words}");
     let asked = home.issuer().last_request("/revoke");
-    let expected = [("client_id", OAUTH_CLIENT_ID), ("token", "***"), ("token_type_hint", "refresh_token")];
-    assert_eq!(asked.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect::<Vec<_>>(), expected);
+    let expected =
+        [("client_id", OAUTH_CLIENT_ID), ("token", "***"), ("token_type_hint", "refresh_token")];
+    assert_eq!(
+        asked.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect::<Vec<_>>(),
+        expected
+    );
     assert_eq!(refusal(&server.ask_example().await), (403, "login_required".to_owned()));
     server.stop().await;
     let status = home.run(STATUS).await;
@@ -266,7 +276,8 @@ async fn behind_the_wrong_ca_nobody_signs_in() {
         let done = home.run(arguments).await;
         done.failed(1, "the upstream's certificate was not accepted", "upstream.ca_bundle");
     }
-    let home = Home::of_oauth(&format!("grant = \"client_credentials\"\n{SECRET}")).await.distrusting();
+    let home =
+        Home::of_oauth(&format!("grant = \"client_credentials\"\n{SECRET}")).await.distrusting();
     let server = home.serve().await;
     assert_eq!(refusal(&server.ask_example().await), (503, "issuer_unavailable".to_owned()));
     server.stop().await;

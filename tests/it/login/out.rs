@@ -36,9 +36,11 @@ async fn status_says_who_is_signed_in() {
         assert!(line.is_some_and(|line| line.ends_with(value)), "{name}: {said}");
     }
     assert_eq!(said.lines().next(), Some("Logged in using ChatGPT"));
-    let json: Value = serde_json::from_str(&home.run(&["login", "status", "--json"]).await.out).unwrap();
+    let json: Value =
+        serde_json::from_str(&home.run(&["login", "status", "--json"]).await.out).unwrap();
     assert_eq!(json["usable"], true, "{json}");
-    for (name, value) in [("account_id", "acct-7"), ("email", "acct-7@example.com"), ("mfa", "yes")] {
+    for (name, value) in [("account_id", "acct-7"), ("email", "acct-7@example.com"), ("mfa", "yes")]
+    {
         assert_eq!(json[name], value, "{json}");
     }
     assert!(home.issuer().seen().is_empty(), "whoever only looks asks nobody");
@@ -159,9 +161,11 @@ async fn logging_out_of_all() {
     fs::create_dir(home.path(".codex-work")).unwrap();
     home.issuer().write_auth_json(&home.path(".codex-work"), time::Duration::hours(1)).unwrap();
     let words = home.run(&["logout", "--all"]).await.succeeded().words();
-    for line in
-        ["openai: Successfully logged out\n", "work: Successfully logged out\n", "empty: Not logged in\n"]
-    {
+    for line in [
+        "openai: Successfully logged out\n",
+        "work: Successfully logged out\n",
+        "empty: Not logged in\n",
+    ] {
         assert!(words.contains(line), "{line}: {words}");
     }
     assert_eq!((home.cache(), home.issuer().revokes()), (None, 2));

@@ -146,7 +146,9 @@ async fn a_terminal_is_told_what_to_pipe() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_secret_is_never_an_argument() {
     let home = Home::new().await;
-    for arguments in [&["login", "--with-api-key", "sk-1"][..], &["login", "--with-access-token=at-1"]] {
+    for arguments in
+        [&["login", "--with-api-key", "sk-1"][..], &["login", "--with-access-token=at-1"]]
+    {
         let done = home.run(arguments).await;
         assert_eq!((done.status, home.cache()), (2, None), "{}", done.words());
     }

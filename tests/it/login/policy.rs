@@ -3,8 +3,8 @@
 use serde_json::Value;
 use valetkey::sandbox::Issuer;
 
-use super::{Home, assert_signed_in};
-use crate::support::{refusal, within};
+use super::{Home, Server, assert_signed_in};
+use crate::support::refusal;
 
 const KEY: &str = "sk-vk-canary-0123456789-abcde";
 const SERVE: &[&str] = &["serve", "--listen", "127.0.0.1:0"];
@@ -75,7 +75,8 @@ fn heard_nothing(issuer: &Issuer) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stored_login_that_is_not_allowed_ends_the_start() {
     for violation in &VIOLATIONS {
-        for (in_codexs_file, command) in [(false, SERVE), (true, SERVE), (false, RUN), (true, RUN)] {
+        for (in_codexs_file, command) in [(false, SERVE), (true, SERVE), (false, RUN), (true, RUN)]
+        {
             let home = violation.home(in_codexs_file, "").await;
             let done = home.run(command).await;
             let sentence = format!("{} Logging out.", violation.sentence);
@@ -129,7 +130,11 @@ async fn a_way_to_sign_in_that_is_not_allowed_asks_nobody() {
             &["--with-access-token"],
             "Access token login is disabled. Use API key login instead.",
         ),
-        (only_chatgpt, &["--with-api-key"], "API key login is disabled. Use ChatGPT login instead."),
+        (
+            only_chatgpt,
+            &["--with-api-key"],
+            "API key login is disabled. Use ChatGPT login instead.",
+        ),
     ];
     for (asks, arguments, sentence) in table {
         let home = Home::new().await;
@@ -169,7 +174,8 @@ async fn a_login_that_becomes_forbidden_is_used_no_more() {
     let line = server.running.line(|line| line.starts_with("error: ")).await;
     assert!(line.contains(sentence), "{line}");
     assert_eq!(refusal(&server.ask().await), (403, "policy_forbids".to_owned()));
-    gone(&home).await;
+    server.has_deleted_it().await;
+    assert_eq!(home.cache(), None);
     assert!(heard_nothing(home.issuer()));
 
     // The process lives, and takes the next login that is allowed.
@@ -182,14 +188,11 @@ fn other_workspace(home: &Home) -> String {
     home.issuer().login_as("ws-1", time::Duration::hours(1)).auth_json()
 }
 
-/// Waits until the cache is no more: it is deleted behind the answer.
-async fn gone(home: &Home) {
-    within(async {
-        while home.cache().is_some() {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-    })
-    .await;
+impl Server<'_> {
+    /// Waits until the login is deleted, which happens behind the answers.
+    async fn has_deleted_it(&mut self) {
+        self.running.line(|line| line.contains("a login that is not allowed was deleted")).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -220,6 +223,7 @@ async fn a_rule_that_comes_while_a_proxy_runs_holds() {
     let line = server.running.line(|line| line.starts_with("error: ")).await;
     assert!(line.contains("API key login is required"), "{line}");
     assert_eq!(refusal(&server.ask().await), (403, "policy_forbids".to_owned()));
-    gone(&home).await;
+    server.has_deleted_it().await;
+    assert_eq!(home.cache(), None);
     server.stop().await;
 }
