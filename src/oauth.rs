@@ -194,7 +194,7 @@ impl LoginError {
                 "try again; if it stays so, tell the issuer"
             }
             Self::Unfit(_) => {
-                "see the credential's `issuer`, `grant` and `client_secret` in the configuration"
+                "see: valetkey check; and the credential's `issuer`, `grant` and `client_secret`"
             }
             Self::Machine(_) => return None,
         };

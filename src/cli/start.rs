@@ -31,6 +31,7 @@ pub(super) struct Started {
     pub(super) proxy: Proxy,
     /// Refreshes in flight: shutdown waits for them.
     pub(super) refreshes: Tasks,
+    tokens: Arc<Tokens>,
     violations: Violations,
     /// Whether a login that is no longer allowed ends the process.
     exits: bool,
@@ -71,12 +72,12 @@ impl Started {
         }
         let proxy = Proxy::new(Parts {
             rules: config.rules.clone(),
-            tokens,
+            tokens: Arc::clone(&tokens),
             upstream: out.upstream.clone(),
             leaves: Leaves::new(ca).map_err(output::hinted)?,
         });
         let exits = config.on_policy_violation == OnViolation::Exit;
-        Ok(Self { proxy, refreshes, violations, exits, roots, out })
+        Ok(Self { proxy, refreshes, tokens, violations, exits, roots, out })
     }
 
     /// The variables for clients of the proxy at `address`; their files are written into `dir`.

@@ -101,7 +101,7 @@ impl DeviceCode {
             loop {
                 sleep(interval).await;
                 match self.poll(provider).await {
-                    Ok(Polled::Done(answer)) => return Ok(*answer),
+                    Ok(Polled::Ended(end)) => return *end,
                     Ok(Polled::Pending) => {}
                     Ok(Polled::SlowDown) => {
                         interval = (interval + SLOW_DOWN).min(LONGEST_INTERVAL);
@@ -142,8 +142,9 @@ impl DeviceCode {
         let (code, verifier) = wire::parse_device_grant(&reply.body)
             .ok_or_else(|| LoginError::Nonsense("it has no authorization code".to_owned()))?;
         let redirect_uri = issuer.at("/deviceauth/callback").url();
-        let answer = redeem(provider, &code, &redirect_uri, &verifier).await?;
-        Ok(Polled::Done(Box::new(answer)))
+        // Whatever comes of it: the code may be spent, and there is no other.
+        let end = redeem(provider, &code, &redirect_uri, &verifier).await;
+        Ok(Polled::Ended(Box::new(end)))
     }
 
     async fn poll_standard(&self, provider: &Provider) -> Result<Polled, LoginError> {
@@ -161,7 +162,7 @@ impl DeviceCode {
             None => {}
         }
         match judge(reply.status, &reply.headers, &reply.body) {
-            Ok(answer) => Ok(Polled::Done(Box::new(answer))),
+            Ok(answer) => Ok(Polled::Ended(Box::new(Ok(answer)))),
             Err(RefreshError::Limited { .. }) => Ok(Polled::SlowDown),
             Err(error) => Err(LoginError::Nonsense(error.to_string())),
         }
@@ -169,7 +170,8 @@ impl DeviceCode {
 }
 
 enum Polled {
-    Done(Box<Answer>),
+    /// The person is done, and so are we.
+    Ended(Box<Result<Answer, LoginError>>),
     Pending,
     SlowDown,
 }
