@@ -9,6 +9,7 @@ pub mod headers;
 pub mod inject;
 pub mod oauth;
 pub mod origin;
+pub mod peer;
 pub mod policy;
 pub mod proxy;
 pub mod rules;

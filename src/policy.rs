@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::credential::claims::Claims;
 use crate::credential::{Login, LoginKind, PersonalToken};
 
 /// What the owner of the machine allows: every limit at once, so that one more can only narrow. The
@@ -297,7 +298,7 @@ pub const METHODS: [(&str, LoginKind); 2] =
 struct Facts {
     method: Method,
     workspace: Workspace,
-    /// The workspace that requests name, where the cache says another one than the token.
+    /// The workspace that requests name, or that the access token is for, where that is another one.
     named: Option<String>,
     /// Whether there was a second factor; `None` where nothing says.
     mfa: Option<bool>,
@@ -325,10 +326,18 @@ impl Facts {
             }),
             Login::ChatGpt(set) => {
                 let claims = set.id_claims();
-                let named =
-                    set.account_id.clone().filter(|id| Some(id) != claims.account_id.as_ref());
+                // The id token is not shown to anybody, so it alone proves little.
+                let access = Claims::of(&set.access).unwrap_or_default();
+                let is_other = |id: &String| Some(id) != claims.account_id.as_ref();
+                let named = [set.account_id.clone(), access.account_id];
+                let named = named.into_iter().flatten().find(is_other);
                 let workspace = Workspace::stated(claims.account_id);
-                Some(Self { method: Method::ChatGpt, workspace, named, mfa: claims.mfa })
+                Some(Self {
+                    method: Method::ChatGpt,
+                    workspace,
+                    named,
+                    mfa: access.mfa.or(claims.mfa),
+                })
             }
             Login::Personal(PersonalToken { account, .. }) => {
                 let workspace = match account {

@@ -36,7 +36,7 @@ impl Written {
     /// Reads a file. `None` when there is none, which is a mistake only if it must exist, or when it
     /// cannot be read, which always is.
     pub(super) fn open(path: &Path, must_exist: bool, mistakes: &Mistakes) -> Option<Self> {
-        match std::fs::read_to_string(path) {
+        match read(path) {
             Ok(text) => Some(Self {
                 name: path.display().to_string(),
                 folder: path.parent().map(Path::to_owned).unwrap_or_default(),
@@ -53,6 +53,14 @@ impl Written {
             }
         }
     }
+}
+
+/// A pipe would hold whoever reads it, so only a regular file is read.
+fn read(path: &Path) -> io::Result<String> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    std::fs::read_to_string(path)
 }
 
 /// What one text says. Nothing in it is required.

@@ -27,6 +27,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::LoginError;
 use super::authorize::Attempt;
 use super::provider::Dialect;
+use crate::peer;
 use crate::secret::Secret;
 use crate::tasks::Tasks;
 
@@ -149,11 +150,15 @@ enum Knock {
 impl Desk {
     async fn accept(self: Arc<Self>, listener: TcpListener, tasks: Tasks, stop: CancellationToken) {
         loop {
-            let Ok((stream, _)) = listener.accept().await else {
+            let Ok((stream, client)) = listener.accept().await else {
                 // Descriptors have run out; others may give some back.
                 sleep(PAUSE).await;
                 continue;
             };
+            if !self.is_for(client) {
+                tracing::warn!("another user of this machine came to the login's port");
+                continue;
+            }
             let desk = Arc::clone(&self);
             let service = service_fn(move |request| {
                 let desk = Arc::clone(&desk);
@@ -167,6 +172,19 @@ impl Desk {
                 // A browser opens connections that it never uses.
                 drop(timeout(LIMIT, connection).await);
             }));
+        }
+    }
+
+    /// Whether it is our own user, or root, who forwards ports of containers. What others of this machine can
+    /// read in the arguments of a browser is enough to answer for it.
+    fn is_for(&self, client: SocketAddr) -> bool {
+        let own = rustix::process::geteuid().as_raw();
+        match peer::uid_of(client, self.address) {
+            Ok(uid) => uid.is_some_and(|uid| uid == own || uid == 0),
+            Err(error) => {
+                tracing::warn!(%error, "the kernel does not say who comes to the login's port");
+                false
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::expiry::{Moment, Received, Times};
-use crate::credential::{Account, Credential, Login, LoginKind, TokenSet};
+use crate::credential::{Account, Credential, Login, LoginKind, PersonalToken, TokenSet};
 use crate::policy::{Policy, Violation};
 use crate::secret::{Fingerprint, Secret, UnfitSecret};
 use crate::store::{Header, Phase, Record, StoreError};
@@ -93,6 +93,15 @@ impl Held {
         Self { header: Some(record.header.clone()), login, trouble: None }
     }
 
+    /// The same under a policy that may have changed.
+    pub(super) fn under(&self, policy: &Policy) -> Self {
+        let judge = |ready: &Ready| policy.judge(&ready.login()).err();
+        match self.ready().and_then(judge) {
+            Some(violation) => Self { login: Kept::Forbidden(violation), ..self.clone() },
+            None => self.clone(),
+        }
+    }
+
     fn same_or_new(&self, kind: LoginKind, token: &Secret, account: Account) -> Arc<Credential> {
         let same = |known: &&Arc<Credential>| {
             known.kind() == kind
@@ -148,6 +157,20 @@ impl Ready {
 
     fn is_received(&self, credential: &Credential) -> bool {
         self.is(credential) && matches!(self.times.expires, Some(Moment::Here(_)))
+    }
+
+    /// The login that this was made from.
+    fn login(&self) -> Login {
+        let credential = &self.credential;
+        match (&self.set, credential.kind()) {
+            (Some(set), LoginKind::OAuth) => Login::OAuth(TokenSet::clone(set)),
+            (Some(set), _) => Login::ChatGpt(TokenSet::clone(set)),
+            (None, LoginKind::ApiKey) => Login::ApiKey(credential.token().clone()),
+            (None, _) => Login::Personal(PersonalToken {
+                token: credential.token().clone(),
+                account: Some(credential.account().clone()),
+            }),
+        }
     }
 
     /// Which rotation it is; `None` for an API key.

@@ -472,7 +472,9 @@ impl Rotating {
             match read {
                 Ok((_, record)) => self.adopt_within(gate, &record, None),
                 Err(error) => {
-                    let held = Held::clone(&self.held.load());
+                    let policy = Arc::clone(&self.policy.policy.borrow());
+                    // What is held is used on, as far as it is allowed.
+                    let held = self.held.load().under(&policy);
                     if held.trouble.is_none() {
                         tracing::warn!(credential = %self.name, %error, "a login cannot be read");
                     }

@@ -142,6 +142,18 @@ async fn a_login_that_comes_while_it_is_not_allowed_is_never_sent() {
     assert_eq!(world.header().await.line, 3, "its owner's login, then its end");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_store_that_cannot_be_read_keeps_no_login_in_use_that_is_not_allowed() {
+    let (world, source, policy) = under(login(&Clock::system(), 3000), true).await;
+    assert_eq!(sent(&source).await, "a0");
+    let held = source.forbidden();
+    world.store.broken.store(1000, Ordering::Relaxed);
+    policy.send_replace(only(LoginKind::ApiKey, Level::Required));
+    world.settle().await;
+    assert!(sent(&source).await.starts_with("forbidden"));
+    assert!(held.is_cancelled());
+}
+
 /// An issuer at which a client signs in by itself.
 #[derive(Default)]
 struct SelfService {
