@@ -253,7 +253,7 @@ pub enum Keep {
     /// In a file.
     #[default]
     File,
-    /// In the keyring of the desktop, never in a file.
+    /// In the keyring of the desktop, or sealed with a key that is there: never in the clear in a file.
     Keyring,
     /// In the keyring where there is one that works, else in a file.
     Auto,

@@ -236,7 +236,7 @@ async fn a_forbidden_login_closes_its_own_and_no_other() {
     assert!(scene.auth_json().exists(), "a login that is only ignored is kept");
 
     scene.policy.send_replace(Arc::default());
-    while scene.get("/models").await.status() != 200 {}
+    within(async { while scene.get("/models").await.status() != 200 {} }).await;
     let mut later = open_http1(&scene, Visit::to(CHATGPT, HTTP1), "/backend-api/codex/ws").await;
     echo_once(&mut later).await;
 }
