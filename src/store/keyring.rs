@@ -18,7 +18,7 @@ use service::System;
 
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use zeroize::Zeroizing;
 
@@ -140,7 +140,6 @@ impl Keyring {
         &self,
         question: impl FnOnce(&dyn Ring) -> Result<T, RingError> + Send + 'static,
     ) -> Result<T, RingError> {
-        let deadline = Instant::now() + self.limit;
         let taken = Turn::take(&self.turn, self.limit).ok_or(RingError::Busy)?;
         let (answer, answered) = mpsc::sync_channel(1);
         let ring = Arc::clone(&self.ring);
@@ -153,12 +152,9 @@ impl Keyring {
         };
         let started = tasks::detached("keyring", asking);
         let _nobody_awaits = started.map_err(|error| RingError::Failed(error.to_string()))?;
-        match answered.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        match answered.recv_timeout(self.limit) {
             Ok(said) => said,
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                self.turn.give_up();
-                Err(RingError::Silent)
-            }
+            Err(mpsc::RecvTimeoutError::Timeout) => Err(RingError::Silent),
             Err(mpsc::RecvTimeoutError::Disconnected) => {
                 Err(RingError::Failed("the keyring's own code failed".to_owned()))
             }
@@ -169,15 +165,8 @@ impl Keyring {
 /// Whose turn it is to ask: one at a time, however many want to.
 #[derive(Default)]
 struct Turn {
-    state: Mutex<State>,
+    is_taken: Mutex<bool>,
     given_back: Condvar,
-}
-
-#[derive(Default)]
-struct State {
-    is_taken: bool,
-    /// Whoever took it got no answer in time, so nobody else waits for it either.
-    is_given_up: bool,
 }
 
 /// The turn, given back on drop.
@@ -185,29 +174,23 @@ struct Taken(Arc<Turn>);
 
 impl Turn {
     fn take(turn: &Arc<Self>, limit: Duration) -> Option<Taken> {
-        let is_worth_it = |state: &mut State| state.is_taken && !state.is_given_up;
-        let waiting = turn.given_back.wait_timeout_while(turn.lock(), limit, is_worth_it);
-        let (mut state, _) = waiting.unwrap_or_else(PoisonError::into_inner);
-        if state.is_taken {
+        let waiting = turn.given_back.wait_timeout_while(turn.lock(), limit, |taken| *taken);
+        let (mut is_taken, _) = waiting.unwrap_or_else(PoisonError::into_inner);
+        if *is_taken {
             return None;
         }
-        *state = State { is_taken: true, is_given_up: false };
+        *is_taken = true;
         Some(Taken(Arc::clone(turn)))
     }
 
-    fn give_up(&self) {
-        self.lock().is_given_up = true;
-        self.given_back.notify_all();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.is_taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        *self.0.lock() = State::default();
+        *self.0.lock() = false;
         self.0.given_back.notify_one();
     }
 }
