@@ -1,6 +1,7 @@
 //! The command line: what was typed becomes a configuration once, and one command runs on it.
 
 mod ca;
+mod changes;
 mod check;
 mod completions;
 mod credentials;
@@ -12,6 +13,7 @@ mod logout;
 mod output;
 mod policies;
 mod process;
+mod roots;
 mod run;
 mod running;
 mod serve;

@@ -60,8 +60,9 @@ impl Upstream {
         }
         let mut attempt = 1;
         loop {
+            let place = (origin, self.dialer.trust_version());
             let mut lease =
-                self.pool.checkout(origin, || Box::pin(self.open_pooled(origin))).await?;
+                self.pool.checkout(place, || Box::pin(self.open_pooled(origin))).await?;
             shape(&mut request, origin, lease.version());
             match lease.try_send(request).await {
                 // No request of these asks for it, so whatever follows is not HTTP.

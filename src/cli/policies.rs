@@ -1,13 +1,12 @@
 //! Follows the files that say which logins are allowed, for as long as a proxy runs.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::watch;
 
+use super::changes::Changes;
 use crate::config::{ConfigErrors, PolicyFiles};
 use crate::policy::Policy;
 use crate::tasks::Tasks;
@@ -38,14 +37,10 @@ struct Following {
 
 impl Following {
     async fn until_nobody_listens(self, policy: watch::Sender<Arc<Policy>>) {
-        let changed = watch::Sender::new(());
-        let mut changes = changed.subscribe();
-        let _watcher = watcher(self.files.files(&self.home), changed);
+        let mut changes = Changes::of(self.files.files(&self.home));
         loop {
             tokio::select! {
-                () = tokio::time::sleep(LOOK_INTERVAL) => {}
-                // Without a watcher nothing is heard, and everything is seen at the next look.
-                Ok(()) = changes.changed() => {}
+                () = changes.next() => {}
                 () = policy.closed() => return,
             }
             let reading = self.clone();
@@ -82,31 +77,6 @@ impl Following {
         }
     }
 }
-
-/// Hears of changes of these files, in the folders that exist.
-fn watcher(files: Vec<PathBuf>, changed: watch::Sender<()>) -> Option<RecommendedWatcher> {
-    let folders: BTreeSet<PathBuf> =
-        files.iter().filter_map(|file| file.parent()).map(Path::to_owned).collect();
-    let heard = move |event: notify::Result<notify::Event>| {
-        let concerns = |event: notify::Event| {
-            let is_one = event.paths.iter().any(|path| files.contains(path));
-            event.need_rescan() || (is_one && !event.kind.is_access())
-        };
-        if event.is_ok_and(concerns) {
-            changed.send_replace(());
-        }
-    };
-    let mut watcher = notify::recommended_watcher(heard).ok()?;
-    for folder in folders.iter().filter(|folder| folder.is_dir()) {
-        if let Err(error) = watcher.watch(folder, RecursiveMode::NonRecursive) {
-            tracing::debug!(%error, "a policy's folder is looked at, not heard of");
-        }
-    }
-    Some(watcher)
-}
-
-/// How often the files are looked at although no change was heard of: folders come to be, too.
-const LOOK_INTERVAL: Duration = Duration::from_secs(15);
 
 /// How often, and how far apart, a file that makes no sense is looked at before it is believed.
 const LOOKS: u32 = 5;

@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 
 use super::credentials::Credentials;
 use super::output::{self, Failure};
+use super::roots;
 use crate::client_env::{ClientEnv, Facts};
 use crate::clock::Clock;
 use crate::config::env::Environment;
@@ -43,8 +44,7 @@ pub(super) struct Started {
 pub(super) struct WayOut {
     pub(super) upstream: Upstream,
     trust: Arc<UpstreamTrust>,
-    /// The bundle in force and the chain in force, as they are exported to clients.
-    bundle: Option<PathBuf>,
+    /// The chain in force, as it is exported to clients.
     chain: String,
 }
 
@@ -60,6 +60,7 @@ impl Started {
         let ca = LocalCa::open(&ca_dir(config), &names, clock.clone()).map_err(output::hinted)?;
         let roots = ca.roots().to_vec();
         let out = WayOut::new(&config.upstream, &roots)?;
+        roots::follow(&out.trust, &Tasks::new());
         let refreshes = Tasks::new();
         let credentials = Credentials::new(config, env, out.upstream.clone(), refreshes.clone());
         let tokens = Arc::new(credentials.tokens(true).await?);
@@ -161,9 +162,8 @@ impl WayOut {
     ///
     /// [`Failure`] for a bundle or a chain that cannot be used.
     pub(super) fn new(config: &UpstreamConfig, roots: &[Root]) -> Result<Self, Failure> {
-        let own: Vec<_> = roots.iter().map(Root::spki).collect();
-        let (trust, bundle) = trust(config, &own)?;
-        for notice in trust.notices() {
+        let trust = trust(config, roots.iter().map(Root::spki).collect())?;
+        for notice in trust.now().notices() {
             output::warning(notice);
         }
         let chain = match config.proxies.first() {
@@ -176,7 +176,7 @@ impl WayOut {
         let shown = config.proxies.first().map(|proxy| proxy.url.to_string()).unwrap_or_default();
         let trust = Arc::new(trust);
         let dialer = Dialer::new(trust.clone(), chain, config.resolve.clone());
-        Ok(Self { upstream: Upstream::new(dialer), trust, bundle, chain: shown })
+        Ok(Self { upstream: Upstream::new(dialer), trust, chain: shown })
     }
 
     /// As [`Started::client_env`], for a proxy that runs elsewhere.
@@ -193,13 +193,14 @@ impl WayOut {
     ) -> Result<ClientEnv, Failure> {
         let own: Vec<CertificateDer<'static>> =
             roots.iter().map(|root| root.der().clone()).collect();
+        let roots = self.trust.now();
         let facts = Facts {
             proxy: address,
-            system: self.trust.system(),
-            bundle: self.trust.bundle(),
+            system: roots.system(),
+            bundle: roots.bundle(),
             own: &own,
             chain: &self.chain,
-            bundle_path: self.bundle.as_deref(),
+            bundle_path: self.trust.bundle_path(),
         };
         let written = ClientEnv::write(&facts, env, dir);
         written.map_err(|error| Failure::at(dir, error))
@@ -211,12 +212,9 @@ pub(super) fn ca_dir(config: &Config) -> PathBuf {
     config.paths.data_dir.join("ca")
 }
 
-/// The trust and the bundle in force. A bundle of nothing but our own roots, as in the environment that
-/// another valetkey made, counts as not set.
-fn trust(
-    config: &UpstreamConfig,
-    own: &[Fingerprint],
-) -> Result<(UpstreamTrust, Option<PathBuf>), Failure> {
+/// The trust in force. A bundle of nothing but our own roots, as in the environment that another valetkey
+/// made, counts as not set.
+fn trust(config: &UpstreamConfig, own: Vec<Fingerprint>) -> Result<UpstreamTrust, Failure> {
     let mode = match config.trust {
         Trust::Bundle => TrustMode::Bundle,
         Trust::MozillaAndBundle => TrustMode::MozillaAndBundle,
@@ -224,15 +222,14 @@ fn trust(
         Trust::SystemAndBundle => TrustMode::SystemAndBundle,
     };
     for setting in &config.ca_bundles {
-        let bundle = Some(setting.path.as_path());
-        let loaded = UpstreamTrust::load(&TrustSettings { mode, bundle, own });
+        let bundle = Some(setting.path.clone());
+        let loaded = UpstreamTrust::load(TrustSettings { mode, bundle, own: own.clone() });
         let trust = loaded.map_err(|error| output::hinted(error).about(setting.named_by))?;
-        if !trust.bundle_is_ours() {
-            return Ok((trust, Some(setting.path.clone())));
+        if !trust.now().bundle_is_ours() {
+            return Ok(trust);
         }
     }
-    let trust = UpstreamTrust::load(&TrustSettings { mode, bundle: None, own });
-    Ok((trust.map_err(output::hinted)?, None))
+    UpstreamTrust::load(TrustSettings { mode, bundle: None, own }).map_err(output::hinted)
 }
 
 /// Binds a listener.

@@ -1,5 +1,6 @@
-//! Reads certificates from the PEM files that companies hand out, and writes such files.
+//! Reads certificates from the PEM and DER files that companies hand out, and writes PEM files.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 use base64::Engine;
@@ -8,8 +9,8 @@ use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
 use x509_parser::asn1_rs::{Any, Class, FromDer, Tag};
 
-/// What a PEM file held.
-#[derive(Debug)]
+/// What a file of certificates held.
+#[derive(Debug, Default)]
 pub struct Bundle {
     /// The certificates in their order, at least one; each can be a root for rustls.
     pub certificates: Vec<CertificateDer<'static>>,
@@ -21,20 +22,64 @@ pub struct Bundle {
 /// of other kinds (keys, CRLs) and certificates that are marked as not trusted for servers.
 ///
 /// Labels are `CERTIFICATE`, the old `X509 CERTIFICATE`, and `TRUSTED CERTIFICATE`, in which OpenSSL's
-/// trust data follows the certificate.
+/// trust data follows the certificate. A file in DER form is one certificate, or several one after the other.
 ///
 /// # Errors
 ///
 /// [`PemError`] for the first certificate that cannot be used, or when there is none.
 pub fn read(file: &[u8]) -> Result<Bundle, PemError> {
-    let mut bundle = Bundle { certificates: Vec::new(), notices: Vec::new() };
-    for block in blocks(&String::from_utf8_lossy(file))? {
+    // A SEQUENCE of more than 127 octets (X.690 section 8.1.3.5), which as text would be `0` and no ASCII.
+    if matches!(file, [0x30, length, ..] if *length > 0x80) {
+        return read_der(file);
+    }
+    let mut bundle = Bundle::default();
+    for block in blocks(&text_of(file))? {
         match block.certificate()? {
             Content::Certificate(der) => bundle.certificates.push(der),
             Content::LeftOut(notice) => bundle.notices.push(notice),
         }
     }
     if bundle.certificates.is_empty() { Err(PemError::Empty) } else { Ok(bundle) }
+}
+
+/// Windows' tools save text as UTF-16 with a byte order mark; every other encoding is ASCII where it counts.
+fn text_of(file: &[u8]) -> Cow<'_, str> {
+    let decode = |units: &[u8], order: fn([u8; 2]) -> u16| {
+        let units = units.chunks_exact(2).map(|pair| order([pair[0], pair[1]]));
+        char::decode_utf16(units).map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
+    };
+    match file {
+        [0xff, 0xfe, units @ ..] => Cow::Owned(decode(units, u16::from_le_bytes)),
+        [0xfe, 0xff, units @ ..] => Cow::Owned(decode(units, u16::from_be_bytes)),
+        _ => String::from_utf8_lossy(file),
+    }
+}
+
+fn read_der(file: &[u8]) -> Result<Bundle, PemError> {
+    let mut bundle = Bundle::default();
+    let mut rest = file;
+    while !rest.is_empty() {
+        let number = bundle.certificates.len() + 1;
+        let broken = PemError::Block { number, reason: NOT_X509 };
+        let (after, outer) = Any::from_der(rest).map_err(|_| broken)?;
+        let der = CertificateDer::from(&rest[..rest.len() - after.len()]).into_owned();
+        if RootCertStore::empty().add(der.clone()).is_err() {
+            return Err(container(outer.data).map_or(broken, PemError::Container));
+        }
+        bundle.certificates.push(der);
+        rest = after;
+    }
+    Ok(bundle)
+}
+
+/// What else companies hand out in DER form, by its first element.
+fn container(content: &[u8]) -> Option<Container> {
+    let (_, first) = Any::from_der(content).ok()?;
+    match (first.header.tag(), first.data) {
+        (Tag::Oid, SIGNED_DATA) => Some(Container::Pkcs7),
+        (Tag::Integer, [3]) => Some(Container::Pkcs12),
+        _ => None,
+    }
 }
 
 /// Writes certificates in their order, each once.
@@ -59,7 +104,7 @@ pub fn write_pem(certificates: &[CertificateDer<'_>]) -> String {
     out
 }
 
-/// Why a PEM file gives no certificates.
+/// Why a file gives no certificates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PemError {
     /// A block is broken.
@@ -70,9 +115,33 @@ pub enum PemError {
         /// What is wrong with it; completes "block 2 …".
         reason: &'static str,
     },
-    /// No certificate in PEM form.
+    /// It is of a form that holds certificates, and must be turned into PEM first.
+    #[error("it is a {0} file, which is not read here")]
+    Container(Container),
+    /// No certificate, neither in PEM nor in DER form.
     #[error("there is no certificate in it")]
     Empty,
+}
+
+/// Other forms in which certificates are handed out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Container {
+    /// RFC 2315: `.p7b`, `.p7c`.
+    #[error("PKCS #7")]
+    Pkcs7,
+    /// RFC 7292: `.p12`, `.pfx`.
+    #[error("PKCS #12")]
+    Pkcs12,
+}
+
+impl Container {
+    /// What turns it into PEM, to be typed.
+    pub fn converter(self) -> &'static str {
+        match self {
+            Self::Pkcs7 => "openssl pkcs7 -print_certs -in FILE (-inform der if it is not text)",
+            Self::Pkcs12 => "openssl pkcs12 -nokeys -in FILE",
+        }
+    }
 }
 
 struct Block<'a> {
@@ -123,6 +192,9 @@ impl Block<'_> {
 
     fn certificate(&self) -> Result<Content, PemError> {
         let Self { number, label, .. } = self;
+        if matches!(*label, "PKCS7" | "CMS") {
+            return Err(PemError::Container(Container::Pkcs7));
+        }
         if !matches!(*label, "CERTIFICATE" | "X509 CERTIFICATE" | "TRUSTED CERTIFICATE") {
             let label: String = label.chars().filter(|c| !c.is_control()).take(LINE).collect();
             let notice = format!("block {number} ({label}) is no certificate and was left out");
@@ -187,6 +259,8 @@ const LINE: usize = 64;
 const SERVER_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 1];
 /// Content octets of 2.5.29.37.0 (RFC 5280 section 4.2.1.12).
 const ANY_PURPOSE: &[u8] = &[0x55, 0x1d, 0x25, 0];
+/// Content octets of 1.2.840.113549.1.7.2 (RFC 2315 section 14).
+const SIGNED_DATA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 7, 2];
 const NOT_X509: &str = "is not a well-formed X.509 certificate";
 
 #[cfg(test)]
@@ -274,6 +348,18 @@ mod tests {
         for (text, expected) in table {
             assert_eq!(read(text.as_bytes()).unwrap_err(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn der_is_one_certificate_or_several() {
+        let (one, two) = (certificate(), certificate());
+        assert_eq!(read(&one).unwrap().certificates, std::slice::from_ref(&one));
+        assert_eq!(read(&[&*one, &*two].concat()).unwrap().certificates, [one.clone(), two]);
+        let at = |number| PemError::Block { number, reason: NOT_X509 };
+        assert_eq!(read(&[&*one, b"\x30\x82junk"].concat()).unwrap_err(), at(2));
+        assert_eq!(read(&one[..one.len() - 1]).unwrap_err(), at(1));
+        // Text that begins like DER.
+        assert_eq!(read(b"00 Root\n").unwrap_err(), PemError::Empty);
     }
 
     #[test]

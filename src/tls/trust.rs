@@ -3,13 +3,16 @@
 //! No environment variable has a say on Linux, and no setting switches verification off. Certificates that
 //! a valetkey made are never trusted, wherever they lie, so no valetkey can come between us and an upstream.
 
+mod bundle;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod weak;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::{ClientConfig, RootCertStore};
@@ -17,7 +20,8 @@ use rustls_pki_types::CertificateDer;
 
 pub use self::verify::describe_failure;
 use self::verify::{Verifier, is_a_valetkey};
-use super::pem::{self, PemError};
+pub use self::weak::{Weakness, weakness};
+use super::pem::{Bundle, PemError};
 use super::provider;
 use crate::secret::Fingerprint;
 
@@ -36,14 +40,15 @@ pub enum TrustMode {
 }
 
 /// What to trust.
-#[derive(Clone, Copy, Debug)]
-pub struct TrustSettings<'a> {
+#[derive(Clone, Debug)]
+pub struct TrustSettings {
     /// Which roots count.
     pub mode: TrustMode,
-    /// A PEM file of more roots. Read whatever the mode, because children are handed it.
-    pub bundle: Option<&'a Path>,
+    /// More roots: a PEM or DER file, or a folder of them. Read whatever the mode, because children are
+    /// handed it.
+    pub bundle: Option<PathBuf>,
     /// Public keys of our own roots, which are never trusted.
-    pub own: &'a [Fingerprint],
+    pub own: Vec<Fingerprint>,
 }
 
 /// What is offered to an upstream in ALPN.
@@ -55,18 +60,26 @@ pub enum Alpn {
     Http1,
 }
 
-/// The roots that count and the TLS client configurations on them.
+/// The one policy of trust. What it trusts is read again with [`UpstreamTrust::reload`].
+#[derive(Debug)]
+pub struct UpstreamTrust {
+    settings: TrustSettings,
+    roots: ArcSwap<Roots>,
+}
+
+/// The roots that count at one time and the TLS client configurations on them.
 ///
 /// Invariant: both configurations have the same verifier; each has a session store of its own, so a
 /// session made under other trust is never resumed.
 #[derive(Debug)]
-pub struct UpstreamTrust {
+pub struct Roots {
     any: Arc<ClientConfig>,
     http1: Arc<ClientConfig>,
     system: Vec<CertificateDer<'static>>,
     bundle: Vec<CertificateDer<'static>>,
     bundle_is_ours: bool,
     notices: Vec<String>,
+    version: u64,
 }
 
 impl UpstreamTrust {
@@ -75,13 +88,59 @@ impl UpstreamTrust {
     /// # Errors
     ///
     /// [`TrustError`] when the bundle is not entirely usable, or nothing at all would be trusted.
-    pub fn load(settings: &TrustSettings<'_>) -> Result<Self, TrustError> {
-        let is_foreign = |der: &CertificateDer<'_>| !is_of_a_valetkey(der, settings.own);
+    pub fn load(settings: TrustSettings) -> Result<Self, TrustError> {
+        let roots = ArcSwap::from_pointee(Roots::load(&settings, 0)?);
+        Ok(Self { settings, roots })
+    }
+
+    /// Reads everything again, and trusts what is there now in handshakes from now on. `false` when it is
+    /// what was trusted before.
+    ///
+    /// # Errors
+    ///
+    /// As [`UpstreamTrust::load`]; then what was trusted before is in force.
+    pub fn reload(&self) -> Result<bool, TrustError> {
+        let before = self.now();
+        let roots = Roots::load(&self.settings, before.version + 1)?;
+        if (&roots.system, &roots.bundle) == (&before.system, &before.bundle) {
+            return Ok(false);
+        }
+        self.roots.store(Arc::new(roots));
+        Ok(true)
+    }
+
+    /// What is trusted now.
+    pub fn now(&self) -> Arc<Roots> {
+        self.roots.load_full()
+    }
+
+    /// How often the roots have changed: a connection that was verified under an older version may not
+    /// be used again.
+    pub fn version(&self) -> u64 {
+        self.roots.load().version
+    }
+
+    /// The bundle, by its path.
+    pub fn bundle_path(&self) -> Option<&Path> {
+        self.settings.bundle.as_deref()
+    }
+
+    /// What a change of the roots shows itself in: files, and folders whose entries count.
+    pub fn places(&self) -> Vec<PathBuf> {
+        let mut places = system_places();
+        places.extend(self.settings.bundle.clone());
+        places
+    }
+}
+
+impl Roots {
+    fn load(settings: &TrustSettings, version: u64) -> Result<Self, TrustError> {
+        let is_foreign = |der: &CertificateDer<'_>| !is_of_a_valetkey(der, &settings.own);
         let mut system = system_certificates();
         system.retain(is_foreign);
-        let pem::Bundle { certificates: mut bundle, notices } = match settings.bundle {
-            Some(path) => read_bundle(path)?,
-            None => pem::Bundle { certificates: Vec::new(), notices: Vec::new() },
+        let Bundle { certificates: mut bundle, notices } = match &settings.bundle {
+            Some(path) => bundle::read(path)?,
+            None => Bundle::default(),
         };
         bundle.retain(is_foreign);
         let verifier = verifier(settings.mode, &system, &bundle)?;
@@ -92,6 +151,7 @@ impl UpstreamTrust {
             bundle_is_ours: settings.bundle.is_some() && bundle.is_empty(),
             bundle,
             notices,
+            version,
         })
     }
 
@@ -126,17 +186,6 @@ impl UpstreamTrust {
     }
 }
 
-fn read_bundle(path: &Path) -> Result<pem::Bundle, TrustError> {
-    let file = std::fs::read(path)
-        .map_err(|source| TrustError::Unreadable { path: path.into(), source })?;
-    let mut bundle =
-        pem::read(&file).map_err(|source| TrustError::Bundle { path: path.into(), source })?;
-    for notice in &mut bundle.notices {
-        *notice = format!("{}: {notice}", path.display());
-    }
-    Ok(bundle)
-}
-
 /// The files that distributions keep their roots in, and the folders that OpenSSL knows. The loader's own
 /// search is not used: it lets `SSL_CERT_FILE` take the system's place.
 #[cfg(target_os = "linux")]
@@ -158,6 +207,15 @@ fn system_certificates() -> Vec<CertificateDer<'static>> {
     found.sort_unstable_by(|one, other| one.cmp(other));
     found.dedup();
     found
+}
+
+/// The files and folders that [`system_certificates`] reads.
+fn system_places() -> Vec<PathBuf> {
+    #[cfg(target_os = "linux")]
+    let places = SYSTEM_FILES.iter().map(PathBuf::from).find(|path| path.exists());
+    #[cfg(not(target_os = "linux"))]
+    let places = None;
+    places.into_iter().collect()
 }
 
 /// What the system shows of its store. Only children get it; the platform's verifier asks the store itself.
@@ -272,8 +330,9 @@ impl TrustError {
     /// What to do about it, where a person can.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
+            Self::Bundle { source: PemError::Container(it), .. } => Some(it.converter()),
             Self::Bundle { .. } | Self::Unreadable { .. } => Some(
-                "name a PEM file with one or more CERTIFICATE blocks, or leave it out to use the system's roots",
+                "name a PEM or DER file with your company's roots, or a folder of them, or leave it out to use the system's roots",
             ),
             Self::Nothing => Some(
                 "install the system's ca-certificates, name a bundle, or set trust = \"mozilla+bundle\"",

@@ -58,6 +58,11 @@ impl Dialer {
         Self { trust, chain, resolve, tcp, tasks: Tasks::new() }
     }
 
+    /// The version of the roots that a dial from now on verifies with, or an earlier one.
+    pub(super) fn trust_version(&self) -> u64 {
+        self.trust.version()
+    }
+
     /// A connection on which HTTP/2 or HTTP/1.1 is spoken, as the upstream chose.
     pub(super) async fn dial(&self, origin: &Origin) -> Result<Stream, UpstreamError> {
         self.dial_with(origin, Alpn::Any).await
@@ -73,7 +78,7 @@ impl Dialer {
         if origin.scheme == Scheme::Http {
             return Ok(Either::Left(transport));
         }
-        let config = self.trust.client_config(alpn);
+        let config = self.trust.now().client_config(alpn);
         Ok(Either::Right(Box::new(handshake(config, &origin.target, transport).await?)))
     }
 
@@ -97,7 +102,7 @@ impl Dialer {
             let (tcp, early) = hop.open_tunnel(tcp, target, &self.tasks).await?;
             return Ok(Early::new(early, Either::Left(tcp)));
         }
-        let config = self.trust.client_config(Alpn::Http1);
+        let config = self.trust.now().client_config(Alpn::Http1);
         let tls = handshake(config, &hop.proxy, tcp).await?;
         let (tls, early) = hop.open_tunnel(tls, target, &self.tasks).await?;
         Ok(Early::new(early, Either::Right(Box::new(tls))))

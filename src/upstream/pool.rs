@@ -23,11 +23,18 @@ use super::dial::{Stream, is_http2};
 use crate::origin::Origin;
 use crate::tasks::Tasks;
 
-/// All pooled connections, by origin. One pool has one trust: another trust needs another pool.
+/// All pooled connections, by origin.
 pub(super) struct Pool {
-    origins: Mutex<HashMap<Origin, Arc<OriginPool>>>,
+    origins: Mutex<Origins>,
     /// Drives the connections. Nobody waits for it: a pooled connection never ends by itself.
     tasks: Tasks,
+}
+
+#[derive(Default)]
+struct Origins {
+    open: HashMap<Origin, Arc<OriginPool>>,
+    /// The version of the roots that all of it was verified under, or a later one.
+    trust: u64,
 }
 
 /// A connection just opened, before it belongs to anybody.
@@ -92,25 +99,30 @@ impl Pool {
         Self { origins: Mutex::default(), tasks }
     }
 
-    fn of(&self, origin: &Origin) -> Arc<OriginPool> {
+    fn of(&self, origin: &Origin, trust: u64) -> Arc<OriginPool> {
         let mut origins = lock(&self.origins);
-        if let Some(pool) = origins.get(origin) {
+        if origins.trust < trust {
+            // What is in use goes on to its end, and is then given back to nobody.
+            *origins = Origins { open: HashMap::new(), trust };
+        }
+        if let Some(pool) = origins.open.get(origin) {
             return pool.clone();
         }
         let (state, dialled) = (Mutex::default(), Notify::new());
         let pool = Arc::new(OriginPool { state, dialled, tasks: self.tasks.clone() });
-        origins.insert(origin.clone(), pool.clone());
+        origins.open.insert(origin.clone(), pool.clone());
         pool
     }
 
-    /// A connection with room for one more request: an open one, else one made by `dial`. While the
-    /// origin may turn out to speak HTTP/2, one dial serves all who come meanwhile.
+    /// A connection with room for one more request: an open one that was verified under this version of
+    /// the roots or a later one, else one made by `dial`, which must use such roots. While the origin may
+    /// turn out to speak HTTP/2, one dial serves all who come meanwhile.
     pub(super) async fn checkout<'a>(
         &self,
-        origin: &Origin,
+        (origin, trust): (&Origin, u64),
         dial: impl Fn() -> BoxFuture<'a, Result<Opened, UpstreamError>>,
     ) -> Result<Lease, UpstreamError> {
-        let pool = self.of(origin);
+        let pool = self.of(origin, trust);
         loop {
             let other_dial = {
                 let mut state = lock(&pool.state);

@@ -105,9 +105,9 @@ impl Scene {
             ca.roots().iter().map(Root::spki).collect(),
             ca.roots().iter().map(Root::pem).collect(),
         );
-        let bundle = Some(world.ca_file());
-        let settings = TrustSettings { mode: TrustMode::Bundle, bundle, own: &own };
-        let trust = Arc::new(UpstreamTrust::load(&settings).unwrap());
+        let bundle = Some(world.ca_file().to_owned());
+        let settings = TrustSettings { mode: TrustMode::Bundle, bundle, own };
+        let trust = Arc::new(UpstreamTrust::load(settings).unwrap());
         let dialer = Dialer::new(trust, Chain::none(), config.upstream.resolve.clone());
         let upstream = Upstream::new(dialer);
         let refreshes = Tasks::new();

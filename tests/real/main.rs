@@ -22,4 +22,5 @@ mod login;
 mod machine;
 mod policies;
 mod process;
+mod roots;
 mod support;

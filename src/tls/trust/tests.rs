@@ -15,6 +15,7 @@ use super::*;
 use crate::clock::Clock;
 use crate::tls::ca::{LocalCa, certificate};
 use crate::tls::leaf::Leaves;
+use crate::tls::pem;
 use crate::tls::tests::{host, server, shake, write};
 
 /// A company's CA, as a TLS-inspecting proxy has it.
@@ -34,7 +35,7 @@ fn leaf_params(name: &str) -> CertificateParams {
 }
 
 fn trust_in(mode: TrustMode, bundle: &Path) -> Result<UpstreamTrust, TrustError> {
-    UpstreamTrust::load(&TrustSettings { mode, bundle: Some(bundle), own: &[] })
+    UpstreamTrust::load(TrustSettings { mode, bundle: Some(bundle.into()), own: vec![] })
 }
 
 /// What is wrong with an upstream is refused on every leg, and said in words.
@@ -44,11 +45,12 @@ fn bad_upstreams_are_refused_and_described() {
     let (corp, other) = (company("Corp Root"), company("Oth\ner Root"));
     let bundle = write(temp.path(), "corp.pem", &[corp.der().clone()]);
     let trust = trust_in(TrustMode::SystemAndBundle, &bundle).unwrap();
-    assert_eq!(trust.bundle(), [corp.der().clone()]);
+    assert_eq!(trust.now().bundle(), [corp.der().clone()]);
     let (api, key) = (host("api.example"), KeyPair::generate().unwrap());
     let outcome = |chain: Vec<CertificateDer<'static>>| {
         let legs = [Alpn::Any, Alpn::Http1].map(|alpn| {
-            let shaken = shake(&trust.client_config(alpn), &server(chain.clone(), &key), &api);
+            let shaken =
+                shake(&trust.now().client_config(alpn), &server(chain.clone(), &key), &api);
             shaken.map(drop).map_err(|error| describe_failure(&error).unwrap())
         });
         assert_eq!(legs[0], legs[1]);
@@ -100,24 +102,23 @@ fn our_own_certificates_are_not_trusted() {
     let leaves = Leaves::new(ca).unwrap();
     let bundle = write(temp.path(), "both.pem", &[ours.der().clone(), corp.der().clone()]);
     let trust = trust_in(TrustMode::SystemAndBundle, &bundle).unwrap();
-    assert_eq!(trust.bundle(), [corp.der().clone()]);
-    assert!(!trust.bundle_is_ours());
+    assert_eq!(trust.now().bundle(), [corp.der().clone()]);
+    assert!(!trust.now().bundle_is_ours());
     let refused =
-        shake(&trust.client_config(Alpn::Any), &leaves.server_config(&api).unwrap(), &api);
+        shake(&trust.now().client_config(Alpn::Any), &leaves.server_config(&api).unwrap(), &api);
     let said = describe_failure(&refused.unwrap_err()).unwrap();
     assert!(said.contains("made by a valetkey"), "{said}");
 
     let only_ours = write(temp.path(), "ours.pem", &[ours.der().clone()]);
     let trust = trust_in(TrustMode::SystemAndBundle, &only_ours).unwrap();
-    assert!(trust.bundle_is_ours() && trust.bundle().is_empty());
+    assert!(trust.now().bundle_is_ours() && trust.now().bundle().is_empty());
     assert!(matches!(trust_in(TrustMode::Bundle, &only_ours), Err(TrustError::Nothing)));
 
     // By its key alone, had the subject another organisation.
     let (_, parsed) = x509_parser::parse_x509_certificate(corp.der()).unwrap();
-    let own = [Fingerprint::of(parsed.public_key().raw)];
-    let settings =
-        TrustSettings { mode: TrustMode::MozillaAndBundle, bundle: Some(&bundle), own: &own };
-    assert!(UpstreamTrust::load(&settings).unwrap().bundle_is_ours());
+    let own = vec![Fingerprint::of(parsed.public_key().raw)];
+    let settings = TrustSettings { mode: TrustMode::MozillaAndBundle, bundle: Some(bundle), own };
+    assert!(UpstreamTrust::load(settings).unwrap().now().bundle_is_ours());
 }
 
 #[test]
@@ -138,7 +139,7 @@ fn modes_choose_the_roots() {
             assert_eq!(mode, TrustMode::System);
             continue;
         };
-        let config = trust.client_config(Alpn::Any);
+        let config = trust.now().client_config(Alpn::Any);
         let shaken = shake(&config, &server(chain.clone(), &key), &api);
         assert_eq!(shaken.is_ok(), expected, "{mode:?}");
     }
@@ -154,8 +155,10 @@ fn bad_bundles_are_named() {
         ("empty.pem", Some(String::new()), "there is no certificate in it"),
         ("bad.pem", Some(format!("{good}{bad}")), "block 2 is not a well-formed X.509 certificate"),
         ("missing.pem", None, "No such file"),
-        (".", None, "directory"),
+        ("folder", None, "there is no certificate in it"),
     ];
+    std::fs::create_dir(temp.path().join("folder")).unwrap();
+    std::fs::write(temp.path().join("folder/README"), &good).unwrap();
     for (name, content, reason) in table {
         let path = temp.path().join(name);
         if let Some(content) = content {
@@ -170,8 +173,106 @@ fn bad_bundles_are_named() {
     let crl = bad.replace("CERTIFICATE", "X509 CRL");
     std::fs::write(&noted, format!("{good}{crl}")).unwrap();
     let trust = trust_in(TrustMode::Bundle, &noted).unwrap();
-    assert_eq!(trust.notices().len(), 1);
-    assert!(trust.notices()[0].contains("noted.pem: block 2 (X509 CRL)"));
+    assert_eq!(trust.now().notices().len(), 1);
+    assert!(trust.now().notices()[0].contains("noted.pem: block 2 (X509 CRL)"));
+}
+
+/// The shapes in which companies hand out their roots, as they lie in `certs/`.
+#[test]
+fn the_samples() {
+    let table: [(&str, usize, &[&str]); 11] = [
+        ("several-with-text.pem", 2, &[]),
+        ("trusted-certificate.pem", 1, &[]),
+        ("rejected-for-servers.pem", 1, &["block 2 is marked as not trusted for servers"]),
+        ("x509-certificate.pem", 1, &[]),
+        ("crlf-with-bom.pem", 2, &[]),
+        ("with-crl-and-key.pem", 1, &["block 1 (X509 CRL)", "block 2 (PUBLIC KEY)"]),
+        ("root.der", 1, &[]),
+        ("proxy.crt", 1, &[]),
+        ("utf-16.pem", 1, &[]),
+        // A certificate, another one in DER form, a hashed link to the first, and a text.
+        ("directory", 2, &[]),
+        ("sha-1.pem", 1, &[]),
+    ];
+    for (name, certificates, notices) in table {
+        let trust = trust_in(TrustMode::Bundle, &sample(name)).expect(name);
+        assert_eq!(trust.now().bundle().len(), certificates, "{name}");
+        assert_eq!(trust.now().notices().len(), notices.len(), "{:?}", trust.now().notices());
+        for (notice, expected) in trust.now().notices().iter().zip(notices) {
+            assert!(notice.contains(name) && notice.contains(expected), "{notice}");
+        }
+    }
+    let broken = [
+        ("empty.pem", "there is no certificate in it"),
+        ("no-certificate.pem", "there is no certificate in it"),
+        ("only-a-crl.pem", "there is no certificate in it"),
+        ("bad-base64.pem", "block 2 is not valid base64"),
+        ("cut-off.pem", "block 2 has no END line"),
+        ("lines-missing.pem", "block 2 is not a well-formed X.509 certificate"),
+        ("cut-off.der", "block 1 is not a well-formed X.509 certificate"),
+        ("pkcs7.p7b", "it is a PKCS #7 file"),
+        ("pkcs12.p12", "it is a PKCS #12 file"),
+    ];
+    for (name, reason) in broken {
+        let error = trust_in(TrustMode::Bundle, &sample("broken").join(name)).unwrap_err();
+        let why = std::error::Error::source(&error).unwrap().to_string();
+        assert!(error.to_string().contains(name) && why.contains(reason), "{error}: {why}");
+        assert!(error.hint().is_some());
+    }
+    // In a folder it is the file that is named, not the folder.
+    let error = trust_in(TrustMode::Bundle, &sample("broken")).unwrap_err();
+    assert!(error.to_string().contains("broken/bad-base64.pem"), "{error}");
+}
+
+fn sample(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("certs").join(name)
+}
+
+#[test]
+fn roots_that_are_trusted_in_vain() {
+    let table = [
+        ("rsa-1024.pem", Some("Example Corp Old CA (1024 bits) has an RSA key of 1024 bits")),
+        ("sha-1.pem", Some("Example Corp Legacy CA (SHA-1) is signed with SHA-1")),
+        ("root.der", None),
+        ("proxy.crt", None),
+    ];
+    for (name, expected) in table {
+        let trust = trust_in(TrustMode::Bundle, &sample(name)).unwrap();
+        let said = weakness(&trust.now().bundle()[0]).map(|weakness| weakness.to_string());
+        let is_right = match (&said, expected) {
+            (Some(said), Some(expected)) => said.starts_with(expected),
+            (said, expected) => said.is_none() && expected.is_none(),
+        };
+        assert!(is_right, "{name}: {said:?}");
+    }
+}
+
+/// A changed bundle counts at the next handshake; a broken one leaves the old in force.
+#[test]
+fn a_bundle_is_read_again() {
+    let temp = tempfile::tempdir().unwrap();
+    let (old, new) = (company("Old Root"), company("New Root"));
+    let (api, key) = (host("api.example"), KeyPair::generate().unwrap());
+    let bundle = write(temp.path(), "corp.pem", &[old.der().clone()]);
+    let trust = trust_in(TrustMode::Bundle, &bundle).unwrap();
+    let trusts = |by: &CertifiedIssuer<'static, KeyPair>| {
+        let chain = vec![leaf_params("api.example").signed_by(&key, by).unwrap().into()];
+        shake(&trust.now().client_config(Alpn::Any), &server(chain, &key), &api).is_ok()
+    };
+    assert!(trusts(&old) && !trusts(&new));
+    assert!(!trust.reload().unwrap(), "nothing has changed");
+    assert_eq!(trust.version(), 0);
+
+    write(temp.path(), "corp.pem", &[new.der().clone()]);
+    assert!(!trusts(&new), "not before it is read again");
+    assert!(trust.reload().unwrap());
+    assert!(trusts(&new) && !trusts(&old));
+    assert_eq!(trust.version(), 1);
+
+    std::fs::write(&bundle, "half a file").unwrap();
+    assert!(trust.reload().is_err());
+    assert!(trusts(&new) && !trusts(&old));
+    assert_eq!(trust.version(), 1);
 }
 
 /// The variables would take the system's place if the usual loader read it.
@@ -194,6 +295,6 @@ fn the_system_has_roots() {
     if !Path::new("/etc/ssl/certs/ca-certificates.crt").exists() {
         return;
     }
-    let settings = TrustSettings { mode: TrustMode::System, bundle: None, own: &[] };
-    assert!(UpstreamTrust::load(&settings).unwrap().system().len() > 50);
+    let settings = TrustSettings { mode: TrustMode::System, bundle: None, own: vec![] };
+    assert!(UpstreamTrust::load(settings).unwrap().now().system().len() > 50);
 }

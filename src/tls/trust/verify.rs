@@ -172,4 +172,4 @@ fn day(time: UnixTime) -> String {
 }
 
 /// Characters of an issuer's name that are shown; RFC 5280 allows 64 (ub-common-name).
-const MAX_NAME: usize = 64;
+pub(super) const MAX_NAME: usize = 64;

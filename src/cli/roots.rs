@@ -1,0 +1,51 @@
+//! Follows the files that say whom to trust, for as long as a proxy runs.
+
+use std::error::Error as _;
+use std::sync::{Arc, Weak};
+
+use super::changes::Changes;
+use super::output;
+use crate::tasks::Tasks;
+use crate::tls::trust::UpstreamTrust;
+
+/// Reads the roots again whenever their files change. What cannot be used is said, and the roots from before
+/// stay in force. Ends with the trust.
+pub(super) fn follow(trust: &Arc<UpstreamTrust>, tasks: &Tasks) {
+    let following = until_nobody_trusts(Arc::downgrade(trust), trust.places(), tasks.clone());
+    tasks.spawn(following);
+}
+
+async fn until_nobody_trusts(
+    trust: Weak<UpstreamTrust>,
+    places: Vec<std::path::PathBuf>,
+    jobs: Tasks,
+) {
+    let mut changes = Changes::of(places);
+    let mut complaint = None;
+    loop {
+        changes.next().await;
+        let Some(trust) = trust.upgrade() else { return };
+        let reading = trust.clone();
+        let read = jobs.spawn_blocking(move || reading.reload()).await;
+        let said = match read {
+            Ok(Ok(false)) => None,
+            Ok(Ok(true)) => {
+                let roots = trust.now();
+                let (system, bundle) = (roots.system().len(), roots.bundle().len());
+                tracing::info!(system, bundle, "the roots have changed");
+                roots.notices().iter().for_each(output::warning);
+                None
+            }
+            Ok(Err(error)) => {
+                let why = error.source().map(ToString::to_string).unwrap_or_default();
+                Some(format!("{error}: {why}; the roots from before stay in force"))
+            }
+            Err(_panicked) => None,
+        };
+        // A file that stays broken is complained of once.
+        if let Some(said) = said.as_ref().filter(|said| complaint.as_ref() != Some(*said)) {
+            output::warning(said);
+        }
+        complaint = said;
+    }
+}

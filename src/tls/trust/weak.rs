@@ -1,0 +1,75 @@
+//! Finds roots that are trusted in vain: what they sign is not accepted by rustls.
+
+use std::fmt;
+
+use rustls_pki_types::CertificateDer;
+use x509_parser::oid_registry::{
+    OID_MD5_WITH_RSA, OID_PKCS1_SHA1WITHRSA, OID_SHA1_WITH_RSA, Oid, asn1_rs::oid,
+};
+use x509_parser::prelude::X509Certificate;
+use x509_parser::public_key::PublicKey;
+
+/// Why what a root signs is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Weakness {
+    /// The root, as its subject names it.
+    pub name: String,
+    reason: Reason,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reason {
+    ShortKey(usize),
+    OldDigest,
+    OtherKey,
+}
+
+/// What is weak about a root, if anything is: a key that no signature of is accepted (RSA below 2,048 bits,
+/// or of another kind than RSA and the NIST curves up to P-521 and Ed25519), or a certificate signed with
+/// SHA-1 or MD5, whose owner likely signs servers' certificates so.
+pub fn weakness(root: &CertificateDer<'_>) -> Option<Weakness> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(root).ok()?;
+    let reason = reason(&certificate)?;
+    let subject = certificate.subject();
+    let mut names = subject.iter_common_name().chain(subject.iter_organization());
+    let name = names.find_map(|name| name.as_str().ok()).unwrap_or("a root without a name");
+    let name = name.chars().filter(|c| !c.is_control()).take(super::verify::MAX_NAME).collect();
+    Some(Weakness { name, reason })
+}
+
+fn reason(certificate: &X509Certificate<'_>) -> Option<Reason> {
+    match certificate.public_key().parsed() {
+        Ok(PublicKey::RSA(key)) if key.key_size() < LEAST_RSA_BITS => {
+            return Some(Reason::ShortKey(key.key_size()));
+        }
+        Ok(PublicKey::RSA(_) | PublicKey::EC(_)) => {}
+        _ if certificate.public_key().algorithm.algorithm == ED25519 => {}
+        _ => return Some(Reason::OtherKey),
+    }
+    let signed_with = &certificate.signature_algorithm.algorithm;
+    OLD.iter().any(|old| old == signed_with).then_some(Reason::OldDigest)
+}
+
+impl fmt::Display for Weakness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ", self.name)?;
+        match self.reason {
+            Reason::ShortKey(bits) => {
+                write!(f, "has an RSA key of {bits} bits: nothing that it signs is accepted")
+            }
+            Reason::OldDigest => f.write_str(
+                "is signed with SHA-1: if it signs servers' certificates so, they are not accepted",
+            ),
+            Reason::OtherKey => f.write_str("has a kind of key of which no signature is accepted"),
+        }
+    }
+}
+
+/// What rustls' provider verifies at least (rustls-webpki, `RSA_PKCS1_2048_8192_SHA256`).
+const LEAST_RSA_BITS: usize = 2048;
+
+/// RFC 8410 section 3.
+const ED25519: Oid<'static> = oid!(1.3.101.112);
+
+const OLD: [Oid<'static>; 4] =
+    [OID_MD5_WITH_RSA, OID_PKCS1_SHA1WITHRSA, OID_SHA1_WITH_RSA, oid!(1.2.840.10045.4.1)];
