@@ -1,6 +1,7 @@
 //! The command line: what was typed becomes a configuration once, and one command runs on it.
 
 mod ca;
+mod chain;
 mod changes;
 mod check;
 mod completions;

@@ -36,7 +36,9 @@ pub use managed::Setting;
 pub use mistakes::{ConfigErrors, Mistake};
 pub use policy::PolicyFiles;
 pub use terms::OnViolation;
-pub use upstream::{BadProxy, BundleSetting, ProxySetting, ProxyUrl, Trust, UpstreamConfig};
+pub use upstream::{
+    BadProxy, BundleSetting, LoginSpec, ProxySetting, ProxyUrl, Trust, UpstreamConfig,
+};
 
 /// What the program runs on. Without mistakes: nobody has to check it again.
 ///

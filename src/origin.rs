@@ -204,6 +204,40 @@ impl Scheme {
     }
 }
 
+/// How a proxy in front of us is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyScheme {
+    /// CONNECT, in plain text.
+    Http,
+    /// CONNECT, over TLS to the proxy.
+    Https,
+    /// SOCKS5 (RFC 1928) with addresses: names are resolved here.
+    Socks5,
+    /// SOCKS5 with names, which the proxy resolves.
+    Socks5h,
+}
+
+impl ProxyScheme {
+    /// All of them, as they stand in a URL, with the port that is meant when none is written (1080 by
+    /// RFC 1928 section 3).
+    const ALL: [(&str, Self, u16); 4] = [
+        ("http", Self::Http, 80),
+        ("https", Self::Https, 443),
+        ("socks5", Self::Socks5, 1080),
+        ("socks5h", Self::Socks5h, 1080),
+    ];
+
+    /// The scheme of a URL and its default port.
+    pub fn of(scheme: &str) -> Option<(Self, u16)> {
+        Self::ALL.into_iter().find(|(word, ..)| *word == scheme).map(|(_, it, port)| (it, port))
+    }
+
+    /// As it stands in a URL.
+    pub fn as_str(self) -> &'static str {
+        Self::ALL.iter().find(|(_, scheme, _)| *scheme == self).map_or("", |(word, ..)| word)
+    }
+}
+
 /// Scheme, host and port (RFC 6454): what a rule speaks of and what a connection is pooled by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Origin {

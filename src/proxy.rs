@@ -79,6 +79,9 @@ impl Proxy {
     /// served at once. On this one the users in `allow_uids` are let in besides our own.
     pub fn serve(&self, listener: TcpListener, allow_uids: Vec<u32>) {
         let (shared, uids) = (self.0.clone(), admit::Uids::new(allow_uids));
+        if let Ok(own) = listener.local_addr() {
+            shared.upstream.avoid(own);
+        }
         self.0.connections.spawn(async move { shared.accept(listener, uids).await });
     }
 

@@ -1,5 +1,6 @@
-//! Reads the value of a credential from where its owner keeps it: a variable or a file.
+//! Reads the value of a credential from where its owner keeps it: a variable, a file, a program.
 
+pub mod command;
 mod env;
 mod file;
 
@@ -39,11 +40,27 @@ impl Source {
     ///
     /// [`SourceError`]; a value is only given if it can stand in a header field.
     pub fn load(&self) -> Result<Secret, SourceError> {
+        self.load_if(Secret::check_field_value)
+    }
+
+    /// Reads a value that may have spaces and any letters in it, such as a password.
+    ///
+    /// # Errors
+    ///
+    /// As [`Source::load`], but only for a value that is empty or has control characters.
+    pub fn load_text(&self) -> Result<Secret, SourceError> {
+        self.load_if(|secret| check_text(secret.expose()))
+    }
+
+    fn load_if(
+        &self,
+        check: impl FnOnce(&Secret) -> Result<(), UnfitSecret>,
+    ) -> Result<Secret, SourceError> {
         let secret = match &self.0 {
             Kind::Env { name, lookup } => env::read(name, lookup)?,
             Kind::File(path) => file::read(path)?,
         };
-        match secret.check_field_value() {
+        match check(&secret) {
             Ok(()) => Ok(secret),
             Err(reason) => Err(SourceError::Unfit { place: self.to_string(), reason }),
         }
@@ -55,6 +72,17 @@ impl Source {
             Kind::Env { .. } => None,
             Kind::File(path) => file::warning(path),
         }
+    }
+}
+
+/// Checks that a text has no control characters and is not empty.
+fn check_text(text: &str) -> Result<(), UnfitSecret> {
+    if text.is_empty() {
+        return Err(UnfitSecret::Empty);
+    }
+    match text.find(char::is_control) {
+        Some(at) => Err(UnfitSecret::Octet { at }),
+        None => Ok(()),
     }
 }
 

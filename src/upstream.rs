@@ -9,6 +9,7 @@ mod expect;
 mod pool;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::header::HOST;
@@ -16,7 +17,7 @@ use http::uri::{Parts, PathAndQuery};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::TokioIo;
 
-use crate::origin::{BadHost, Origin, Target};
+use crate::origin::{Origin, Target};
 use crate::tasks::Tasks;
 use body::Body;
 use dial::Dialer;
@@ -115,6 +116,11 @@ impl Upstream {
         }
     }
 
+    /// Refuses to connect to this address from now on: where this very proxy listens.
+    pub fn avoid(&self, own: SocketAddr) {
+        self.dialer.avoid(own);
+    }
+
     /// Opens a byte stream to a target for a tunnel: TCP, through the chain where there is one, and
     /// no TLS of ours.
     ///
@@ -178,36 +184,73 @@ pub struct UpstreamError {
 /// The step that failed. Its `Display` is the sentence that people see.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Stage {
-    /// The proxy in front of us asked for a password, or did not take ours.
-    #[error("the upstream proxy wants a password")]
-    ChainAuth,
-    /// The proxy in front of us answered with something else than HTTP.
-    #[error("the upstream proxy did not answer in HTTP")]
+    /// The proxy in front of us asked for a login, or did not take ours.
+    #[error(
+        "the upstream proxy {} {asks}",
+        if *.was_shown { "did not take the login; it asks for" } else { "asks for" }
+    )]
+    ChainAuth {
+        /// What it asks for: schemes and realms.
+        asks: String,
+        /// Whether a login was shown to it.
+        was_shown: bool,
+    },
+    /// The proxy in front of us answered with something else than its protocol.
+    #[error("the upstream proxy's answer makes no sense")]
     ChainGarbage,
-    /// The proxy in front of us refused the target.
+    /// There should be a login for the proxy in front of us and none is to be had; holds why.
+    #[error("there is no login for the upstream proxy: {0}")]
+    ChainLogin(String),
+    /// The proxy in front of us refused the target; holds its word.
     #[error("the upstream proxy answered {0} instead of opening a tunnel")]
-    ChainRefused(StatusCode),
-    /// The proxy in front of us could not be reached.
-    #[error("the upstream proxy could not be reached")]
-    ChainUnreachable,
+    ChainRefused(String),
+    /// The proxy in front of us could not be reached; holds the step that failed.
+    #[error("the upstream proxy could not be reached: {}", .0.replace("the upstream", "it"))]
+    ChainUnreachable(String),
+    /// The certificate of the proxy in front of us was not accepted; holds why.
+    #[error("the upstream proxy's certificate was not accepted: {0}")]
+    ChainUntrusted(String),
     /// The name has no address.
     #[error("the host name could not be resolved")]
     Dns,
     /// The connection ended before a response came, or spoke no HTTP.
     #[error("the upstream closed the connection before it answered")]
     Http,
+    /// The connection leads back to this very proxy.
+    #[error("the connection would lead back to this valetkey")]
+    Ourselves,
     /// No TCP connection.
     #[error("the upstream could not be reached")]
     Tcp,
     /// A step took longer than it may.
-    #[error("the upstream did not answer in time")]
-    Timeout,
+    #[error("{0}")]
+    Timeout(Step),
     /// TLS failed for another reason than trust.
     #[error("the TLS handshake with the upstream failed")]
     Tls,
     /// The certificate was not accepted; holds why.
     #[error("the upstream's certificate was not accepted: {0}")]
     Untrusted(String),
+}
+
+/// A step with a deadline. Its `Display` says that it was missed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Step {
+    /// The tunnel through the proxy in front of us.
+    #[error("the upstream proxy opened no tunnel in time")]
+    Chain,
+    /// Looking the name up.
+    #[error("the host name was not resolved in time")]
+    Dns,
+    /// The head of the response.
+    #[error("the upstream sent no response in time")]
+    Head,
+    /// The TCP connection.
+    #[error("the upstream took no connection in time")]
+    Tcp,
+    /// The TLS handshake.
+    #[error("the upstream did not end the TLS handshake in time")]
+    Tls,
 }
 
 impl UpstreamError {
@@ -237,13 +280,24 @@ impl UpstreamError {
     /// What to do about it.
     pub fn hint(&self) -> &'static str {
         match &self.stage {
-            Stage::ChainAuth => "put user and password into the upstream proxy's URL",
-            Stage::ChainGarbage | Stage::ChainUnreachable => {
+            Stage::ChainAuth { was_shown: false, .. } => {
+                "put user and password into the proxy's URL, or set upstream.proxy_login"
+            }
+            Stage::ChainAuth { was_shown: true, .. } | Stage::ChainLogin(_) => {
+                "check user and password: in the proxy's URL, or upstream.proxy_login"
+            }
+            Stage::ChainGarbage | Stage::ChainUnreachable(_) => {
                 "check upstream.proxy in the configuration, or HTTPS_PROXY"
             }
-            Stage::ChainRefused(_) => "ask whoever runs the upstream proxy to allow this host",
+            Stage::ChainRefused(_) => {
+                "check the host name; ask whoever runs the upstream proxy to allow this host"
+            }
+            Stage::ChainUntrusted(_) => "add its CA to upstream.ca_bundle",
             Stage::Dns => "check the host name, and whether this network resolves it",
-            Stage::Http | Stage::Timeout | Stage::Tls => "try again",
+            Stage::Http | Stage::Timeout(_) | Stage::Tls => "try again",
+            Stage::Ourselves => {
+                "check upstream.proxy and HTTPS_PROXY: they must not name this valetkey"
+            }
             Stage::Tcp => "check the network, and whether a proxy is needed: upstream.proxy",
             Stage::Untrusted(why) if why.contains("issuer") => {
                 "behind a TLS-inspecting proxy, set upstream.ca_bundle to the company's CA file"
@@ -255,27 +309,18 @@ impl UpstreamError {
     /// The stable code for machines.
     pub fn code(&self) -> &'static str {
         match self.stage {
-            Stage::ChainAuth => "chain_auth",
+            Stage::ChainAuth { .. } | Stage::ChainLogin(_) => "chain_auth",
             Stage::ChainGarbage => "chain_garbage",
             Stage::ChainRefused(_) => "chain_refused",
-            Stage::ChainUnreachable => "chain_unreachable",
+            Stage::ChainUnreachable(_) => "chain_unreachable",
+            Stage::ChainUntrusted(_) => "chain_tls_untrusted",
             Stage::Dns => "upstream_dns",
             Stage::Http => "upstream_closed",
+            Stage::Ourselves => "upstream_loop",
             Stage::Tcp => "upstream_unreachable",
-            Stage::Timeout => "deadline",
+            Stage::Timeout(_) => "deadline",
             Stage::Tls => "upstream_tls",
             Stage::Untrusted(_) => "upstream_tls_untrusted",
         }
     }
-}
-
-/// A setting that names no usable place.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BadChain {
-    /// The host or port is wrong.
-    #[error("the upstream proxy's address is wrong: {0}")]
-    Address(#[from] BadHost),
-    /// Not one of the schemes that we speak.
-    #[error("the upstream proxy's URL must start with http://, https:// or socks5h://")]
-    Scheme,
 }

@@ -15,7 +15,7 @@ rules      ← inject origin credential
 policy     ← credential
 config     ← rules inject origin credential policy
 tls        ← clock origin secret
-upstream   ← tls origin headers tasks
+upstream   ← tls origin headers tasks secret
 store      ← credential secret tasks
 source     ← credential secret clock
 oauth      ← upstream credential secret origin tasks peer
@@ -28,8 +28,8 @@ main       ← cli
 ";
 
 /// Rooms, and files of rooms, that may open a secret: where it goes to its destination.
-const MAY_EXPOSE: [&str; 6] =
-    ["inject.rs", "credential/claims.rs", "oauth", "source", "store", "sandbox"];
+const MAY_EXPOSE: [&str; 7] =
+    ["inject.rs", "credential/claims.rs", "oauth", "source", "store", "sandbox", "upstream/chain"];
 
 /// Files that are compiled for tests only, like the tests at the foot of the others.
 const TEST_ONLY: [&str; 2] = ["fake.rs", "tests.rs"];

@@ -24,7 +24,7 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
         return show_managed(&config);
     }
     let mut wrong = Vec::new();
-    if let Err(failure) = WayOut::of(&config) {
+    if let Err(failure) = WayOut::of(&config, &typed.env) {
         wrong.push(failure);
     }
     for (name, kind) in &config.credentials {

@@ -76,7 +76,7 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
         None => CredentialName::USUAL.parse()?,
     };
     let jobs = Tasks::new();
-    let way_out = WayOut::of(&config)?;
+    let way_out = WayOut::of(&config, &typed.env)?;
     let credentials = Credentials::new(&config, &typed.env, way_out.upstream, jobs.clone());
     let cache = credentials.cache(&name)?;
     let signing_in = async {

@@ -26,7 +26,7 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
     let config = typed.config()?;
     process::harden();
     let jobs = Tasks::new();
-    let way_out = WayOut::of(&config)?;
+    let way_out = WayOut::of(&config, &typed.env)?;
     let credentials = Credentials::new(&config, &typed.env, way_out.upstream, jobs.clone());
     let caches = match (&arguments.credential, arguments.all) {
         (_, true) => credentials.caches()?,

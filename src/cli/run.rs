@@ -15,7 +15,7 @@ use super::process::Signals;
 use super::running::{self, ServerInfo};
 use super::start::{self, Started};
 use super::{Typed, process};
-use crate::config::{Config, SourceSpec};
+use crate::config::{Config, CredentialKind, LoginSpec, SourceSpec};
 
 /// What `run` takes.
 #[derive(Debug, clap::Args)]
@@ -128,9 +128,14 @@ fn not_started(program: &OsStr, error: &io::Error) -> u8 {
     if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 }
 }
 
-/// The variables of our environment that hold credentials.
+/// The variables of our environment that hold credentials, ours for the chain among them.
 fn variables_of_sources(config: &Config) -> impl Iterator<Item = &str> {
-    config.credentials.values().filter_map(|kind| match kind.source()? {
+    let of_chain = match &config.upstream.proxy_login {
+        Some(LoginSpec::Source(source)) => Some(source),
+        Some(LoginSpec::Command(_)) | None => None,
+    };
+    let sources = config.credentials.values().filter_map(CredentialKind::source).chain(of_chain);
+    sources.filter_map(|source| match source {
         SourceSpec::Env(name) => Some(name.as_str()),
         SourceSpec::File(_) => None,
     })

@@ -9,13 +9,14 @@ use std::time::Duration;
 use rustls_pki_types::CertificateDer;
 use tokio::net::TcpListener;
 
+use super::chain;
 use super::credentials::Credentials;
 use super::output::{self, Failure};
 use super::roots;
 use crate::client_env::{ClientEnv, Facts};
 use crate::clock::Clock;
 use crate::config::env::Environment;
-use crate::config::{Config, OnViolation, ProxySetting, Trust, UpstreamConfig};
+use crate::config::{Config, OnViolation, Trust, UpstreamConfig};
 use crate::proxy::{Parts, Proxy};
 use crate::secret::Fingerprint;
 use crate::tasks::Tasks;
@@ -24,7 +25,6 @@ use crate::tls::leaf::Leaves;
 use crate::tls::trust::{TrustMode, TrustSettings, UpstreamTrust};
 use crate::tokens::{Tokens, Violations};
 use crate::upstream::Upstream;
-use crate::upstream::chain::Chain;
 use crate::upstream::dial::Dialer;
 
 /// A proxy with all that belongs to it, ready to serve.
@@ -59,7 +59,7 @@ impl Started {
         let names = config.rules.constraints();
         let ca = LocalCa::open(&ca_dir(config), &names, clock.clone()).map_err(output::hinted)?;
         let roots = ca.roots().to_vec();
-        let out = WayOut::new(&config.upstream, &roots)?;
+        let out = WayOut::new(&config.upstream, &roots, env)?;
         roots::follow(&out.trust, &Tasks::new());
         let refreshes = Tasks::new();
         let credentials = Credentials::new(config, env, out.upstream.clone(), refreshes.clone());
@@ -151,9 +151,9 @@ impl WayOut {
     /// # Errors
     ///
     /// As [`WayOut::new`].
-    pub(super) fn of(config: &Config) -> Result<Self, Failure> {
+    pub(super) fn of(config: &Config, env: &Environment) -> Result<Self, Failure> {
         let roots = LocalCa::load_roots(&ca_dir(config)).map_err(output::hinted)?;
-        Self::new(&config.upstream, &roots)
+        Self::new(&config.upstream, &roots, env)
     }
 
     /// The way out that a configuration describes. Our own `roots` are never trusted there.
@@ -161,18 +161,16 @@ impl WayOut {
     /// # Errors
     ///
     /// [`Failure`] for a bundle or a chain that cannot be used.
-    pub(super) fn new(config: &UpstreamConfig, roots: &[Root]) -> Result<Self, Failure> {
+    pub(super) fn new(
+        config: &UpstreamConfig,
+        roots: &[Root],
+        env: &Environment,
+    ) -> Result<Self, Failure> {
         let trust = trust(config, roots.iter().map(Root::spki).collect())?;
         for notice in trust.now().notices() {
             output::warning(notice);
         }
-        let chain = match config.proxies.first() {
-            None => Chain::none(),
-            Some(ProxySetting { url, named_by }) => {
-                Chain::via(url.with_user_information(), &config.no_proxy)
-                    .map_err(|error| Failure::new(format!("{named_by}: {error}")))?
-            }
-        };
+        let chain = chain::chain(config, env)?;
         let shown = config.proxies.first().map(|proxy| proxy.url.to_string()).unwrap_or_default();
         let trust = Arc::new(trust);
         let dialer = Dialer::new(trust.clone(), chain, config.resolve.clone());

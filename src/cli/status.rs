@@ -108,7 +108,7 @@ pub(super) struct Shown {
 
 /// Reads every credential, and asks no issuer.
 pub(super) async fn read(typed: &Typed, config: &Config) -> Result<Vec<Shown>, Failure> {
-    let way_out = WayOut::of(config)?;
+    let way_out = WayOut::of(config, &typed.env)?;
     let credentials = Credentials::new(config, &typed.env, way_out.upstream, Tasks::new());
     let tokens = credentials.tokens(false).await?;
     let mut all = Vec::new();

@@ -13,7 +13,7 @@ use super::paths::{NoHome, resolve};
 use super::rule::{self, RuleForm};
 use super::table::{At, Table, Value, one_of};
 use super::terms;
-use super::upstream::{ProxyChoice, Trust};
+use super::upstream::{LoginSpec, ProxyChoice, Trust};
 use super::{ListenAddress, Listener, OnViolation, SourceSpec};
 use crate::credential::{CredentialName, Grant, Keep};
 use crate::origin::{Endpoint, Target};
@@ -72,6 +72,7 @@ pub(super) struct Layer {
     pub(super) ca_bundle: Option<PathBuf>,
     pub(super) trust: Option<At<Trust>>,
     pub(super) proxy: Option<ProxyChoice>,
+    pub(super) proxy_login: Option<LoginSpec>,
     pub(super) resolve: BTreeMap<Target, Target>,
     pub(super) credentials: BTreeMap<CredentialName, CredentialForm>,
     pub(super) rules: Vec<RuleForm>,
@@ -152,9 +153,26 @@ impl Layer {
                 Some(text) => ProxyChoice::read(&text, mistakes),
                 None => ProxyChoice::None,
             });
+            layer.proxy_login = proxy_login(&upstream, &path);
             layer.resolve = resolved(&upstream);
         }
         layer
+    }
+}
+
+/// A source, or here also a command.
+fn proxy_login(
+    table: &Table<'_>,
+    path: &impl Fn(&str) -> Result<PathBuf, NoHome>,
+) -> Option<LoginSpec> {
+    let text = table.get("proxy_login")?.text()?;
+    match text.value.strip_prefix("command:").map(str::trim) {
+        Some("") => {
+            table.mistakes().add(&text.place, "expected a command after `command:`");
+            None
+        }
+        Some(line) => Some(LoginSpec::Command(line.to_owned())),
+        None => source(table, "proxy_login", path).map(|source| LoginSpec::Source(source.value)),
     }
 }
 
@@ -327,7 +345,7 @@ pub(super) const DOCUMENT: &[&str] = &[
     "rules",
 ];
 pub(super) const LISTENER: &[&str] = &["address", "allow_uids", "require_pass", "tls"];
-pub(super) const UPSTREAM: &[&str] = &["ca_bundle", "trust", "proxy", "resolve"];
+pub(super) const UPSTREAM: &[&str] = &["ca_bundle", "trust", "proxy", "proxy_login", "resolve"];
 pub(super) const CREDENTIAL: &[&str] = &[
     "kind",
     "home",

@@ -58,6 +58,7 @@ pub(super) fn settings(layers: &[Layer], machine: &MachineFiles) -> Vec<Setting>
     say("on_policy_violation", layer.on_violation.and_then(|it| word(&OnViolation::WORDS, it)));
     say("upstream.trust", layer.trust.as_ref().and_then(|it| word(&Trust::WORDS, it.value)));
     say("upstream.proxy", layer.proxy.as_ref().map(ProxyChoice::to_string));
+    say("upstream.proxy_login", layer.proxy_login.as_ref().map(ToString::to_string));
     say("upstream.ca_bundle", layer.ca_bundle.as_ref().map(|path| path.display().to_string()));
     texts.extend(layer.credentials.keys().map(|name| format!("[credentials.{name}]")));
     let rules = layer.rules.iter().filter_map(|form| form.rule.as_ref());
@@ -90,7 +91,7 @@ pub(super) const DOCUMENT: &[&str] = &[
     "credentials",
     "rules",
 ];
-pub(super) const UPSTREAM: &[&str] = &["ca_bundle", "trust", "proxy"];
+pub(super) const UPSTREAM: &[&str] = &["ca_bundle", "trust", "proxy", "proxy_login"];
 
 #[cfg(test)]
 mod tests;

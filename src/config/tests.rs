@@ -576,6 +576,34 @@ fn which_proxy_counts() {
 }
 
 #[test]
+fn where_the_login_of_the_chain_comes_from() {
+    let table = [
+        ("'file:corp.login'", Some("file:/etc/valetkey/corp.login")),
+        ("'env:CORP_LOGIN'", Some("env:CORP_LOGIN")),
+        ("'command: pass show corp'", Some("command:pass show corp")),
+        ("'command:'", None),
+        ("'me:pa55word'", None),
+        ("1", None),
+    ];
+    for (value, expected) in table {
+        let text = format!("[upstream]\nproxy = 'http://corp:1'\nproxy_login = {value}\n");
+        let loaded = load(&[&text], &[]);
+        let shown = loaded.as_ref().ok().map(|it| it.upstream.proxy_login.as_ref().unwrap());
+        let shown = shown.map(ToString::to_string);
+        match expected {
+            Some(expected) => {
+                let end = expected.rsplit('/').next().unwrap();
+                assert!(shown.is_some_and(|shown| shown.ends_with(end)), "{value}");
+            }
+            None => {
+                let said = loaded.unwrap_err().render(false, 100);
+                assert!(!said.contains("pa55word"), "{said}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_running_valetkey_is_no_proxy_unless_it_was_asked_for() {
     let is_valetkey = |target: &Target| target.host.is_loopback() && target.port == 8377;
     let here = "http://127.0.0.1:8377";

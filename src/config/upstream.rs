@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
+use percent_encoding::percent_decode_str;
 use url::Url;
 use zeroize::Zeroizing;
 
+use super::SourceSpec;
 use super::env::{Environment, UPSTREAM_CA_BUNDLE, UPSTREAM_PROXY};
 use super::file::Layer;
 use super::mistakes::Mistakes;
 use super::table::At;
-use crate::origin::{Host, Target};
+use crate::origin::{Host, ProxyScheme, Target};
 
 /// How upstreams are reached.
 #[derive(Clone, Debug, Default)]
@@ -23,6 +25,8 @@ pub struct UpstreamConfig {
     pub ca_bundles: Vec<BundleSetting>,
     /// The chain: the first counts. See [`UpstreamConfig::ignore_proxies`].
     pub proxies: Vec<ProxySetting>,
+    /// The login for the chain; counts before the one in its URL.
+    pub proxy_login: Option<LoginSpec>,
     /// Hosts that are reached without the chain, whoever named it: the value of `no_proxy`, else
     /// `NO_PROXY`. Empty means none.
     pub no_proxy: String,
@@ -65,6 +69,7 @@ impl UpstreamConfig {
             trust: trust.map(|trust| trust.value).unwrap_or_default(),
             ca_bundles,
             proxies: proxies(layers, env, mistakes),
+            proxy_login: layers.iter().find_map(|layer| layer.proxy_login.clone()),
             no_proxy: no_proxy.map(|(_, value)| value).unwrap_or_default(),
             resolve,
         }
@@ -224,12 +229,12 @@ impl fmt::Display for ProxyChoice {
     }
 }
 
-/// The URL of a proxy, which may hold a password: `Display` and `Debug` leave the user information out.
+/// The URL of a proxy, which may hold a login: `Display` and `Debug` leave it out.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ProxyUrl {
-    full: Zeroizing<String>,
-    shown: String,
+    scheme: ProxyScheme,
     target: Target,
+    login: Option<Zeroizing<String>>,
 }
 
 impl ProxyUrl {
@@ -242,54 +247,92 @@ impl ProxyUrl {
     pub fn parse(text: &str) -> Result<Self, BadProxy> {
         let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
         let full = Zeroizing::new(full);
-        let url = Url::parse(&full).map_err(|_| BadProxy)?;
-        let default_port = match url.scheme() {
-            "http" => 80,
-            "https" => 443,
-            "socks5" | "socks5h" => 1080,
-            _ => return Err(BadProxy),
-        };
-        let host = Host::parse_typed(url.host_str().unwrap_or("")).map_err(|_| BadProxy)?;
+        let url = Url::parse(&full).map_err(|_| BadProxy::Form)?;
+        let (scheme, default_port) = ProxyScheme::of(url.scheme()).ok_or(BadProxy::Form)?;
+        let host = Host::parse_typed(url.host_str().unwrap_or("")).map_err(|_| BadProxy::Form)?;
         let port = url.port().unwrap_or(default_port);
         if port == 0 {
-            return Err(BadProxy);
+            return Err(BadProxy::Form);
         }
-        let target = Target { host, port };
-        Ok(Self { shown: format!("{}://{target}", url.scheme()), full, target })
+        Ok(Self { scheme, target: Target { host, port }, login: login(&url)? })
     }
 
-    /// The URL with its user information, for whoever dials it and nobody else.
-    pub fn with_user_information(&self) -> &str {
-        &self.full
-    }
-
-    /// Whether this is the other one, which names no user, with or without user information.
-    fn is_same(&self, other: &Self) -> bool {
-        self.shown == other.shown && !other.full.contains('@')
+    /// How it is spoken to.
+    pub fn scheme(&self) -> ProxyScheme {
+        self.scheme
     }
 
     /// Where to connect to.
     pub fn target(&self) -> &Target {
         &self.target
     }
+
+    /// `user:password`, percent-decoded, where the URL has a user.
+    pub fn login(&self) -> Option<&str> {
+        self.login.as_ref().map(|login| login.as_str())
+    }
+
+    /// Whether this is the other one, which names no user, with or without a login.
+    fn is_same(&self, other: &Self) -> bool {
+        (self.scheme, &self.target) == (other.scheme, &other.target) && other.login.is_none()
+    }
+}
+
+/// The user information of a URL, percent-decoded (RFC 3986 section 3.2.1).
+fn login(url: &Url) -> Result<Option<Zeroizing<String>>, BadProxy> {
+    if url.username().is_empty() && url.password().is_none() {
+        return Ok(None);
+    }
+    let decode = |part: &str| match percent_decode_str(part).decode_utf8() {
+        Ok(text) if !text.contains(char::is_control) => Ok(Zeroizing::new(text.into_owned())),
+        _ => Err(BadProxy::Login),
+    };
+    let (user, password) = (decode(url.username())?, decode(url.password().unwrap_or(""))?);
+    Ok(Some(Zeroizing::new(format!("{}:{}", *user, *password))))
 }
 
 impl fmt::Display for ProxyUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.shown)
+        write!(f, "{}://{}", self.scheme.as_str(), self.target)
     }
 }
 
 impl fmt::Debug for ProxyUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ProxyUrl({})", self.shown)
+        write!(f, "ProxyUrl({self})")
     }
 }
 
 /// A text that names no proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a proxy: expected `http://`, `https://` or `socks5h://` with a host and a port")]
-pub struct BadProxy;
+pub enum BadProxy {
+    /// It is no such URL.
+    #[error("not a proxy: expected `http://`, `https://` or `socks5h://` with a host and a port")]
+    Form,
+    /// User or password are not text once they are percent-decoded.
+    #[error("user and password of the proxy are not UTF-8 text once `%xx` is decoded")]
+    Login,
+}
+
+/// Where user and password for the chain come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LoginSpec {
+    /// A variable or a file.
+    Source(SourceSpec),
+    /// A line for the shell, whose output it is.
+    Command(String),
+}
+
+/// As a file says it.
+impl fmt::Display for LoginSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Source(SourceSpec::Env(name)) => write!(f, "env:{name}"),
+            Self::Source(SourceSpec::File(path)) => write!(f, "file:{}", path.display()),
+            Self::Command(line) => write!(f, "command:{line}"),
+        }
+    }
+}
 
 const FILE_PROXY: &str = "upstream.proxy";
 const FILE_CA_BUNDLE: &str = "upstream.ca_bundle";
@@ -317,7 +360,18 @@ mod tests {
             assert_eq!(got.as_ref().map(ToString::to_string).as_deref(), shown, "{text}");
             assert!(!format!("{got:?}").contains("pa55"));
         }
-        let url = ProxyUrl::parse("me:pa55@proxy.corp:3128").unwrap();
-        assert_eq!(url.with_user_information(), "http://me:pa55@proxy.corp:3128");
+        let logins = [
+            ("me:pa55@proxy.corp:3128", Some("me:pa55")),
+            ("http://CORP%5Cme:p%40%3A55@proxy.corp", Some("CORP\\me:p@:55")),
+            ("http://me@proxy.corp", Some("me:")),
+            ("http://gr%C3%BCn:x@proxy.corp", Some("gr\u{fc}n:x")),
+            ("http://proxy.corp", None),
+        ];
+        for (text, login) in logins {
+            assert_eq!(ProxyUrl::parse(text).unwrap().login(), login, "{text}");
+        }
+        for text in ["http://me:%ff@proxy.corp", "http://me:a%0d%0ab@proxy.corp"] {
+            assert_eq!(ProxyUrl::parse(text), Err(BadProxy::Login), "{text}");
+        }
     }
 }

@@ -181,7 +181,7 @@ fn is_passing(error: &crate::upstream::UpstreamError) -> bool {
     use crate::upstream::Stage;
     matches!(
         error.stage(),
-        Stage::Dns | Stage::Http | Stage::Tcp | Stage::Timeout | Stage::ChainUnreachable
+        Stage::Dns | Stage::Http | Stage::Tcp | Stage::Timeout(_) | Stage::ChainUnreachable(_)
     )
 }
 

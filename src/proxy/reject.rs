@@ -182,7 +182,7 @@ fn token_row(error: &TokenError) -> Row {
 
 fn upstream_row(error: &UpstreamError) -> Row {
     let status = match error.stage() {
-        Stage::Timeout => StatusCode::GATEWAY_TIMEOUT,
+        Stage::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
         _ => StatusCode::BAD_GATEWAY,
     };
     Row(status, error.code(), error.hint().into())

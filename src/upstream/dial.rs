@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::Uri;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::{GaiAddrs, GaiResolver, Name};
-use hyper_util::client::legacy::connect::proxy::SocksV5;
+use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -20,10 +22,11 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 use tower_service::Service;
 
-use super::chain::{Chain, Hop, HopScheme};
+use super::chain::auth::NoLogin;
+use super::chain::{Chain, Conversation, Hop, Opened, open_socks, open_tunnel};
 use super::early::Early;
-use super::{Stage, UpstreamError};
-use crate::origin::{Origin, Scheme, Target};
+use super::{Stage, Step, UpstreamError};
+use crate::origin::{Host, Origin, ProxyScheme, Scheme, Target};
 use crate::tasks::Tasks;
 use crate::tls::trust::{Alpn, UpstreamTrust, describe_failure};
 
@@ -41,21 +44,31 @@ pub struct Dialer {
     chain: Chain,
     resolve: BTreeMap<Target, Target>,
     tcp: HttpConnector<Resolver>,
+    resolver: Resolver,
     tasks: Tasks,
+    /// Where this very proxy listens.
+    own: ArcSwap<Vec<SocketAddr>>,
 }
 
 impl Dialer {
     /// A dialer with this trust and chain. `resolve` says where to connect instead of to a target,
     /// like curl's `--connect-to`; names in TLS and HTTP stay, and the chain is not used for those.
     pub fn new(trust: Arc<UpstreamTrust>, chain: Chain, resolve: BTreeMap<Target, Target>) -> Self {
-        let mut tcp = HttpConnector::new_with_resolver(Resolver(GaiResolver::new()));
+        let resolver = Resolver(GaiResolver::new());
+        let mut tcp = HttpConnector::new_with_resolver(resolver.clone());
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_keepalive(Some(KEEPALIVE));
         tcp.set_connect_timeout(Some(CONNECT_LIMIT));
         // RFC 8305 section 5 recommends 250 ms; the connector's own default is 300.
         tcp.set_happy_eyeballs_timeout(Some(Duration::from_millis(250)));
-        Self { trust, chain, resolve, tcp, tasks: Tasks::new() }
+        let (tasks, own) = (Tasks::new(), ArcSwap::default());
+        Self { trust, chain, resolve, tcp, resolver, tasks, own }
+    }
+
+    /// Refuses connections to this address from now on: a listener of our own, and a loop.
+    pub(super) fn avoid(&self, own: SocketAddr) {
+        self.own.rcu(|known| known.iter().copied().chain([own]).collect::<Vec<_>>());
     }
 
     /// The version of the roots that a dial from now on verifies with, or an earlier one.
@@ -89,56 +102,116 @@ impl Dialer {
         }
         match self.chain.hop(target) {
             None => Ok(direct(self.tcp(target).await?)),
-            Some(hop) => limited(CHAIN_LIMIT, &hop.proxy, self.through(&hop, target)).await,
+            Some(hop) => {
+                limited(CHAIN_LIMIT, (&hop.proxy, Step::Chain), self.through(hop, target)).await
+            }
         }
     }
 
     async fn through(&self, hop: &Hop, target: &Target) -> Result<Transport, UpstreamError> {
-        if let HopScheme::Socks5 { remote_dns } = hop.scheme {
-            return self.socks(hop, target, remote_dns).await;
+        match hop.scheme {
+            ProxyScheme::Http => self.http_tunnel(hop, target).await,
+            ProxyScheme::Https => self.https_tunnel(hop, target).await,
+            ProxyScheme::Socks5 => {
+                let address = self.resolved(target).await?;
+                self.socks_tunnel(hop, &address).await
+            }
+            ProxyScheme::Socks5h => self.socks_tunnel(hop, target).await,
         }
-        let tcp = self.tcp(&hop.proxy).await.map_err(UpstreamError::of_the_chain)?;
-        if hop.scheme == HopScheme::Http {
-            let (tcp, early) = hop.open_tunnel(tcp, target, &self.tasks).await?;
-            return Ok(Early::new(early, Either::Left(tcp)));
-        }
-        let config = self.trust.now().client_config(Alpn::Http1);
-        let tls = handshake(config, &hop.proxy, tcp).await?;
-        let (tls, early) = hop.open_tunnel(tls, target, &self.tasks).await?;
-        Ok(Early::new(early, Either::Right(Box::new(tls))))
     }
 
-    async fn socks(
-        &self,
-        hop: &Hop,
-        target: &Target,
-        remote_dns: bool,
-    ) -> Result<Transport, UpstreamError> {
-        let unreachable = || UpstreamError::new(Stage::ChainUnreachable, &hop.proxy);
-        let mut socks = SocksV5::new(uri(&hop.proxy)?, self.tcp.clone()).local_dns(!remote_dns);
-        if let Some((user, password)) = hop.raw.clone() {
-            socks = socks.with_auth(user, password);
+    async fn http_tunnel(&self, hop: &Hop, target: &Target) -> Result<Transport, UpstreamError> {
+        let mut said = Conversation::begin(hop).await?;
+        loop {
+            let tcp = self.tcp(&hop.proxy).await.map_err(UpstreamError::of_the_chain)?;
+            let opened = open_tunnel(tcp, (hop, target), &mut said, &self.tasks).await?;
+            if let Opened::Tunnel(tcp, early) = opened {
+                return Ok(Early::new(early, Either::Left(tcp)));
+            }
         }
-        let io = socks.call(uri(target)?).await.map_err(|error| unreachable().because(error))?;
-        Ok(direct(io.into_inner()))
+    }
+
+    async fn https_tunnel(&self, hop: &Hop, target: &Target) -> Result<Transport, UpstreamError> {
+        let mut said = Conversation::begin(hop).await?;
+        loop {
+            let tls = async {
+                let tcp = self.tcp(&hop.proxy).await?;
+                let config = self.trust.now().client_config(Alpn::Http1);
+                handshake(config, &hop.proxy, tcp).await
+            };
+            let tls = tls.await.map_err(UpstreamError::of_the_chain)?;
+            let opened = open_tunnel(tls, (hop, target), &mut said, &self.tasks).await?;
+            if let Opened::Tunnel(tls, early) = opened {
+                return Ok(Early::new(early, Either::Right(Box::new(tls))));
+            }
+        }
+    }
+
+    async fn socks_tunnel(&self, hop: &Hop, target: &Target) -> Result<Transport, UpstreamError> {
+        let mut refused = false;
+        loop {
+            let login = hop.auth.login(refused).await.map_err(|error| hop.no_login(error))?;
+            let mut tcp = self.tcp(&hop.proxy).await.map_err(UpstreamError::of_the_chain)?;
+            match open_socks(&mut tcp, target, login.as_ref()).await {
+                Ok(()) => return Ok(direct(tcp)),
+                // Once: what is new may be right.
+                Err((Stage::ChainAuth { was_shown: true, .. }, _)) if !refused => refused = true,
+                Err((stage, cause)) => {
+                    let failed = UpstreamError::new(stage, &hop.proxy);
+                    return Err(cause.into_iter().fold(failed, UpstreamError::because));
+                }
+            }
+        }
+    }
+
+    /// The target by an address, for a proxy that is not to resolve names.
+    async fn resolved(&self, target: &Target) -> Result<Target, UpstreamError> {
+        let Host::Name(name) = &target.host else { return Ok(target.clone()) };
+        let unresolved =
+            |error: Unresolved| UpstreamError::new(error.stage(), target).because(error);
+        let name = name.parse().map_err(|_| UpstreamError::new(Stage::Dns, target))?;
+        let mut addresses = self.resolver.clone().call(name).await.map_err(unresolved)?;
+        let address = addresses.next().ok_or_else(|| UpstreamError::new(Stage::Dns, target))?;
+        Ok(Target { host: Host::Ip(address.ip()), port: target.port })
     }
 
     async fn tcp(&self, place: &Target) -> Result<TcpStream, UpstreamError> {
         let connected = self.tcp.clone().call(uri(place)?).await;
-        connected.map(hyper_util::rt::TokioIo::into_inner).map_err(|error| {
-            let unresolved = causes(&error).any(|cause| cause.is::<Unresolved>());
+        let stream = connected.map(TokioIo::into_inner).map_err(|error| {
+            let unresolved = causes(&error).find_map(|cause| cause.downcast_ref::<Unresolved>());
             let late = causes(&error)
                 .filter_map(|cause| cause.downcast_ref::<io::Error>())
                 .any(|cause| cause.kind() == io::ErrorKind::TimedOut);
             let stage = match (unresolved, late) {
-                (true, _) => Stage::Dns,
-                (_, true) => Stage::Timeout,
-                _ => Stage::Tcp,
+                (Some(unresolved), _) => unresolved.stage(),
+                (None, true) => Stage::Timeout(Step::Tcp),
+                (None, false) => Stage::Tcp,
             };
             UpstreamError::new(stage, place).because(error)
+        })?;
+        if self.leads_back(&stream) {
+            return Err(UpstreamError::new(Stage::Ourselves, place));
+        }
+        Ok(stream)
+    }
+
+    /// Whether at the other end is a listener of our own.
+    fn leads_back(&self, stream: &TcpStream) -> bool {
+        let own = self.own.load();
+        if own.is_empty() {
+            return false;
+        }
+        let (Ok(peer), Ok(here)) = (stream.peer_addr(), stream.local_addr()) else { return false };
+        own.iter().any(|own| {
+            let is_there =
+                own.ip() == peer.ip() || (own.ip().is_unspecified() && peer.ip() == here.ip());
+            own.port() == peer.port() && is_there
         })
     }
 }
+
+/// Longest time for a name: two servers that are each asked twice for 5 s, as resolv.conf(5) has it.
+const DNS_LIMIT: Duration = Duration::from_secs(20);
 
 /// Longest time for one TCP connection: two retransmissions of the first packet (1 s and 2 s after it,
 /// RFC 6298 section 2) and room for several addresses.
@@ -185,7 +258,7 @@ where
         };
         UpstreamError::new(stage, target).because(error)
     };
-    limited(HANDSHAKE_LIMIT, target, async { connecting.await.map_err(failed) }).await
+    limited(HANDSHAKE_LIMIT, (target, Step::Tls), async { connecting.await.map_err(failed) }).await
 }
 
 /// Why a certificate for a host like `a_b.example` is never accepted.
@@ -193,12 +266,12 @@ const NO_NAME: &str = "no certificate can be checked against this host name";
 
 async fn limited<T>(
     limit: Duration,
-    place: &Target,
-    step: impl Future<Output = Result<T, UpstreamError>>,
+    (place, step): (&Target, Step),
+    doing: impl Future<Output = Result<T, UpstreamError>>,
 ) -> Result<T, UpstreamError> {
-    match tokio::time::timeout(limit, step).await {
+    match tokio::time::timeout(limit, doing).await {
         Ok(outcome) => outcome,
-        Err(late) => Err(UpstreamError::new(Stage::Timeout, place).because(late)),
+        Err(late) => Err(UpstreamError::new(Stage::Timeout(step), place).because(late)),
     }
 }
 
@@ -217,18 +290,42 @@ fn causes<'a>(
 
 impl UpstreamError {
     /// The same failure, on the way to the proxy in front of us.
-    fn of_the_chain(self) -> Self {
-        Self { stage: Stage::ChainUnreachable, ..self }
+    fn of_the_chain(mut self) -> Self {
+        self.stage = match self.stage {
+            Stage::Untrusted(why) => Stage::ChainUntrusted(why),
+            ours @ Stage::Ourselves => ours,
+            other => Stage::ChainUnreachable(other.to_string()),
+        };
+        self
     }
 }
 
-/// The system's resolver, with an error that can be told from others.
+impl Hop {
+    pub(super) fn no_login(&self, error: NoLogin) -> UpstreamError {
+        UpstreamError::new(Stage::ChainLogin(error.0), &self.proxy)
+    }
+}
+
+/// The system's resolver, with a limit of time and an error that can be told from others.
 #[derive(Clone)]
 struct Resolver(GaiResolver);
 
 #[derive(Debug, thiserror::Error)]
-#[error("name lookup failed")]
-struct Unresolved(#[source] io::Error);
+enum Unresolved {
+    #[error("name lookup failed")]
+    Failed(#[source] io::Error),
+    #[error("name lookup took too long")]
+    Late,
+}
+
+impl Unresolved {
+    fn stage(&self) -> Stage {
+        match self {
+            Self::Failed(_) => Stage::Dns,
+            Self::Late => Stage::Timeout(Step::Dns),
+        }
+    }
+}
 
 impl Service<Name> for Resolver {
     type Response = GaiAddrs;
@@ -236,11 +333,16 @@ impl Service<Name> for Resolver {
     type Future = Pin<Box<dyn Future<Output = Result<GaiAddrs, Unresolved>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Unresolved>> {
-        self.0.poll_ready(cx).map_err(Unresolved)
+        self.0.poll_ready(cx).map_err(Unresolved::Failed)
     }
 
     fn call(&mut self, name: Name) -> Self::Future {
-        let looking_up = self.0.call(name);
-        Box::pin(async move { looking_up.await.map_err(Unresolved) })
+        let looking_up = tokio::time::timeout(DNS_LIMIT, self.0.call(name));
+        Box::pin(async move {
+            match looking_up.await {
+                Ok(found) => found.map_err(Unresolved::Failed),
+                Err(_late) => Err(Unresolved::Late),
+            }
+        })
     }
 }

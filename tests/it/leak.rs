@@ -1,12 +1,18 @@
 //! What holds a secret does not show it, however it is printed.
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use valetkey::config::ProxyUrl;
 use valetkey::config::env::Environment;
 use valetkey::credential::{Account, Credential, Login, LoginKind};
 use valetkey::inject::{Injection, Template};
+use valetkey::origin::{ProxyScheme, Target};
 use valetkey::secret::Secret;
-use valetkey::upstream::chain::Chain;
+use valetkey::upstream::chain::auth::BasicAuth;
+use valetkey::upstream::chain::no_proxy::NoProxy;
+use valetkey::upstream::chain::{Chain, Hop};
 
 use super::support::{KEY, Options, Scene};
 
@@ -22,7 +28,13 @@ async fn nothing_that_holds_a_secret_prints_it() {
     let mut headers = http::HeaderMap::new();
     injection.apply(&mut headers, &credential).unwrap();
     let env = Environment::from_pairs([("EXAMPLE_TOKEN", KEY)]);
-    let chain = Chain::via(&format!("http://user:{KEY}@proxy.example:3128"), "").unwrap();
+    let chain = Chain::via(Hop {
+        scheme: ProxyScheme::Http,
+        proxy: Target::parse("proxy.example:3128").unwrap(),
+        auth: Arc::new(BasicAuth::new(Secret::new(format!("user:{KEY}"))).unwrap()),
+        direct: NoProxy::default(),
+    });
+    let url = ProxyUrl::parse(&format!("http://user:{KEY}@proxy.example:3128")).unwrap();
     let stored = valetkey::credential::TokenSet {
         access: token.clone(),
         refresh: Some(login.refresh.clone()),
@@ -33,7 +45,7 @@ async fn nothing_that_holds_a_secret_prints_it() {
     let shown = [
         format!("{token:?} {credential:?} {:#?}", Login::ChatGpt(stored)),
         format!("{:?} {:#?}", Login::ApiKey(Secret::new(KEY)), login),
-        format!("{injection:?} {headers:?} {env:?} {chain:?}"),
+        format!("{injection:?} {headers:?} {env:?} {chain:?} {url:?} {url}"),
     ]
     .concat();
     assert_eq!(leak(&secrets, &shown), None, "{shown}");

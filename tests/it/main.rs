@@ -7,6 +7,7 @@
     reason = "a test may fail by panicking, and says what it skipped or counted"
 )]
 
+mod chain;
 mod leak;
 mod login;
 mod names;
