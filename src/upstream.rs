@@ -6,12 +6,14 @@ pub mod chain;
 pub mod dial;
 pub mod early;
 mod expect;
+mod interim;
 mod pool;
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use http::header::HOST;
 use http::uri::{Parts, PathAndQuery};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
@@ -19,7 +21,7 @@ use hyper_util::rt::TokioIo;
 
 use crate::origin::{Origin, Target};
 use crate::tasks::Tasks;
-use body::Body;
+use body::{Again, Body, BodyError};
 use dial::Dialer;
 use expect::Gate;
 use pool::Pool;
@@ -43,12 +45,13 @@ impl Upstream {
     /// Sends a request on a pooled connection. Its URI's path and query count; scheme and authority
     /// are the origin's, and so is `Host`. Header fields that belong to one connection must be out.
     ///
-    /// A request that provably never left (the connection closed before taking it) is sent again on
-    /// another connection, at most three times in all; no other is.
+    /// A request that was provably not processed is sent again on another connection, at most three times
+    /// in all: one that never left (the connection closed before taking it), and one that HTTP/2 says so
+    /// of, if its body can be had again ([`Body::repeatable`]). No other is.
     ///
     /// # Errors
     ///
-    /// [`UpstreamError`]; [`UpstreamError::left`] says whether the upstream may have seen any of it.
+    /// [`UpstreamError`]; [`UpstreamError::left`] says whether the upstream may have processed any of it.
     pub async fn send(
         &self,
         origin: &Origin,
@@ -61,31 +64,32 @@ impl Upstream {
         }
         let mut attempt = 1;
         loop {
+            let dial = || -> BoxFuture<'_, _> { Box::pin(self.dialer.dial(origin)) };
             let place = (origin, self.dialer.trust_version());
-            let mut lease =
-                self.pool.checkout(place, || Box::pin(self.open_pooled(origin))).await?;
+            let mut lease = self.pool.checkout(place, dial).await?;
             shape(&mut request, origin, lease.version());
-            match lease.try_send(request).await {
+            // Only HTTP/2 can tell of a request that left that it was not processed.
+            let repeat =
+                (lease.version() == Version::HTTP_2).then(|| Repeat::of(&request)).flatten();
+            let failed = match lease.try_send(request).await {
                 // No request of these asks for it, so whatever follows is not HTTP.
                 Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                     let failed = UpstreamError::new(Stage::Http, &origin.target);
                     return Err(UpstreamError { left: true, ..failed });
                 }
                 Ok(response) => return Ok(response.map(|body| lease.into_body(body))),
-                Err(mut failed) => match failed.take_message() {
-                    Some(unsent) if attempt < MOST_ATTEMPTS => {
-                        request = unsent;
-                        attempt += 1;
-                    }
-                    unsent => {
-                        return Err(UpstreamError::http(
-                            origin,
-                            failed.into_error(),
-                            unsent.is_none(),
-                        ));
-                    }
-                },
+                Err(failed) => failed,
+            };
+            let again = match failed.unsent {
+                Some(unsent) => Some(unsent),
+                None if failed.unprocessed => repeat.and_then(Repeat::request),
+                None => None,
+            };
+            match again {
+                Some(again) if attempt < MOST_ATTEMPTS => request = again,
+                _ => return Err(UpstreamError::http(origin, failed.error, !failed.unprocessed)),
             }
+            attempt += 1;
         }
     }
 
@@ -107,13 +111,9 @@ impl Upstream {
             .map_err(|error| UpstreamError::http(origin, error, false))?;
         self.tasks.spawn(connection.with_upgrades());
         shape(&mut request, origin, Version::HTTP_11);
-        match sender.try_send_request(request).await {
-            Ok(response) => Ok(response.map(Body::from)),
-            Err(mut failed) => {
-                let left = failed.take_message().is_none();
-                Err(UpstreamError::http(origin, failed.into_error(), left))
-            }
-        }
+        let sent = interim::send(&mut sender, request).await;
+        sent.map(|response| response.map(Body::from))
+            .map_err(|failed| UpstreamError::http(origin, failed.error, !failed.unprocessed))
     }
 
     /// Refuses to connect to this address from now on: where this very proxy listens.
@@ -130,17 +130,33 @@ impl Upstream {
     pub async fn connect(&self, target: &Target) -> Result<dial::Transport, UpstreamError> {
         self.dialer.connect(target).await
     }
+}
 
-    async fn open_pooled(&self, origin: &Origin) -> Result<pool::Opened, UpstreamError> {
-        let stream = self.dialer.dial(origin).await?;
-        pool::open(stream, &self.tasks)
-            .await
-            .map_err(|error| UpstreamError::http(origin, error, false))
+/// What it takes to send a request once more: its head, and the means to have its body again.
+struct Repeat {
+    head: Request<()>,
+    body: Again,
+}
+
+impl Repeat {
+    fn of(request: &Request<Body>) -> Option<Self> {
+        let body = request.body().again()?;
+        let mut head = Request::new(());
+        *head.method_mut() = request.method().clone();
+        *head.uri_mut() = request.uri().clone();
+        *head.headers_mut() = request.headers().clone();
+        Some(Self { head, body })
+    }
+
+    /// The request anew; `None` when its body is not whole any more.
+    fn request(self) -> Option<Request<Body>> {
+        let body = self.body.body()?;
+        Some(self.head.map(|()| body))
     }
 }
 
-/// How often a request that never left is tried: an idle connection may have died, and so may the one
-/// that was tried instead, hardly a third.
+/// How often a request that was not processed is tried: an idle connection may have died, and so may the
+/// one that was tried instead, hardly a third; and an upstream that refuses three streams has no room.
 const MOST_ATTEMPTS: u32 = 3;
 
 /// Gives a request the form that its protocol wants: origin-form and `Host` for HTTP/1.1 (RFC 9112
@@ -263,7 +279,7 @@ impl UpstreamError {
         self
     }
 
-    fn http(origin: &Origin, error: hyper::Error, left: bool) -> Self {
+    fn http(origin: &Origin, error: impl Into<BodyError>, left: bool) -> Self {
         Self { left, ..Self::new(Stage::Http, &origin.target).because(error) }
     }
 
@@ -272,7 +288,7 @@ impl UpstreamError {
         &self.stage
     }
 
-    /// Whether any byte of the request may have reached the upstream. `false` is a proof.
+    /// Whether the upstream may have processed any of the request. `false` is a proof.
     pub fn left(&self) -> bool {
         self.left
     }

@@ -83,7 +83,9 @@ pub(super) async fn forward(
 ) -> Result<Response<Body>, Rejection> {
     let (mut head, body) = Head::of(request);
     strip_hop_by_hop(&mut head.headers);
-    let response = connection.send(head, Body::from(body), upgrade.as_ref()).await?;
+    let (body, replay) = replay::keep(body, &connection.shared.replay);
+    let response = connection.send(head, body, upgrade.as_ref()).await?;
+    replay.give_up();
     connection.finish(response, upgrade)
 }
 
@@ -133,14 +135,9 @@ impl<'a> Signed<'a> {
         if login.is_some_and(|login| login != credential.kind()) {
             return Err(Rejection::Target("the login has just changed its kind: send it again"));
         }
-        if !self.source.can_refresh() {
-            let response =
-                self.attempt(head, Body::from(body), &credential, upgrade.as_ref()).await?;
-            return self.connection.finish(response, upgrade);
-        }
         let (body, replay) = replay::keep(body, &self.connection.shared.replay);
         let mut response = self.attempt(head.clone(), body, &credential, upgrade.as_ref()).await?;
-        if response.status() != StatusCode::UNAUTHORIZED {
+        if response.status() != StatusCode::UNAUTHORIZED || !self.source.can_refresh() {
             replay.give_up();
             return self.connection.finish(response, upgrade);
         }

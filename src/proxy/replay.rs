@@ -1,5 +1,5 @@
-//! Keeps a copy of a request's body beside its stream, so that a request refused with 401 can be sent
-//! once more. The copy never delays the stream, and is given up rather than let grow.
+//! Keeps a copy of a request's body beside its stream, so that a request refused with 401, or not processed
+//! at all, can be sent once more. The copy never delays the stream, and is given up rather than let grow.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -43,10 +43,12 @@ pub(super) fn keep(body: Incoming, budget: &Budget) -> (Body, Replay) {
     let state = State { rest: Some(body), copy: Some(copy), turn: 0 };
     let shared = Arc::new(Mutex::new(state));
     let first = Sending { shared: shared.clone(), turn: 0, sent: 0, size };
-    (Body::boxed(first), Replay(Some(shared)))
+    let replay = Replay(Some(shared));
+    (replay.repeatable(first), replay)
 }
 
 /// Whether and how a body can be sent again; `None` for one that is empty.
+#[derive(Clone)]
 pub(super) struct Replay(Option<Arc<Mutex<State>>>);
 
 impl Replay {
@@ -59,14 +61,20 @@ impl Replay {
 
     /// The body from its beginning, when the copy is whole as far as it was read. What had not been
     /// read yet follows from the client; the first sending ends.
-    pub(super) fn again(self) -> Option<Body> {
-        let Some(shared) = self.0 else { return Some(Body::empty()) };
-        let mut state = lock(&shared);
+    pub(super) fn again(&self) -> Option<Body> {
+        let Some(shared) = &self.0 else { return Some(Body::empty()) };
+        let mut state = lock(shared);
         state.copy.as_ref()?;
         state.turn += 1;
         let turn = state.turn;
         drop(state);
-        Some(Body::boxed(Sending { shared, turn, sent: 0, size: SizeHint::default() }))
+        let shared = shared.clone();
+        Some(self.repeatable(Sending { shared, turn, sent: 0, size: SizeHint::default() }))
+    }
+
+    fn repeatable(&self, sending: Sending) -> Body {
+        let replay = self.clone();
+        Body::repeatable(sending, move || replay.again())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -19,7 +20,7 @@ pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 pub struct Body(Kind);
 
 enum Kind {
-    Boxed(UnsyncBoxBody<Bytes, BodyError>),
+    Boxed(UnsyncBoxBody<Bytes, BodyError>, Option<Again>),
     Full(Option<Bytes>),
     Incoming(Incoming),
 }
@@ -35,16 +36,57 @@ impl Body {
     where
         B: HttpBody<Data = Bytes, Error = BodyError> + Send + 'static,
     {
-        Self(Kind::Boxed(UnsyncBoxBody::new(body)))
+        Self(Kind::Boxed(UnsyncBoxBody::new(body), None))
+    }
+
+    /// A body that `again` can give from its beginning once more, as long as it is whole. The one given
+    /// before ends with that.
+    pub fn repeatable<B>(body: B, again: impl Fn() -> Option<Self> + Send + Sync + 'static) -> Self
+    where
+        B: HttpBody<Data = Bytes, Error = BodyError> + Send + 'static,
+    {
+        Self(Kind::Boxed(UnsyncBoxBody::new(body), Some(Again(Arc::new(again)))))
+    }
+
+    /// The means to have it again; `None` for one that passes only once.
+    pub(super) fn again(&self) -> Option<Again> {
+        match &self.0 {
+            Kind::Boxed(_, again) => again.clone(),
+            Kind::Full(bytes) => {
+                let bytes = bytes.clone();
+                Some(Again(Arc::new(move || Some(Self(Kind::Full(bytes.clone()))))))
+            }
+            Kind::Incoming(body) => {
+                body.is_end_stream().then(|| Again(Arc::new(|| Some(Self::empty()))))
+            }
+        }
     }
 
     /// The same body with its trailers passed through `edit`.
     #[must_use]
     pub fn map_trailers<F>(self, edit: F) -> Self
     where
-        F: Fn(&mut HeaderMap) + Send + Unpin + 'static,
+        F: Fn(&mut HeaderMap) + Clone + Send + Sync + Unpin + 'static,
     {
-        if self.is_end_stream() { self } else { Self::boxed(MapTrailers { inner: self, edit }) }
+        if self.is_end_stream() {
+            return self;
+        }
+        let Some(again) = self.again() else {
+            return Self::boxed(MapTrailers { inner: self, edit });
+        };
+        let edited = MapTrailers { inner: self, edit: edit.clone() };
+        Self::repeatable(edited, move || Some(again.body()?.map_trailers(edit.clone())))
+    }
+}
+
+/// Gives a body from its beginning once more.
+#[derive(Clone)]
+pub(super) struct Again(Arc<dyn Fn() -> Option<Body> + Send + Sync>);
+
+impl Again {
+    /// The body; `None` when it is not whole any more.
+    pub(super) fn body(&self) -> Option<Body> {
+        (self.0)()
     }
 }
 
@@ -69,7 +111,7 @@ impl HttpBody for Body {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut self.get_mut().0 {
-            Kind::Boxed(body) => Pin::new(body).poll_frame(cx),
+            Kind::Boxed(body, _) => Pin::new(body).poll_frame(cx),
             Kind::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Kind::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
         }
@@ -77,7 +119,7 @@ impl HttpBody for Body {
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
-            Kind::Boxed(body) => body.is_end_stream(),
+            Kind::Boxed(body, _) => body.is_end_stream(),
             Kind::Full(bytes) => bytes.is_none(),
             Kind::Incoming(body) => body.is_end_stream(),
         }
@@ -85,7 +127,7 @@ impl HttpBody for Body {
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
-            Kind::Boxed(body) => body.size_hint(),
+            Kind::Boxed(body, _) => body.size_hint(),
             Kind::Full(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
+use http::Request;
 use http::header::EXPECT;
-use http::{Request, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::Sleep;
 
@@ -34,7 +34,8 @@ const OPEN: u8 = 1;
 const REFUSED: u8 = 2;
 
 impl Gate {
-    /// Puts a gate before the body of a request that expects a 100; `None` for every other request.
+    /// Puts a gate before the body of a request that expects a 100, and among its extensions; `None` for
+    /// every other request.
     pub(super) fn before(request: &mut Request<Body>) -> Option<Self> {
         let expects = request.headers().get(EXPECT)?.as_bytes();
         if !expects.eq_ignore_ascii_case(b"100-continue") || request.body().is_end_stream() {
@@ -45,13 +46,13 @@ impl Gate {
         let body = std::mem::replace(request.body_mut(), Body::empty());
         let patience = Box::pin(tokio::time::sleep(PATIENCE));
         *request.body_mut() = Body::boxed(Gated { body, gate: gate.clone(), patience });
-        let asked = gate.clone();
-        hyper::ext::on_informational(request, move |interim| {
-            if interim.status() == StatusCode::CONTINUE {
-                asked.turn(OPEN);
-            }
-        });
+        request.extensions_mut().insert(gate.clone());
         Some(gate)
+    }
+
+    /// Lets the body go: the upstream asked for it.
+    pub(super) fn open(&self) {
+        self.turn(OPEN);
     }
 
     /// The response's body; when it has ended, or is dropped, a request body that has not been asked for

@@ -1,31 +1,35 @@
 //! Pooled connections: HTTP/1.1 keep-alive, and as many HTTP/2 connections per origin as its streams
 //! need, so that a long stream never delays the next request.
 
+mod http2;
+
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::{BoxFuture, poll_fn};
+use futures_util::future::BoxFuture;
 use http::{Request, Response, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1, http2};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::UpstreamError;
 use super::body::{Body, BodyError};
 use super::dial::{Stream, is_http2};
+use super::interim::{self, Unanswered};
 use crate::origin::Origin;
 use crate::tasks::Tasks;
+use http2::{Http2, Http2Lease, is_unprocessed};
 
 /// All pooled connections, by origin.
 pub(super) struct Pool {
-    origins: Mutex<Origins>,
+    origins: Arc<Mutex<Origins>>,
     /// Drives the connections. Nobody waits for it: a pooled connection never ends by itself.
     tasks: Tasks,
 }
@@ -38,7 +42,7 @@ struct Origins {
 }
 
 /// A connection just opened, before it belongs to anybody.
-pub(super) enum Opened {
+enum Opened {
     Http1(http1::SendRequest<Body>),
     Http2(Arc<Http2>),
 }
@@ -46,7 +50,7 @@ pub(super) enum Opened {
 /// What is open to one origin.
 struct OriginPool {
     state: Mutex<State>,
-    /// Rings when a dial ends, well or badly.
+    /// Rings when a dial ends, well or badly, and when an HTTP/2 connection has more room or has ended.
     dialled: Notify,
     tasks: Tasks,
 }
@@ -65,38 +69,19 @@ struct Idle {
     since: Instant,
 }
 
-/// One HTTP/2 connection, shared by its streams.
-pub(super) struct Http2 {
-    sender: http2::SendRequest<Body>,
-    streams: AtomicUsize,
-    /// The peer's SETTINGS_MAX_CONCURRENT_STREAMS, as of late.
-    most: AtomicUsize,
-}
-
-/// Above this number of streams a further connection is opened, whatever the peer allows: 100 is the
-/// least that RFC 9113 section 6.5.2 recommends to allow, and what common servers do.
-const WATERMARK: usize = 100;
-
-/// How long an HTTP/1.1 connection may idle: below nginx's 75 s and the 60 s of common load balancers.
-/// A server with a shorter limit closes first, which the pool sees.
+/// How long a connection may idle: below nginx's 75 s and the 60 s of common load balancers. A server
+/// with a shorter limit closes first, which the pool sees.
 const IDLE_LIMIT: Duration = Duration::from_secs(50);
+
+/// How often idle connections are looked for; with [`IDLE_LIMIT`] it stays below those 75 s.
+const TIDY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Most idle HTTP/1.1 connections kept per origin, so that a burst leaves no crowd of descriptors.
 const MOST_IDLE: usize = 64;
 
-/// How often an HTTP/2 connection in use is asked whether it lives, so that a stream on a dead one
-/// ends; and how long the answer may take.
-const PING_INTERVAL: Duration = Duration::from_secs(30);
-const PING_LIMIT: Duration = Duration::from_secs(15);
-
-/// HTTP/2 windows: large enough for a fast download over a slow path, small enough that a slow reader
-/// holds little memory. A stream's is what one connection alone would buffer.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
-
 impl Pool {
     pub(super) fn new(tasks: Tasks) -> Self {
-        Self { origins: Mutex::default(), tasks }
+        Self { origins: Arc::default(), tasks }
     }
 
     fn of(&self, origin: &Origin, trust: u64) -> Arc<OriginPool> {
@@ -111,6 +96,7 @@ impl Pool {
         let (state, dialled) = (Mutex::default(), Notify::new());
         let pool = Arc::new(OriginPool { state, dialled, tasks: self.tasks.clone() });
         origins.open.insert(origin.clone(), pool.clone());
+        self.tasks.spawn(tidy(Arc::downgrade(&self.origins), origin.clone()));
         pool
     }
 
@@ -120,7 +106,7 @@ impl Pool {
     pub(super) async fn checkout<'a>(
         &self,
         (origin, trust): (&Origin, u64),
-        dial: impl Fn() -> BoxFuture<'a, Result<Opened, UpstreamError>>,
+        dial: impl Fn() -> BoxFuture<'a, Result<Stream, UpstreamError>>,
     ) -> Result<Lease, UpstreamError> {
         let pool = self.of(origin, trust);
         loop {
@@ -129,17 +115,18 @@ impl Pool {
                 if let Some(lease) = state.take(&pool) {
                     return Ok(lease);
                 }
-                if state.dialling > 0 && !state.each_for_itself {
+                if state.is_worth_waiting() {
                     pool.dialled.notified()
                 } else {
                     state.dialling += 1;
                     break;
                 }
             };
-            other_dial.await;
+            let _another_look = tokio::time::timeout(http2::PATIENCE, other_dial).await;
         }
         let mut dialling = Dialling { pool: &pool, each_for_itself: true };
-        let opened = dial().await?;
+        let opened = pool.open(dial().await?).await;
+        let opened = opened.map_err(|error| UpstreamError::http(origin, error, false))?;
         dialling.each_for_itself = matches!(opened, Opened::Http1(_));
         Ok(pool.lease(opened))
     }
@@ -161,7 +148,50 @@ impl Drop for Dialling<'_> {
     }
 }
 
+/// Closes what has idled for too long, and drops the entry of an origin to which nothing is open any more.
+async fn tidy(origins: Weak<Mutex<Origins>>, origin: Origin) {
+    loop {
+        tokio::time::sleep(TIDY_INTERVAL).await;
+        let Some(origins) = origins.upgrade() else { return };
+        if forget_unused(&mut lock(&origins).open, &origin, Instant::now()) {
+            return;
+        }
+    }
+}
+
+/// One round of [`tidy`]; `true` when the entry is gone.
+fn forget_unused(
+    origins: &mut HashMap<Origin, Arc<OriginPool>>,
+    origin: &Origin,
+    now: Instant,
+) -> bool {
+    let Some(pool) = origins.get(origin) else { return true };
+    let is_empty = lock(&pool.state).tidy(now);
+    // Whoever has another hold on it is dialling, waiting, or in an exchange on HTTP/1.1.
+    let is_unused = is_empty && Arc::strong_count(pool) == 1;
+    if is_unused {
+        origins.remove(origin);
+    }
+    is_unused
+}
+
 impl OriginPool {
+    /// Starts HTTP on a stream.
+    async fn open(self: &Arc<Self>, stream: Stream) -> hyper::Result<Opened> {
+        if is_http2(&stream) {
+            let pool = Arc::downgrade(self);
+            let told = move || {
+                if let Some(pool) = pool.upgrade() {
+                    pool.dialled.notify_waiters();
+                }
+            };
+            return http2::open(stream, &self.tasks, told).await.map(Opened::Http2);
+        }
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        self.tasks.spawn(connection);
+        Ok(Opened::Http1(sender))
+    }
+
     fn lease(self: &Arc<Self>, opened: Opened) -> Lease {
         match opened {
             Opened::Http1(sender) => Lease::Http1(Http1Lease { sender, pool: self.clone() }),
@@ -182,51 +212,27 @@ impl OriginPool {
 
 impl State {
     fn take(&mut self, pool: &Arc<OriginPool>) -> Option<Lease> {
-        self.http2.retain(|connection| !connection.sender.is_closed());
+        self.tidy(Instant::now());
         if let Some(connection) = self.http2.iter().find(|connection| connection.has_room()) {
             return Some(Lease::Http2(Http2Lease::new(connection.clone())));
         }
-        let now = Instant::now();
-        self.http1.retain(|idle| !idle.sender.is_closed() && now - idle.since < IDLE_LIMIT);
         // The one used last is the one most likely to live.
         let Idle { sender, .. } = self.http1.pop()?;
         Some(Lease::Http1(Http1Lease { sender, pool: pool.clone() }))
     }
-}
 
-impl Http2 {
-    fn has_room(&self) -> bool {
-        let most = self.most.load(Ordering::Relaxed).clamp(1, WATERMARK);
-        self.streams.load(Ordering::Relaxed) < most
+    /// Whether another's connection may have room in a moment.
+    fn is_worth_waiting(&self) -> bool {
+        (self.dialling > 0 && !self.each_for_itself)
+            || self.http2.iter().any(|open| open.will_tell())
     }
-}
 
-/// Starts HTTP on a stream.
-pub(super) async fn open(stream: Stream, tasks: &Tasks) -> hyper::Result<Opened> {
-    if !is_http2(&stream) {
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        tasks.spawn(connection);
-        return Ok(Opened::Http1(sender));
+    /// Lets go of what is closed or has idled for too long; whether nothing is left.
+    fn tidy(&mut self, now: Instant) -> bool {
+        self.http2.retain(|connection| !connection.is_over(now));
+        self.http1.retain(|idle| !idle.sender.is_closed() && now - idle.since < IDLE_LIMIT);
+        self.http2.is_empty() && self.http1.is_empty()
     }
-    let (sender, mut connection) = http2::Builder::new(tasks.clone())
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_LIMIT)
-        .handshake(TokioIo::new(stream))
-        .await?;
-    let most = AtomicUsize::new(connection.current_max_send_streams());
-    let shared = Arc::new(Http2 { sender, streams: AtomicUsize::new(0), most });
-    let mirror = Arc::downgrade(&shared);
-    tasks.spawn(poll_fn(move |cx| {
-        let outcome = Pin::new(&mut connection).poll(cx);
-        if let Some(shared) = mirror.upgrade() {
-            shared.most.store(connection.current_max_send_streams(), Ordering::Relaxed);
-        }
-        outcome
-    }));
-    Ok(Opened::Http2(shared))
 }
 
 /// Room for one request on a connection, held until the response's body ends.
@@ -240,21 +246,6 @@ pub(super) struct Http1Lease {
     pool: Arc<OriginPool>,
 }
 
-pub(super) struct Http2Lease(Arc<Http2>);
-
-impl Http2Lease {
-    fn new(connection: Arc<Http2>) -> Self {
-        connection.streams.fetch_add(1, Ordering::Relaxed);
-        Self(connection)
-    }
-}
-
-impl Drop for Http2Lease {
-    fn drop(&mut self) {
-        self.0.streams.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl Lease {
     pub(super) fn version(&self) -> Version {
         match self {
@@ -266,14 +257,25 @@ impl Lease {
     pub(super) async fn try_send(
         &mut self,
         request: Request<Body>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
+    ) -> Result<Response<Incoming>, Unanswered> {
         match self {
             Self::Http1(lease) => {
                 // An idle connection may still be tidying up after its last response.
                 let _closed_is_found_by_sending = lease.sender.ready().await;
-                lease.sender.try_send_request(request).await
+                interim::send(&mut lease.sender, request).await
             }
-            Self::Http2(lease) => lease.0.sender.clone().try_send_request(request).await,
+            Self::Http2(lease) => {
+                let sent = lease.sender().try_send_request(request).await;
+                sent.map_err(|mut failed| {
+                    let unsent = failed.take_message();
+                    let error = failed.into_error();
+                    let unprocessed = unsent.is_some() || is_unprocessed(&error);
+                    if unprocessed {
+                        lease.retire();
+                    }
+                    Unanswered { unsent, unprocessed, error: error.into() }
+                })
+            }
         }
     }
 

@@ -1,0 +1,232 @@
+//! One HTTP/2 connection to an origin: how many streams it takes now, and whether it takes any more.
+
+use std::error::Error;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::future::poll_fn;
+use futures_util::task::AtomicWaker;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::time::Instant;
+
+use super::{IDLE_LIMIT, lock};
+use crate::tasks::Tasks;
+use crate::upstream::body::Body;
+use crate::upstream::dial::Stream;
+
+/// Above this number of streams a further connection is opened, whatever the peer allows: 100 is the
+/// least that RFC 9113 section 6.5.2 recommends to allow, and what common servers do.
+const WATERMARK: usize = 100;
+
+/// A stream's window: what the upstream may send before the client has taken it. 1 MiB is 100 Mbit/s at
+/// 80 ms, and the greater part of what a client that reads slowly can make us hold.
+const STREAM_WINDOW: u32 = 1 << 20;
+
+/// The connection's window: that of all its streams together, so that those whose clients do not read
+/// never stall their neighbours (RFC 9113 section 5.2.2 warns of it). It bounds nothing that the
+/// streams' own windows do not bound already.
+const CONNECTION_WINDOW: u32 = STREAM_WINDOW * WATERMARK as u32;
+
+/// What of a request's body waits beside the socket's buffer for the upstream's window.
+const SEND_BUFFER: usize = 256 * 1024;
+
+/// Longest head of a response, as on the client's side. Up to a quarter more in CONTINUATION frames is
+/// read before h2 ends the connection with ENHANCE_YOUR_CALM (h2 0.4.20, `codec/framed_read.rs`), which
+/// bounds a CONTINUATION flood (CERT VU#421644).
+const MOST_HEAD: u32 = 64 * 1024;
+
+/// Largest frame: the least that RFC 9113 section 4.2 allows to ask for. A larger one is held whole
+/// before any of it can be passed on.
+const MOST_FRAME: u32 = 16 * 1024;
+
+/// How many streams an upstream may make us reset by breaking the protocol on them, before the
+/// connection is given up (RUSTSEC-2024-0003).
+///
+/// Pings and SETTINGS need no number: h2 reads the next frame only when the answer to the last one is
+/// in its buffer for the socket, so a peer that sends them without reading stops itself; and tokio gives
+/// the thread to other tasks meanwhile. Of empty DATA frames h2 takes 100, of small ones as many as have
+/// a cost of half the connection's window; then it ends the connection.
+const MOST_BROKEN_STREAMS: usize = 64;
+
+/// How often a connection in use is asked whether it lives, so that a stream on a dead one ends; and how
+/// long the answer may take.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_LIMIT: Duration = Duration::from_secs(15);
+
+/// How long others wait for the first SETTINGS of a connection, which tell how many requests it takes.
+/// Every server sends them first of all (RFC 9113 section 3.4).
+const SETTINGS_LIMIT: Duration = Duration::from_secs(1);
+
+/// Stands for a number of streams that the peer has not told yet. It fits no SETTINGS, which have 32
+/// bits, and h2 has `usize::MAX` for a peer that sets no limit.
+const UNTOLD: usize = usize::MAX - 1;
+
+/// One connection, shared by its streams.
+pub(in crate::upstream) struct Http2 {
+    pub(super) sender: http2::SendRequest<Body>,
+    streams: AtomicUsize,
+    /// The peer's SETTINGS_MAX_CONCURRENT_STREAMS; [`UNTOLD`] before the first SETTINGS.
+    most: AtomicUsize,
+    /// The peer refused a stream: those that it has may end, and it gets no other.
+    refuses: AtomicBool,
+    opened: Instant,
+    last_used: Mutex<Instant>,
+}
+
+impl Http2 {
+    /// Whether it may be asked for one more stream. One goes out before the peer has told how many it
+    /// takes; more might be refused.
+    pub(super) fn has_room(&self) -> bool {
+        let most = match self.most.load(Ordering::Acquire) {
+            UNTOLD => 1,
+            told => told.clamp(1, WATERMARK),
+        };
+        self.streams.load(Ordering::Relaxed) < most
+    }
+
+    /// Whether it is worth waiting for the peer's first SETTINGS.
+    pub(super) fn will_tell(&self) -> bool {
+        self.most.load(Ordering::Acquire) == UNTOLD && self.opened.elapsed() < SETTINGS_LIMIT
+    }
+
+    /// Whether no request may go here any more: closed, going away, refusing, or idle for too long.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        let idle = || {
+            self.streams.load(Ordering::Relaxed) == 0 && now - *lock(&self.last_used) >= IDLE_LIMIT
+        };
+        self.sender.is_closed() || self.refuses.load(Ordering::Relaxed) || idle()
+    }
+}
+
+/// How long to wait for another's connection before looking again.
+pub(super) const PATIENCE: Duration = SETTINGS_LIMIT;
+
+/// Starts HTTP/2 on a stream. `told` is called when the peer's first SETTINGS have come, and when the
+/// connection has ended.
+pub(super) async fn open(
+    stream: Stream,
+    tasks: &Tasks,
+    told: impl Fn() + Send + Sync + 'static,
+) -> hyper::Result<Arc<Http2>> {
+    let stirred = Arc::new(AtomicWaker::new());
+    let executor = Executor { tasks: tasks.clone(), first: Arc::default(), stirred };
+    let stirred = executor.stirred.clone();
+    let (sender, mut connection) = http2::Builder::new(executor)
+        .timer(TokioTimer::new())
+        .initial_max_send_streams(UNTOLD)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MOST_FRAME)
+        .max_header_list_size(MOST_HEAD)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_local_error_reset_streams(MOST_BROKEN_STREAMS)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_LIMIT)
+        .handshake(TokioIo::new(stream))
+        .await?;
+    let now = Instant::now();
+    let shared = Arc::new(Http2 {
+        sender,
+        streams: AtomicUsize::new(0),
+        most: AtomicUsize::new(UNTOLD),
+        refuses: AtomicBool::new(false),
+        opened: now,
+        last_used: Mutex::new(now),
+    });
+    let mirror = Arc::downgrade(&shared);
+    tasks.spawn(async move {
+        let ended = poll_fn(|cx| {
+            stirred.register(cx.waker());
+            let outcome = Pin::new(&mut connection).poll(cx);
+            if let Some(shared) = mirror.upgrade() {
+                let most = connection.current_max_send_streams();
+                if shared.most.swap(most, Ordering::AcqRel) == UNTOLD && most != UNTOLD {
+                    told();
+                }
+            }
+            outcome
+        });
+        if let Err(error) = ended.await {
+            tracing::debug!(%error, "connection to an upstream ended");
+        }
+        drop(connection);
+        told();
+    });
+    Ok(shared)
+}
+
+/// Starts hyper's tasks for one connection.
+///
+/// The first is the one that reads frames, and hyper does not tell the connection's own future what
+/// they said: without a stir, a GOAWAY or new SETTINGS would be noticed only by the next request.
+#[derive(Clone)]
+struct Executor {
+    tasks: Tasks,
+    first: Arc<AtomicBool>,
+    stirred: Arc<AtomicWaker>,
+}
+
+impl<F> hyper::rt::Executor<F> for Executor
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        if self.first.swap(true, Ordering::Relaxed) {
+            self.tasks.spawn(future);
+            return;
+        }
+        let stirred = self.stirred.clone();
+        self.tasks.spawn(async move {
+            let mut reading = pin!(future);
+            poll_fn(|cx| {
+                let outcome = reading.as_mut().poll(cx);
+                stirred.wake();
+                outcome
+            })
+            .await
+        });
+    }
+}
+
+/// Room for one stream.
+pub(in crate::upstream) struct Http2Lease(Arc<Http2>);
+
+impl Http2Lease {
+    pub(super) fn new(connection: Arc<Http2>) -> Self {
+        connection.streams.fetch_add(1, Ordering::Relaxed);
+        Self(connection)
+    }
+
+    pub(super) fn sender(&self) -> http2::SendRequest<Body> {
+        self.0.sender.clone()
+    }
+
+    /// Asks this connection for no stream any more.
+    pub(super) fn retire(&self) {
+        self.0.refuses.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Http2Lease {
+    fn drop(&mut self) {
+        *lock(&self.0.last_used) = Instant::now();
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Whether an error proves that the upstream has not processed the request (RFC 9113 section 8.7): its
+/// stream is above the last one of a graceful GOAWAY, or was reset with REFUSED_STREAM.
+///
+/// h2 gives the error of a GOAWAY of the peer's to those streams alone (0.4.20, `proto/streams/
+/// streams.rs`, `recv_go_away`); the others go on, and end with an error of another kind.
+pub(super) fn is_unprocessed(error: &hyper::Error) -> bool {
+    let Some(error) = error.source().and_then(|source| source.downcast_ref::<h2::Error>()) else {
+        return false;
+    };
+    let graceful = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+    let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    error.is_remote() && (graceful || refused)
+}
