@@ -34,12 +34,35 @@ const IDLE_LIMIT: Duration = Duration::from_secs(300);
 /// memory.
 const MOST_STREAMS: u32 = 200;
 
-/// Windows on the client's side, as on the upstream's.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
+/// A stream's window: what a client may send before the upstream has taken it. The way is short, so that
+/// no more is needed to fill it.
+const STREAM_WINDOW: u32 = 256 * 1024;
 
-/// Longest head that an HTTP/2 client may send: a token of 16 KiB and the metadata that Codex sends.
+/// The connection's window: that of all its streams together, so that an upload that an upstream does not
+/// take never stalls its neighbours (RFC 9113 section 5.2.2 warns of it).
+const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MOST_STREAMS;
+
+/// What of a response's body waits beside the socket's buffer for the client's window.
+const SEND_BUFFER: usize = 128 * 1024;
+
+/// Longest head that an HTTP/2 client may send: a token of 16 KiB and the metadata that Codex sends. Up to
+/// a quarter more in CONTINUATION frames is read before h2 ends the connection with ENHANCE_YOUR_CALM (h2
+/// 0.4.20, `codec/framed_read.rs`), which bounds a CONTINUATION flood (CERT VU#421644).
 const MOST_HEAD: u32 = 64 * 1024;
+
+/// Largest frame: the least that RFC 9113 section 4.2 allows to ask for. A larger one is held whole
+/// before any of it can be passed on.
+const MOST_FRAME: u32 = 16 * 1024;
+
+/// How many streams may be reset by the client before we have looked at them (CVE-2023-44487, rapid
+/// reset); h2's own default. One that we have looked at ends at once when it is reset, so that resets
+/// cost a client as much as they cost us.
+const MOST_RESET_UNSEEN: usize = 20;
+
+/// How many streams a client may make us reset by breaking the protocol on them, before the connection is
+/// given up (RUSTSEC-2024-0003). Pings, SETTINGS and small DATA frames are bounded as on the upstream's
+/// side (`upstream/pool/http2.rs`).
+const MOST_BROKEN_STREAMS: usize = 64;
 
 /// A client connection whose TLS ends here. The origin is fixed by the CONNECT and never asked again.
 pub(super) struct Intercepted {
@@ -111,7 +134,11 @@ where
             .timer(TokioTimer::new())
             .enable_connect_protocol()
             .max_concurrent_streams(MOST_STREAMS)
+            .max_pending_accept_reset_streams(MOST_RESET_UNSEEN)
+            .max_local_error_reset_streams(MOST_BROKEN_STREAMS)
             .max_header_list_size(MOST_HEAD)
+            .max_frame_size(MOST_FRAME)
+            .max_send_buf_size(SEND_BUFFER)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .serve_connection(TokioIo::new(stream), service);
