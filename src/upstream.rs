@@ -3,6 +3,7 @@
 
 pub mod body;
 pub mod chain;
+mod deadline;
 pub mod dial;
 pub mod early;
 mod expect;
@@ -12,6 +13,7 @@ mod pool;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use http::header::HOST;
@@ -22,6 +24,7 @@ use hyper_util::rt::TokioIo;
 use crate::origin::{Origin, Target};
 use crate::tasks::Tasks;
 use body::{Again, Body, BodyError};
+use deadline::{HEAD_LIMIT, UPGRADE_LIMIT};
 use dial::Dialer;
 use expect::Gate;
 use pool::Pool;
@@ -71,7 +74,9 @@ impl Upstream {
             // Only HTTP/2 can tell of a request that left that it was not processed.
             let repeat =
                 (lease.version() == Version::HTTP_2).then(|| Repeat::of(&request)).flatten();
-            let failed = match lease.try_send(request).await {
+            let over = request.body_mut().over();
+            let sent = deadline::head(over, HEAD_LIMIT, lease.try_send(request)).await;
+            let failed = match sent.ok_or_else(|| UpstreamError::no_head(origin))? {
                 // No request of these asks for it, so whatever follows is not HTTP.
                 Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                     let failed = UpstreamError::new(Stage::Http, &origin.target);
@@ -93,9 +98,8 @@ impl Upstream {
         }
     }
 
-    /// Sends a request on a fresh HTTP/1.1 connection of its own, once: for upgrades, and for a token
-    /// request, which no layer may repeat. After a 101 the connection is in the response's
-    /// [`hyper::upgrade::on`].
+    /// Sends a request on a fresh HTTP/1.1 connection of its own, once: for a token request, which no layer
+    /// may repeat.
     ///
     /// # Errors
     ///
@@ -103,7 +107,30 @@ impl Upstream {
     pub async fn send_once(
         &self,
         origin: &Origin,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, UpstreamError> {
+        self.send_alone(origin, request, HEAD_LIMIT).await
+    }
+
+    /// Sends the handshake of an upgrade, once. After a 101 the connection is in the response's
+    /// [`hyper::upgrade::on`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Upstream::send`].
+    pub async fn upgrade(
+        &self,
+        origin: &Origin,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, UpstreamError> {
+        self.send_alone(origin, request, UPGRADE_LIMIT).await
+    }
+
+    async fn send_alone(
+        &self,
+        origin: &Origin,
         mut request: Request<Body>,
+        limit: Duration,
     ) -> Result<Response<Body>, UpstreamError> {
         let stream = self.dialer.dial_http1(origin).await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
@@ -111,8 +138,10 @@ impl Upstream {
             .map_err(|error| UpstreamError::http(origin, error, false))?;
         self.tasks.spawn(connection.with_upgrades());
         shape(&mut request, origin, Version::HTTP_11);
-        let sent = interim::send(&mut sender, request).await;
-        sent.map(|response| response.map(Body::from))
+        let over = request.body_mut().over();
+        let sent = deadline::head(over, limit, interim::send(&mut sender, request)).await;
+        sent.ok_or_else(|| UpstreamError::no_head(origin))?
+            .map(|response| response.map(Body::from))
             .map_err(|failed| UpstreamError::http(origin, failed.error, !failed.unprocessed))
     }
 
@@ -281,6 +310,10 @@ impl UpstreamError {
 
     fn http(origin: &Origin, error: impl Into<BodyError>, left: bool) -> Self {
         Self { left, ..Self::new(Stage::Http, &origin.target).because(error) }
+    }
+
+    fn no_head(origin: &Origin) -> Self {
+        Self { left: true, ..Self::new(Stage::Timeout(Step::Head), &origin.target) }
     }
 
     /// The step that failed.

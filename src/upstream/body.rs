@@ -10,6 +10,7 @@ use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
+use tokio::sync::oneshot;
 
 /// What goes wrong while a body streams.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -17,7 +18,11 @@ pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 /// A body of a request or a response.
 ///
 /// Frames pass as they come. Dropping it cancels the side that it comes from.
-pub struct Body(Kind);
+pub struct Body {
+    kind: Kind,
+    /// Goes with the body, which tells who waits at the other end.
+    over: Option<oneshot::Sender<()>>,
+}
 
 enum Kind {
     Boxed(UnsyncBoxBody<Bytes, BodyError>, Option<Again>),
@@ -26,9 +31,23 @@ enum Kind {
 }
 
 impl Body {
+    fn of(kind: Kind) -> Self {
+        Self { kind, over: None }
+    }
+
+    /// Resolves when this body has been sent, or was given up; `None` for one that has ended already.
+    pub(super) fn over(&mut self) -> Option<oneshot::Receiver<()>> {
+        if self.is_end_stream() {
+            return None;
+        }
+        let (goes_with_it, over) = oneshot::channel();
+        self.over = Some(goes_with_it);
+        Some(over)
+    }
+
     /// No body at all.
     pub fn empty() -> Self {
-        Self(Kind::Full(None))
+        Self::of(Kind::Full(None))
     }
 
     /// Any other body.
@@ -36,7 +55,7 @@ impl Body {
     where
         B: HttpBody<Data = Bytes, Error = BodyError> + Send + 'static,
     {
-        Self(Kind::Boxed(UnsyncBoxBody::new(body), None))
+        Self::of(Kind::Boxed(UnsyncBoxBody::new(body), None))
     }
 
     /// A body that `again` can give from its beginning once more, as long as it is whole. The one given
@@ -45,16 +64,16 @@ impl Body {
     where
         B: HttpBody<Data = Bytes, Error = BodyError> + Send + 'static,
     {
-        Self(Kind::Boxed(UnsyncBoxBody::new(body), Some(Again(Arc::new(again)))))
+        Self::of(Kind::Boxed(UnsyncBoxBody::new(body), Some(Again(Arc::new(again)))))
     }
 
     /// The means to have it again; `None` for one that passes only once.
     pub(super) fn again(&self) -> Option<Again> {
-        match &self.0 {
+        match &self.kind {
             Kind::Boxed(_, again) => again.clone(),
             Kind::Full(bytes) => {
                 let bytes = bytes.clone();
-                Some(Again(Arc::new(move || Some(Self(Kind::Full(bytes.clone()))))))
+                Some(Again(Arc::new(move || Some(Self::of(Kind::Full(bytes.clone()))))))
             }
             Kind::Incoming(body) => {
                 body.is_end_stream().then(|| Again(Arc::new(|| Some(Self::empty()))))
@@ -92,13 +111,13 @@ impl Again {
 
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
-        Self(Kind::Full(Some(bytes).filter(|bytes| !bytes.is_empty())))
+        Self::of(Kind::Full(Some(bytes).filter(|bytes| !bytes.is_empty())))
     }
 }
 
 impl From<Incoming> for Body {
     fn from(incoming: Incoming) -> Self {
-        Self(Kind::Incoming(incoming))
+        Self::of(Kind::Incoming(incoming))
     }
 }
 
@@ -110,7 +129,7 @@ impl HttpBody for Body {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match &mut self.get_mut().0 {
+        match &mut self.get_mut().kind {
             Kind::Boxed(body, _) => Pin::new(body).poll_frame(cx),
             Kind::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Kind::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
@@ -118,7 +137,7 @@ impl HttpBody for Body {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.0 {
+        match &self.kind {
             Kind::Boxed(body, _) => body.is_end_stream(),
             Kind::Full(bytes) => bytes.is_none(),
             Kind::Incoming(body) => body.is_end_stream(),
@@ -126,7 +145,7 @@ impl HttpBody for Body {
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.0 {
+        match &self.kind {
             Kind::Boxed(body, _) => body.size_hint(),
             Kind::Full(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))

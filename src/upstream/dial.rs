@@ -103,7 +103,9 @@ impl Dialer {
         match self.chain.hop(target) {
             None => Ok(direct(self.tcp(target).await?)),
             Some(hop) => {
-                limited(CHAIN_LIMIT, (&hop.proxy, Step::Chain), self.through(hop, target)).await
+                // Boxed, because whoever has no chain would keep room for it too.
+                let tunnel = Box::pin(self.through(hop, target));
+                limited(CHAIN_LIMIT, (&hop.proxy, Step::Chain), tunnel).await
             }
         }
     }

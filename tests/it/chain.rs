@@ -1,6 +1,6 @@
 //! The proxy in front of us: what it may answer, what it is told, and that nobody else hears of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -30,7 +30,8 @@ async fn scripted(auth: Arc<dyn ProxyAuth>, answers: &[&'static str]) -> Scripte
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let proxy = Target::parse(&listener.local_addr().unwrap().to_string()).unwrap();
     let heads = Arc::new(Mutex::new(Vec::new()));
-    let (heard, mut answers) = (heads.clone(), answers.to_vec().into_iter());
+    let heard = heads.clone();
+    let mut answers: VecDeque<_> = answers.iter().copied().collect();
     Tasks::new().spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             loop {
@@ -45,7 +46,7 @@ async fn scripted(auth: Arc<dyn ProxyAuth>, answers: &[&'static str]) -> Scripte
                     break;
                 }
                 heard.lock().unwrap().push(String::from_utf8(head).unwrap());
-                let Some(answer) = answers.next() else { return };
+                let Some(answer) = answers.pop_front() else { return };
                 stream.write_all(answer.trim_end_matches('!').as_bytes()).await.unwrap();
                 if answer.ends_with('!') {
                     break;
