@@ -29,6 +29,8 @@ pub struct Rule {
     pub action: Action,
     /// What becomes of requests on its hosts that no rule covers.
     pub unmatched: Unmatched,
+    /// Whether a client that asks for a WebSocket is told to do without (426) when none can be had.
+    pub websocket_fallback: bool,
     /// Whether it is looked at before every rule that is not, however those fit: one that the owner of
     /// the machine wrote.
     pub pinned: bool,
@@ -286,6 +288,7 @@ mod tests {
                 injection: Injection::new(set, vec![]).unwrap(),
             },
             unmatched: Unmatched::Forward,
+            websocket_fallback: false,
             pinned: false,
         }
     }

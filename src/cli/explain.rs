@@ -138,7 +138,12 @@ impl Explaining<'_> {
             Action::Inject { .. } if method == Method::TRACE => {
                 say("answer", "refused (403 target_forbidden): a TRACE would show the credential");
             }
-            Action::Inject { uses, injection } => self.explain_injection(uses, injection),
+            Action::Inject { uses, injection } => {
+                self.explain_injection(uses, injection);
+                if rule.websocket_fallback {
+                    say("websocket", "where none can be had: 426, on which Codex uses HTTP");
+                }
+            }
             Action::Issuer { uses } => {
                 say("credential", uses.credential.to_string());
                 say(

@@ -66,6 +66,7 @@ fn read(table: &Table<'_>, names: &mut Vec<String>) -> RuleForm {
     let paths = table.parsed_list("paths", PathPrefix::parse);
     let methods = table.parsed_list("methods", method);
     let unmatched = table.parsed("unmatched", one_of(UNMATCHED));
+    let websocket_fallback = table.get("websocket_fallback").and_then(|flag| flag.flag());
     let does = does(table);
     let settings = if does == Some(Does::Inject) { settings(table) } else { Vec::new() };
     let signs_in = signs_in(table, does, &settings);
@@ -90,6 +91,7 @@ fn read(table: &Table<'_>, names: &mut Vec<String>) -> RuleForm {
                 Does::Tunnel => Action::Tunnel,
             },
             unmatched: unmatched.map(|unmatched| unmatched.value).unwrap_or_default(),
+            websocket_fallback: websocket_fallback.unwrap_or_default(),
             pinned: false,
         })
     };
@@ -258,8 +260,9 @@ pub(super) const KEYS: &[&str] = &[
     "format",
     "remove",
     "unmatched",
+    "websocket_fallback",
 ];
-const FOR_INJECTION: &[&str] = &["headers", "header", "format", "remove"];
+const FOR_INJECTION: &[&str] = &["headers", "header", "format", "remove", "websocket_fallback"];
 const FOR_SIGNING_IN: &[&str] = &["credential", "login"];
 const FOR_REQUESTS: &[&str] = &["paths", "methods", "unmatched"];
 

@@ -128,6 +128,9 @@ impl<'a> Signed<'a> {
         let (mut head, body) = Head::of(request);
         // Before injection, so that `Connection: authorization` cannot drop what we set.
         strip_hop_by_hop(&mut head.headers);
+        if let (Some(upgrade), true) = (&mut upgrade, self.rule.websocket_fallback) {
+            upgrade.falls_back();
+        }
         self.watch(upgrade.as_mut());
         let credential = self.source.current().await?;
         // The login may have changed its kind a moment ago, before the rules have followed.
@@ -207,7 +210,10 @@ impl Intercepted {
         *request.headers_mut() = head.headers;
         let upstream = &self.shared.upstream;
         Ok(match upgrade {
-            Some(_) => upstream.send_once(&self.origin, request).await?,
+            Some(upgrade) => {
+                let answered = upstream.upgrade(&self.origin, request).await;
+                answered.map_err(|error| upgrade.unanswered(error))?
+            }
             None => upstream.send(&self.origin, request).await?,
         })
     }

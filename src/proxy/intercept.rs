@@ -28,7 +28,7 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Longest idle time of a client's HTTP/1.1 connection. Above the keep-alive limits of common clients
 /// (curl 118 s, Node 5 s, Go 90 s), so that they close first and no request meets a closing connection.
-const IDLE_LIMIT: Duration = Duration::from_secs(300);
+const IDLE_LIMIT: Duration = Duration::from_secs(180);
 
 /// Streams that one client connection may have open; hyper's own default, named here because it bounds
 /// memory.
@@ -63,6 +63,10 @@ const MOST_RESET_UNSEEN: usize = 20;
 /// given up (RUSTSEC-2024-0003). Pings, SETTINGS and small DATA frames are bounded as on the upstream's
 /// side (`upstream/pool/http2.rs`).
 const MOST_BROKEN_STREAMS: usize = 64;
+
+/// Most that is read from an HTTP/1.1 client and not yet wanted: a head, the next requests of a pipeline, and
+/// what a client sends before its WebSocket is open. HTTP/2 has [`STREAM_WINDOW`] for that.
+const MOST_READ_AHEAD: usize = 64 * 1024;
 
 /// A client connection whose TLS ends here. The origin is fixed by the CONNECT and never asked again.
 pub(super) struct Intercepted {
@@ -147,6 +151,7 @@ where
         let serving = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(IDLE_LIMIT)
+            .max_buf_size(MOST_READ_AHEAD)
             .auto_date_header(false)
             .serve_connection(TokioIo::new(Explained::new(stream)), service)
             .with_upgrades();

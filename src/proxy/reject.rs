@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue, PROXY_AUTHENTICATE, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, HeaderValue, PROXY_AUTHENTICATE, RETRY_AFTER, UPGRADE};
 use http::{Response, StatusCode};
 use serde_json::json;
 
@@ -30,6 +30,9 @@ pub(super) enum Rejection {
     /// Not HTTP/1.1, or more of it than is taken; holds the status that says which.
     #[error("{}", malformed(*.0))]
     Malformed(StatusCode),
+    /// No WebSocket can be had, and the client is to do without; holds why.
+    #[error("no WebSocket can be had: {0}")]
+    NoWebSocket(String),
     /// The client is another user's; holds the uid where the kernel gave one.
     #[error("only the user who runs valetkey may use it{}", .0.map(|uid| format!(", and this is uid {uid}")).unwrap_or_default())]
     PassRequired(Option<u32>),
@@ -74,6 +77,11 @@ impl Rejection {
                 "bad_request",
                 "send a well-formed HTTP/1.1 request of usual size".into(),
             ),
+            Self::NoWebSocket(_) => Row(
+                S::UPGRADE_REQUIRED,
+                "websocket_unavailable",
+                "use HTTP in its place, as Codex then does; see: valetkey doctor".into(),
+            ),
             Self::PassRequired(uid) => Row(
                 S::PROXY_AUTHENTICATION_REQUIRED,
                 "pass_required",
@@ -100,7 +108,7 @@ impl Rejection {
 
     /// Whether an HTTP/1.1 connection is of no use after this: its framing or its names are in doubt.
     pub(super) fn ends_the_connection(&self) -> bool {
-        matches!(self, Self::BadRequest(_) | Self::WrongOrigin(_))
+        matches!(self, Self::BadRequest(_) | Self::NoWebSocket(_) | Self::WrongOrigin(_))
     }
 
     /// The answer that the client gets.
@@ -117,6 +125,10 @@ impl Rejection {
             // RFC 9110 section 15.5.8 wants a challenge.
             let basic = HeaderValue::from_static("Basic realm=\"valetkey\"");
             headers.insert(PROXY_AUTHENTICATE, basic);
+        }
+        if status == StatusCode::UPGRADE_REQUIRED {
+            // RFC 9110 section 15.5.22 wants to be told what to upgrade to: HTTP will do.
+            headers.insert(UPGRADE, HeaderValue::from_static("HTTP/1.1"));
         }
         if status == StatusCode::SERVICE_UNAVAILABLE {
             let wait = match &self {

@@ -19,6 +19,7 @@ use super::Shared;
 use super::reject::Rejection;
 use super::websocket::{self, Ends};
 use crate::headers::strip_hop_by_hop;
+use crate::upstream::UpstreamError;
 use crate::upstream::body::Body;
 
 /// The client's half of a WebSocket handshake: HTTP/1.1 Upgrade (RFC 6455 section 4), or extended
@@ -28,6 +29,8 @@ pub(super) struct Upgrade {
     /// What the upstream's accept is checked against.
     key: HeaderValue,
     over_http2: bool,
+    /// Whether the client is told to do without when no WebSocket can be had.
+    falls_back: bool,
     /// Cancelled when the credential that it is signed in with may no longer be used; never for one that
     /// is forwarded as it is.
     forbidden: CancellationToken,
@@ -62,12 +65,22 @@ impl Upgrade {
     }
 
     fn new(client: OnUpgrade, key: HeaderValue, over_http2: bool) -> Self {
-        Self { client, key, over_http2, forbidden: CancellationToken::new() }
+        Self { client, key, over_http2, falls_back: false, forbidden: CancellationToken::new() }
     }
 
     /// Has the WebSocket closed when this token is cancelled, and no other.
     pub(super) fn ends_with(&mut self, forbidden: CancellationToken) {
         self.forbidden = forbidden;
+    }
+
+    /// Has the client told to do without (426) when no WebSocket can be had.
+    pub(super) fn falls_back(&mut self) {
+        self.falls_back = true;
+    }
+
+    /// What the client gets when the upstream gave no answer.
+    pub(super) fn unanswered(&self, error: UpstreamError) -> Rejection {
+        if self.falls_back { Rejection::NoWebSocket(error.to_string()) } else { error.into() }
     }
 
     /// Puts the fields of an HTTP/1.1 handshake on a head that has been stripped of them.
@@ -82,14 +95,19 @@ impl Upgrade {
     ///
     /// # Errors
     ///
-    /// [`Rejection::BadUpgrade`] for a 101 that does not belong to this handshake.
+    /// [`Rejection::BadUpgrade`] for a 101 that does not belong to this handshake; [`Rejection::NoWebSocket`]
+    /// where the rule has it so, for whatever else is no WebSocket and does not speak of the client.
     pub(super) fn answer(
         self,
         shared: &Arc<Shared>,
         mut response: Response<Body>,
     ) -> Result<Response<Body>, Rejection> {
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            if self.over_http2 && response.status().is_success() {
+        let status = response.status();
+        if status != StatusCode::SWITCHING_PROTOCOLS {
+            if self.falls_back && !SPEAKS_OF_THE_CLIENT.contains(&status) {
+                return Err(Rejection::NoWebSocket(format!("the upstream answered {status}")));
+            }
+            if self.over_http2 && status.is_success() {
                 // To an extended CONNECT any 2xx says that the WebSocket is open (RFC 8441 section 5).
                 return Err(Rejection::BadUpgrade);
             }
@@ -102,7 +120,10 @@ impl Upgrade {
         }
         let accept = derive_accept_key(self.key.as_bytes());
         if response.headers().get(SEC_WEBSOCKET_ACCEPT).is_none_or(|got| *got != *accept) {
-            return Err(Rejection::BadUpgrade);
+            return Err(match self.falls_back {
+                true => Rejection::NoWebSocket(Rejection::BadUpgrade.to_string()),
+                false => Rejection::BadUpgrade,
+            });
         }
         let upstream = hyper::upgrade::on(&mut response);
         strip_hop_by_hop(response.headers_mut());
@@ -132,6 +153,10 @@ impl Upgrade {
         Ok(response.map(|_| Body::from(Bytes::new())))
     }
 }
+
+/// Refusals that would be the same without a WebSocket: sign in, not you, not so often.
+const SPEAKS_OF_THE_CLIENT: [StatusCode; 3] =
+    [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN, StatusCode::TOO_MANY_REQUESTS];
 
 fn asks_for_websocket(request: &Request<Incoming>) -> bool {
     let headers = request.headers();

@@ -20,6 +20,8 @@
 //! | `/trailers` | a body with a trailer |
 //! | `/upload` | length and SHA-256 of the request's body |
 //! | `/ws` | a WebSocket that echoes messages; asked for elsewhere, 426 |
+//! | `/ws-refused-late/NNN` | that status after [`Api::release`] |
+//! | `/ws-wrong-accept` | a 101 that answers another handshake |
 //! | any other below [`COVERED`] | who asked, as whom, and how |
 
 use std::io;
@@ -34,7 +36,7 @@ use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _, stream};
 use http::header::{
     AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName,
-    HeaderValue, LOCATION, TRAILER, UPGRADE, WWW_AUTHENTICATE,
+    HeaderValue, LOCATION, SEC_WEBSOCKET_ACCEPT, TRAILER, UPGRADE, WWW_AUTHENTICATE,
 };
 use http::{Response, StatusCode, Uri};
 use http_body::{Frame, SizeHint};
@@ -164,6 +166,16 @@ impl Api {
         match rest.split_once('/').unwrap_or((rest, "")) {
             ("ws", _) => Ok(self.websocket(request)),
             ("ws-refused", code) => Ok(status(code)),
+            ("ws-refused-late", code) => {
+                let _released = self.hold().await;
+                Ok(status(code))
+            }
+            ("ws-wrong-accept", _) => {
+                let mut response = self.websocket(request);
+                let wrong = HeaderValue::from_static("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+                response.headers_mut().insert(SEC_WEBSOCKET_ACCEPT, wrong);
+                Ok(response)
+            }
             _ if request.headers().contains_key(UPGRADE) => Ok(status("426")),
             ("401-until-refreshed", _) if self.is_the_first(request.headers()) => {
                 unauthorized(request, Standing::Expired).await

@@ -19,7 +19,7 @@ use valetkey::credential::LoginKind;
 use valetkey::policy::Level;
 use valetkey::sandbox::client::{self, HTTP1, HTTP2, Visit};
 
-use super::support::{CHATGPT, EXAMPLE, Scene, refusal, within};
+use super::support::{CHATGPT, EXAMPLE, Options, Scene, refusal, within};
 
 async fn echoes<S: AsyncRead + AsyncWrite + Unpin>(mut socket: WebSocketStream<S>) {
     for message in [Message::text("hello"), Message::binary(vec![7; 300_000]), Message::text("")] {
@@ -52,17 +52,21 @@ async fn over_http1_with_and_without_alpn() {
     );
 }
 
-/// An HTTP/2 connection to the ChatGPT host that can ask for extended CONNECT.
-async fn http2(scene: &Scene) -> hyper::client::conn::http2::SendRequest<client::ClientBody> {
-    let tls = scene.client.greet(Visit::to(CHATGPT, HTTP2)).await.unwrap();
+/// An HTTP/2 connection to a host that can ask for extended CONNECT.
+async fn http2(
+    scene: &Scene,
+    target: &str,
+) -> hyper::client::conn::http2::SendRequest<client::ClientBody> {
+    let tls = scene.client.greet(Visit::to(target, HTTP2)).await.unwrap();
     let tasks = valetkey::tasks::Tasks::new();
     let io = TokioIo::new(tls);
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(tasks.clone(), io).await.unwrap();
     tasks.spawn(connection);
     // The first answer comes after the server's settings, which allow it.
-    let mut first = client::get("/backend-api/codex/models");
-    *first.uri_mut() = "https://chatgpt.com/backend-api/codex/models".parse().unwrap();
+    let (host, _) = target.split_once(':').unwrap();
+    let mut first = client::get("/");
+    *first.uri_mut() = format!("https://{host}/v1/first").parse().unwrap();
     within(sender.send_request(first)).await.unwrap();
     sender
 }
@@ -79,7 +83,7 @@ fn extended_connect(path: &str) -> Request<client::ClientBody> {
 #[tokio::test(flavor = "multi_thread")]
 async fn over_http2_by_extended_connect() {
     let scene = Scene::usual().await;
-    let mut sender = http2(&scene).await;
+    let mut sender = http2(&scene, CHATGPT).await;
     let answer =
         within(sender.send_request(extended_connect("/backend-api/codex/ws"))).await.unwrap();
     assert_eq!(answer.status(), 200);
@@ -104,8 +108,8 @@ async fn over_http2_by_extended_connect() {
 async fn a_refusal_passes_and_what_came_early_is_never_a_tunnel() {
     let scene = Scene::usual().await;
     for status in [401, 403, 404, 426, 429, 500] {
-        let tls = scene.client.greet(Visit::to(CHATGPT, HTTP1)).await.unwrap();
-        let url = format!("wss://chatgpt.com/backend-api/codex/ws-refused/{status}");
+        let tls = scene.client.greet(Visit::to(EXAMPLE, HTTP1)).await.unwrap();
+        let url = format!("wss://api.example.com/v1/ws-refused/{status}");
         match Box::pin(tokio_tungstenite::client_async(&url, tls)).await {
             Err(Error::Http(answer)) => {
                 assert_eq!(answer.status(), status);
@@ -143,12 +147,68 @@ async fn a_401_on_the_handshake_is_repaired() {
 async fn a_page_in_place_of_a_websocket_is_no_open_socket() {
     let scene = Scene::usual().await;
     std::fs::write(scene.home.path().join("page"), "hello").unwrap();
-    scene.world.api().serve_dir("/backend-api/codex/files/", scene.home.path());
-    let mut sender = http2(&scene).await;
-    let asked = extended_connect("/backend-api/codex/files/page");
+    scene.world.api().serve_dir("/v1/files/", scene.home.path());
+    let mut sender = http2(&scene, EXAMPLE).await;
+    let mut asked = extended_connect("");
+    *asked.uri_mut() = "https://api.example.com/v1/files/page".parse().unwrap();
     let answer = within(sender.send_request(asked)).await.unwrap();
     assert_eq!(answer.status(), 502);
     assert_eq!(answer.headers()["x-valetkey-error"], "upstream_websocket");
+}
+
+/// What the client is told, over HTTP/1.1 and over HTTP/2: status and our code, if it is ours.
+async fn told(scene: &Scene, target: &str, path: &str) -> [(u16, Option<String>); 2] {
+    let code = |headers: &http::HeaderMap| {
+        headers.get("x-valetkey-error").map(|code| code.to_str().unwrap().to_owned())
+    };
+    let (host, _) = target.split_once(':').unwrap();
+    let tls = scene.client.greet(Visit::to(target, HTTP1)).await.unwrap();
+    let url = format!("wss://{host}{path}");
+    let over_http1 = match Box::pin(tokio_tungstenite::client_async(&url, tls)).await {
+        Err(Error::Http(answer)) => (answer.status().as_u16(), code(answer.headers())),
+        other => panic!("{url}: {:?}", other.err()),
+    };
+    let mut sender = http2(scene, target).await;
+    let mut asked = extended_connect("");
+    *asked.uri_mut() = format!("https://{host}{path}").parse().unwrap();
+    let answer = within(sender.send_request(asked)).await.unwrap();
+    [over_http1, (answer.status().as_u16(), code(answer.headers()))]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_none_can_be_had_a_rule_has_the_client_do_without() {
+    let rule = |host: &str| {
+        format!(
+            "[[rules]]\nhost = \"{host}\"\ncredential = \"example\"\nwebsocket_fallback = true\n"
+        )
+    };
+    let rules = ["untrusted.example.com", "no-such-host.invalid"].map(rule).concat();
+    let scene = Scene::start(Options { rules, ..Options::default() }).await;
+    std::fs::write(scene.home.path().join("page"), "hello").unwrap();
+    scene.world.api().serve_dir("/backend-api/codex/files/", scene.home.path());
+    let without = || (426, Some("websocket_unavailable".to_owned()));
+    let codex = |path: &str| (CHATGPT, format!("/backend-api/codex/{path}"));
+    let table = [
+        (codex("ws-refused/400"), without()),
+        (codex("ws-refused/404"), without()),
+        (codex("ws-refused/426"), without()),
+        (codex("ws-refused/503"), without()),
+        (codex("files/page"), without()),
+        (codex("ws-wrong-accept"), without()),
+        (codex("close-before-head"), without()),
+        (("untrusted.example.com:443", "/x".to_owned()), without()),
+        (("no-such-host.invalid:443", "/x".to_owned()), without()),
+        (codex("ws-refused/401"), (401, None)),
+        (codex("ws-refused/403"), (403, None)),
+        (codex("ws-refused/429"), (429, None)),
+    ];
+    for ((target, path), expected) in table {
+        assert_eq!(told(&scene, target, &path).await, [expected.clone(), expected], "{path}");
+    }
+    // And where it has not.
+    let wrong = || (502, Some("upstream_websocket".to_owned()));
+    assert_eq!(told(&scene, EXAMPLE, "/v1/ws-wrong-accept").await, [wrong(), wrong()]);
+    scene.assert_alive().await;
 }
 
 /// A WebSocket over HTTP/1.1 that has echoed once.
@@ -167,7 +227,7 @@ async fn open_http1(
 
 /// One over HTTP/2.
 async fn open_http2(scene: &Scene) -> WebSocketStream<TokioIo<Upgraded>> {
-    let mut sender = http2(scene).await;
+    let mut sender = http2(scene, CHATGPT).await;
     let asked = extended_connect("/backend-api/codex/ws");
     let answer = within(sender.send_request(asked)).await.unwrap();
     let io = TokioIo::new(within(hyper::upgrade::on(answer)).await.unwrap());

@@ -23,4 +23,5 @@ mod machine;
 mod policies;
 mod process;
 mod roots;
+mod silence;
 mod support;

@@ -187,6 +187,14 @@ impl Serving {
     pub(crate) fn client(&self) -> Client {
         Client::through(self.address, &self.ca).unwrap()
     }
+
+    /// One that trusts the hosts of the world too, for those that are tunnelled.
+    pub(crate) fn client_in(&self, scene: &Scene) -> Client {
+        let roots = scene.path("client.pem");
+        let ours = fs::read_to_string(&self.ca).unwrap();
+        fs::write(&roots, ours + scene.world.ca_pem()).unwrap();
+        Client::through(self.address, &roots).unwrap()
+    }
 }
 
 async fn hear(said: &mut Lines<BufReader<ChildStderr>>, words: &str) -> String {
@@ -281,8 +289,8 @@ fn tools() -> Option<PathBuf> {
     option_env_now("VALETKEY_TEST_TOOLS").map(PathBuf::from)
 }
 
-#[expect(clippy::disallowed_methods, reason = "tests/run says so by a variable")]
-fn option_env_now(name: &str) -> Option<String> {
+#[expect(clippy::disallowed_methods, reason = "tests are told by variables")]
+pub(crate) fn option_env_now(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
