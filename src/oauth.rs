@@ -105,7 +105,7 @@ impl Answer {
 pub enum RefreshError {
     /// Provably the token was not redeemed: it is as it was, try again later.
     #[error("the issuer could not be asked: {0}")]
-    NotSent(String),
+    NotSent(Trouble),
     /// The issuer wants fewer requests and did not look at this one: try again later.
     #[error("the issuer asks to be left alone for a while")]
     Limited {
@@ -121,6 +121,32 @@ pub enum RefreshError {
     /// The issuer may or may not have redeemed the token: it must not be sent again lightly.
     #[error("no answer that counts came from the issuer: {0}")]
     Unknown(String),
+}
+
+impl RefreshError {
+    /// The same in words, for those who wait for the token.
+    pub fn trouble(&self) -> Trouble {
+        match self {
+            Self::NotSent(trouble) => trouble.clone(),
+            other => Trouble::from(other.to_string()),
+        }
+    }
+}
+
+/// Why an issuer could not be asked: one clause, and what to do about it where a person can.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{why}")]
+pub struct Trouble {
+    /// One clause; it names the host that could not be reached.
+    pub why: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl<T: Into<String>> From<T> for Trouble {
+    fn from(why: T) -> Self {
+        Self { why: why.into(), hint: None }
+    }
 }
 
 /// Why nobody was signed in, by what the person does next. The store is as it was.
@@ -173,7 +199,7 @@ impl LoginError {
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
-            Self::Unreachable(error) => error.hint(),
+            Self::Unreachable(error) => return Some(error.hint().into_owned()),
             Self::Refused { code, .. } if code == "access_denied" => "sign in again, and allow it",
             Self::NotEntitled => {
                 "ask the workspace's administrator for access to Codex, or sign in to another one"

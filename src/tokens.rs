@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::credential::{Account, Credential, CredentialName, LoginKind};
-use crate::oauth::Issuer;
+use crate::oauth::{Issuer, Trouble};
 use crate::policy::{Policy, Violation};
 use crate::secret::Secret;
 use crate::store::{RecordStore, StoreError};
@@ -399,11 +399,13 @@ pub enum TokenError {
         /// What to type.
         hint: String,
     },
-    /// The issuer is in trouble, or was asked too often.
-    #[error("the token has expired and the issuer cannot be asked for a new one now")]
+    /// The issuer is in trouble, or cannot be reached, or was asked too often.
+    #[error("the token has expired and the issuer cannot be asked for a new one now{}", .trouble.as_ref().map(|it| format!(": {it}")).unwrap_or_default())]
     IssuerUnavailable {
         /// When it is worth asking again.
         retry_after: Duration,
+        /// Why, as far as this process has seen it.
+        trouble: Option<Trouble>,
     },
     /// The place that keeps the login is in trouble.
     #[error("the login cannot be read or saved")]

@@ -10,6 +10,7 @@ mod expect;
 mod interim;
 mod pool;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use hyper_util::rt::TokioIo;
 
 use crate::origin::{Origin, Target};
 use crate::tasks::Tasks;
+use crate::tls::trust::Distrust;
 use body::{Again, Body, BodyError};
 use deadline::{HEAD_LIMIT, UPGRADE_LIMIT};
 use dial::Dialer;
@@ -254,7 +256,7 @@ pub enum Stage {
     ChainUnreachable(String),
     /// The certificate of the proxy in front of us was not accepted; holds why.
     #[error("the upstream proxy's certificate was not accepted: {0}")]
-    ChainUntrusted(String),
+    ChainUntrusted(Box<Distrust>),
     /// The name has no address.
     #[error("the host name could not be resolved")]
     Dns,
@@ -275,7 +277,7 @@ pub enum Stage {
     Tls,
     /// The certificate was not accepted; holds why.
     #[error("the upstream's certificate was not accepted: {0}")]
-    Untrusted(String),
+    Untrusted(Box<Distrust>),
 }
 
 /// A step with a deadline. Its `Display` says that it was missed.
@@ -327,8 +329,8 @@ impl UpstreamError {
     }
 
     /// What to do about it.
-    pub fn hint(&self) -> &'static str {
-        match &self.stage {
+    pub fn hint(&self) -> Cow<'static, str> {
+        let fixed = match &self.stage {
             Stage::ChainAuth { was_shown: false, .. } => {
                 "put user and password into the proxy's URL, or set upstream.proxy_login"
             }
@@ -341,18 +343,17 @@ impl UpstreamError {
             Stage::ChainRefused(_) => {
                 "check the host name; ask whoever runs the upstream proxy to allow this host"
             }
-            Stage::ChainUntrusted(_) => "add its CA to upstream.ca_bundle",
             Stage::Dns => "check the host name, and whether this network resolves it",
             Stage::Http | Stage::Timeout(_) | Stage::Tls => "try again",
             Stage::Ourselves => {
                 "check upstream.proxy and HTTPS_PROXY: they must not name this valetkey"
             }
             Stage::Tcp => "check the network, and whether a proxy is needed: upstream.proxy",
-            Stage::Untrusted(why) if why.contains("issuer") => {
-                "behind a TLS-inspecting proxy, set upstream.ca_bundle to the company's CA file"
+            Stage::ChainUntrusted(why) | Stage::Untrusted(why) => {
+                return Cow::Owned(why.hint().to_owned());
             }
-            Stage::Untrusted(_) => "ask whoever runs the upstream for a good certificate",
-        }
+        };
+        Cow::Borrowed(fixed)
     }
 
     /// The stable code for machines.

@@ -78,6 +78,9 @@ async fn sign_out(cache: &SignIn, is_one_of_many: bool) -> Result<(), Failure> {
             "{about}the issuer could not be told, so the tokens live until they expire: {}",
             output::chain_of(&error)
         ));
+        if let Some(hint) = error.hint() {
+            output::hint(hint);
+        }
     }
     deleted?;
     if matches!(login, Login::Personal(_) | Login::ApiKey(_)) {

@@ -201,6 +201,11 @@ pub(super) fn warning(text: impl Display) {
     words(format_args!("\u{1b}[1;33mwarning:\u{1b}[0m {text}"));
 }
 
+/// Says what to do about the warning before it.
+pub(super) fn hint(text: impl Display) {
+    words(format_args!("\u{1b}[1mhint:\u{1b}[0m {text}"));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

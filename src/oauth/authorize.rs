@@ -146,7 +146,8 @@ pub(super) async fn redeem(
     let refused = |error| match error {
         RefreshError::Rejected { .. } | RefreshError::Limited { .. } => reply.refusal(),
         RefreshError::Unknown(_) if !reply.status.is_success() => reply.refusal(),
-        RefreshError::Unknown(what) | RefreshError::NotSent(what) => LoginError::Nonsense(what),
+        RefreshError::Unknown(what) => LoginError::Nonsense(what),
+        RefreshError::NotSent(trouble) => LoginError::Nonsense(trouble.why),
     };
     let answer = judge(reply.status, &reply.headers, &reply.body).map_err(refused)?;
     match (provider.dialect(), &answer.id) {

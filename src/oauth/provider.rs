@@ -14,7 +14,7 @@ use super::call::{self, Call, CallError, Reply, Say};
 use super::metadata::Endpoints;
 use super::refresh::judge;
 use super::wire::{self, error_code, is_json};
-use super::{Answer, Issuer, LoginError, Reason, RefreshError};
+use super::{Answer, Issuer, LoginError, Reason, RefreshError, Trouble};
 use crate::credential::{Account, CODEX_CLIENT_ID, CODEX_ISSUER, Grant, TokenSet};
 use crate::origin::{Endpoint, Host, Origin, Target};
 use crate::secret::Secret;
@@ -181,7 +181,7 @@ impl Provider {
 
     async fn whoami(&self, token: &Secret) -> Result<Account, RefreshError> {
         if self.dialect() != Dialect::Codex {
-            return Err(RefreshError::NotSent("this issuer has no such tokens".to_owned()));
+            return Err(RefreshError::NotSent("this issuer has no such tokens".into()));
         }
         let unfit = || RefreshError::Rejected { code: "unfit_token".to_owned() };
         let bearer = call::bearer(token).ok_or_else(unfit)?;
@@ -225,7 +225,7 @@ impl Provider {
                 self.post_form(&endpoints.token, &fields).await?
             }
             (_, None) => {
-                return Err(RefreshError::NotSent("there is nothing to redeem".to_owned()));
+                return Err(RefreshError::NotSent("there is nothing to redeem".into()));
             }
         };
         judge_as(self.dialect(), reply.status, &reply.headers, &reply.body)
@@ -248,9 +248,8 @@ fn judge_as(
     if dialect == Dialect::Standard && status.is_client_error() && is_json(headers) {
         match code() {
             Some(code) if OF_THE_CLIENT.contains(&code.as_str()) => {
-                return Err(RefreshError::NotSent(format!(
-                    "the issuer refuses the client: {code}"
-                )));
+                let why = format!("the issuer refuses the client: {code}");
+                return Err(RefreshError::NotSent(why.into()));
             }
             _ => {}
         }
@@ -298,21 +297,29 @@ impl From<PostError> for RefreshError {
     fn from(error: PostError) -> Self {
         match error {
             PostError::Call(error) => unsent_or_not(error),
-            PostError::Secret(_) => Self::NotSent(error.to_string()),
+            PostError::Secret(_) => Self::NotSent(error.to_string().into()),
         }
     }
 }
 
 fn unsent_or_not(error: CallError) -> RefreshError {
     let why = error.to_string();
-    if error.left() { RefreshError::Unknown(why) } else { RefreshError::NotSent(why) }
+    if error.left() {
+        return RefreshError::Unknown(why);
+    }
+    let hint = match &error {
+        CallError::Upstream(error) => Some(error.hint().into_owned()),
+        _ => None,
+    };
+    RefreshError::NotSent(Trouble { why, hint })
 }
 
-fn with_cause(error: &LoginError) -> String {
-    match std::error::Error::source(error) {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
-    }
+fn with_cause(error: &LoginError) -> Trouble {
+    let why = match error {
+        LoginError::Unreachable(cause) => cause.to_string(),
+        other => other.to_string(),
+    };
+    Trouble { why, hint: error.hint() }
 }
 
 impl fmt::Debug for Provider {

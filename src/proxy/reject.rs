@@ -132,7 +132,7 @@ impl Rejection {
         }
         if status == StatusCode::SERVICE_UNAVAILABLE {
             let wait = match &self {
-                Self::Token(TokenError::IssuerUnavailable { retry_after }) => *retry_after,
+                Self::Token(TokenError::IssuerUnavailable { retry_after, .. }) => *retry_after,
                 _ => STORE_RETRY,
             };
             headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
@@ -181,11 +181,12 @@ fn token_row(error: &TokenError) -> Row {
         TokenError::Forbidden { hint, .. } => {
             Row(StatusCode::FORBIDDEN, "policy_forbids", hint.clone())
         }
-        TokenError::IssuerUnavailable { .. } => Row(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "issuer_unavailable",
-            "wait and try again; valetkey goes on trying by itself".into(),
-        ),
+        TokenError::IssuerUnavailable { trouble, .. } => {
+            let hint = trouble.as_ref().and_then(|trouble| trouble.hint.clone());
+            let wait = || "wait and try again; valetkey goes on trying by itself".into();
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            Row(status, "issuer_unavailable", hint.unwrap_or_else(wait))
+        }
         TokenError::StoreUnavailable(_) => {
             Row(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", "see: valetkey status".into())
         }
@@ -197,5 +198,5 @@ fn upstream_row(error: &UpstreamError) -> Row {
         Stage::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
         _ => StatusCode::BAD_GATEWAY,
     };
-    Row(status, error.code(), error.hint().into())
+    Row(status, error.code(), error.hint().into_owned())
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rcgen::{
     BasicConstraints, CertifiedIssuer, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
 use rustls::{
     ClientConfig, ClientConnection, Error, HandshakeKind, RootCertStore, ServerConfig,
     ServerConnection,
@@ -70,7 +70,13 @@ fn plain_client(roots: &[CertificateDer<'static>], alpn: &[&[u8]]) -> Arc<Client
 
 pub(super) fn server(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> Arc<ServerConfig> {
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-    let key = provider().key_provider.load_private_key(key).unwrap();
+    server_with(chain, provider().key_provider.load_private_key(key).unwrap())
+}
+
+pub(super) fn server_with(
+    chain: Vec<CertificateDer<'static>>,
+    key: Arc<dyn SigningKey>,
+) -> Arc<ServerConfig> {
     let resolver = SingleCertAndKey::from(CertifiedKey::new(chain, key));
     let config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()

@@ -4,6 +4,7 @@
 //! a valetkey made are never trusted, wherever they lie, so no valetkey can come between us and an upstream.
 
 mod bundle;
+mod distrust;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -18,6 +19,8 @@ use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::CertificateDer;
 
+use self::distrust::Remedy;
+pub use self::distrust::{Distrust, UnknownIssuer};
 pub use self::verify::describe_failure;
 use self::verify::{Verifier, is_a_valetkey};
 pub use self::weak::{Weakness, weakness};
@@ -143,7 +146,13 @@ impl Roots {
             None => Bundle::default(),
         };
         bundle.retain(is_foreign);
-        let verifier = verifier(settings.mode, &system, &bundle)?;
+        let remedy = Remedy {
+            // A bundle of ours counts as none.
+            bundle: settings.bundle.clone().filter(|_| !bundle.is_empty()),
+            counts: settings.mode != TrustMode::System,
+        };
+        let inner = verifier(settings.mode, &system, &bundle)?;
+        let verifier: Arc<dyn ServerCertVerifier> = Arc::new(Verifier::over(inner, remedy));
         Ok(Self {
             any: client_config(verifier.clone(), &[b"h2", b"http/1.1"])?,
             http1: client_config(verifier, &[b"http/1.1"])?,
@@ -241,15 +250,14 @@ fn verifier(
     let bundle = if mode == TrustMode::System { &[] } else { bundle };
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(bundle.iter().cloned());
-    let inner = match mode {
-        TrustMode::Bundle => webpki(roots)?,
+    match mode {
+        TrustMode::Bundle => webpki(roots),
         TrustMode::MozillaAndBundle => {
             roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-            webpki(roots)?
+            webpki(roots)
         }
-        TrustMode::System | TrustMode::SystemAndBundle => platform(roots, system, bundle)?,
-    };
-    Ok(Arc::new(Verifier::over(inner)))
+        TrustMode::System | TrustMode::SystemAndBundle => platform(roots, system, bundle),
+    }
 }
 
 #[cfg(target_os = "linux")]

@@ -159,7 +159,7 @@ impl Rotating {
                 landing?;
             }
         }
-        Err(TokenError::IssuerUnavailable { retry_after: READ_INTERVAL })
+        Err(TokenError::IssuerUnavailable { retry_after: READ_INTERVAL, trouble: None })
     }
 
     pub(super) async fn after_401(
@@ -336,7 +336,9 @@ impl Rotating {
         match flight.wait_for(Option::is_some).await {
             Ok(landing) => landing.clone().unwrap_or(Ok(())),
             // The task is gone without a word: it has panicked, or the runtime ends.
-            Err(_) => Err(TokenError::IssuerUnavailable { retry_after: READ_INTERVAL }),
+            Err(_) => {
+                Err(TokenError::IssuerUnavailable { retry_after: READ_INTERVAL, trouble: None })
+            }
         }
     }
 
@@ -388,7 +390,8 @@ impl Rotating {
             }
             Ok(Outcome::TooSoon) => Ok(()),
             Ok(Outcome::Later(wait)) => {
-                let error = TokenError::IssuerUnavailable { retry_after: wait };
+                let trouble = self.rotation.trouble(&want);
+                let error = TokenError::IssuerUnavailable { retry_after: wait, trouble };
                 Err(self.keep_quiet(wait, error, want.good))
             }
             Err(error) => {
@@ -600,7 +603,10 @@ impl Rotating {
                         why: "the issuer does not accept the personal access token".to_owned(),
                         hint: self.how_to_sign_in(),
                     },
-                    _ => TokenError::IssuerUnavailable { retry_after: IDENTIFY_INTERVAL },
+                    other => TokenError::IssuerUnavailable {
+                        retry_after: IDENTIFY_INTERVAL,
+                        trouble: Some(other.trouble()),
+                    },
                 };
                 *failed = Some((now, error.clone()));
                 return Err(error);
@@ -687,7 +693,9 @@ impl TokenError {
     /// The same, heard when `left` is left of the wait.
     fn after(self, left: Duration) -> Self {
         match self {
-            Self::IssuerUnavailable { .. } => Self::IssuerUnavailable { retry_after: left },
+            Self::IssuerUnavailable { trouble, .. } => {
+                Self::IssuerUnavailable { retry_after: left, trouble }
+            }
             other => other,
         }
     }

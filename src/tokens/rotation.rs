@@ -9,7 +9,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_lc_rs::rand;
@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::expiry::{Received, later, lifetime};
 use crate::clock::Clock;
 use crate::credential::{Login, TokenSet};
-use crate::oauth::{Answer, Issuer, Reason, RefreshError};
+use crate::oauth::{Answer, Issuer, Reason, RefreshError, Trouble};
 use crate::secret::Fingerprint;
 use crate::store::{Cas, Header, Phase, Record, RecordStore, StoreError, Version};
 
@@ -30,6 +30,8 @@ pub(super) struct Rotation {
     issuer: Arc<dyn Issuer>,
     clock: Clock,
     owner: String,
+    /// Why the last request brought nothing, and the access token that it should have replaced.
+    trouble: Mutex<Option<(Option<Fingerprint>, Trouble)>>,
 }
 
 /// What a refresh is wanted for.
@@ -80,7 +82,16 @@ impl Rotation {
         // Two owners must never share an id, with random bytes or without.
         let id = format!("{id:?} {} {}", std::process::id(), clock.now().unix_timestamp_nanos());
         let owner = Fingerprint::of(id.as_bytes()).to_hex()[..32].to_owned();
-        Self { store, issuer, clock, owner }
+        Self { store, issuer, clock, owner, trouble: Mutex::default() }
+    }
+
+    /// Why the wanted refresh brought nothing when this owner last tried it.
+    pub(super) fn trouble(&self, want: &Want) -> Option<Trouble> {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble
+            .as_ref()
+            .filter(|(unwanted, _)| *unwanted == want.unwanted)
+            .map(|(_, it)| it.clone())
     }
 
     /// Replaces the unwanted token, unless somebody else has or does: then waits for that.
@@ -258,6 +269,8 @@ impl Rotation {
     /// Writes down how a request ended that brought no set.
     async fn settle(&self, record: Record, error: &RefreshError) -> Outcome {
         tracing::warn!(%error, "a refresh brought nothing");
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some((access_of(&record), error.trouble()));
         if matches!(error, RefreshError::Rejected { .. }) {
             self.look_for_a_newer(&record).await;
         }

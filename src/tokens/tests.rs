@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use super::fake::{HOUR, StrictIssuer, Stumble, Stumbling, Turn, login};
 use super::*;
 use crate::credential::{Keep, Login, TokenSet};
-use crate::oauth::RefreshError;
+use crate::oauth::{RefreshError, Trouble};
 use crate::store::codex::CodexStore;
 use crate::store::keyring::Keyring;
 use crate::store::{Header, Phase, Record, put_login};
@@ -171,7 +171,7 @@ async fn a_refresh_survives_those_who_wait_for_it() {
 async fn one_known_to_have_expired_is_never_given_out() {
     let text = || "x".to_owned();
     let table = [
-        (RefreshError::NotSent(text()), "issuer"),
+        (RefreshError::NotSent(text().into()), "issuer"),
         (RefreshError::Limited { retry_after: None }, "issuer"),
         (RefreshError::Unknown(text()), "issuer"),
         (
@@ -201,13 +201,34 @@ async fn one_known_to_have_expired_is_never_given_out() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn says_why_the_issuer_cannot_be_asked() {
+    let world = World::expiring_in(-10).await;
+    let trouble = Trouble { why: "no road there".to_owned(), hint: Some("build one".to_owned()) };
+    world.will_fail(RefreshError::NotSent(trouble.clone()));
+    // The first waits for the request, the second is put off without one.
+    for _ in 0..2 {
+        match world.source.current().await {
+            Err(error @ TokenError::IssuerUnavailable { .. }) => {
+                assert!(error.to_string().ends_with("for a new one now: no road there"), "{error}");
+                let TokenError::IssuerUnavailable { trouble: told, .. } = error else { continue };
+                assert_eq!(told.as_ref(), Some(&trouble));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(world.issuer.posts().len(), 1);
+    world.pass_time(2);
+    assert_eq!(world.token().await, "a1");
+}
+
+#[tokio::test(start_paused = true)]
 async fn says_when_to_come_back() {
     let world = World::expiring_in(-10).await;
     world.will_fail(RefreshError::Limited { retry_after: Some(Duration::from_secs(30)) });
     assert_eq!(world.token().await, "issuer");
     world.pass_time(20);
     match world.source.current().await {
-        Err(TokenError::IssuerUnavailable { retry_after }) => {
+        Err(TokenError::IssuerUnavailable { retry_after, .. }) => {
             assert!(retry_after <= Duration::from_secs(10), "{retry_after:?}");
             assert!(retry_after >= Duration::from_secs(8), "{retry_after:?}");
         }

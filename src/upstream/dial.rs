@@ -28,7 +28,7 @@ use super::early::Early;
 use super::{Stage, Step, UpstreamError};
 use crate::origin::{Host, Origin, ProxyScheme, Scheme, Target};
 use crate::tasks::Tasks;
-use crate::tls::trust::{Alpn, UpstreamTrust, describe_failure};
+use crate::tls::trust::{Alpn, Distrust, UpstreamTrust, describe_failure};
 
 /// Bytes to and from a target before any TLS of ours: TCP, or a tunnel through the chain, whose first
 /// leg may itself be TLS.
@@ -250,21 +250,20 @@ async fn handshake<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let name = (target.host.server_name())
-        .ok_or_else(|| UpstreamError::new(Stage::Untrusted(NO_NAME.to_owned()), target))?;
+    let name = (target.host.server_name()).ok_or_else(|| {
+        UpstreamError::new(Stage::Untrusted(Box::new(Distrust::no_name())), target)
+    })?;
     let connecting = tokio_rustls::TlsConnector::from(config).connect(name, stream);
     let failed = |error: io::Error| {
-        let stage = match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-            Some(tls) => describe_failure(tls).map_or(Stage::Tls, Stage::Untrusted),
-            None => Stage::Tls,
-        };
-        UpstreamError::new(stage, target).because(error)
+        let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        match tls.and_then(describe_failure) {
+            // It says it all.
+            Some(why) => UpstreamError::new(Stage::Untrusted(Box::new(why)), target),
+            None => UpstreamError::new(Stage::Tls, target).because(error),
+        }
     };
     limited(HANDSHAKE_LIMIT, (target, Step::Tls), async { connecting.await.map_err(failed) }).await
 }
-
-/// Why a certificate for a host like `a_b.example` is never accepted.
-const NO_NAME: &str = "no certificate can be checked against this host name";
 
 async fn limited<T>(
     limit: Duration,

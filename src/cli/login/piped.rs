@@ -33,7 +33,10 @@ pub(super) async fn access_token(provider: &Provider) -> Result<Fresh, Failure> 
             Failure::new(format!("the issuer does not accept this access token ({code})"))
                 .hint("make a new one in ChatGPT's settings, and pipe it in")
         }
-        other => Failure::from(other).hint("try again; the token was not saved"),
+        other => {
+            let hint = other.trouble().hint.unwrap_or_else(|| "try again".to_owned());
+            Failure::from(other).hint(format!("{hint}; the token was not saved"))
+        }
     })?;
     let personal = PersonalToken { token, account: Some(account) };
     Ok(Fresh { login: Login::Personal(personal), lifetime: None })

@@ -1,26 +1,26 @@
-//! Refuses what no setting could allow, and says in words what is wrong with a certificate.
+//! Refuses what no setting could allow, and tells what is wrong with a certificate.
 
-use std::fmt;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, OtherError, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use time::OffsetDateTime;
 use x509_parser::x509::X509Name;
 
+use super::distrust::{Distrust, Path, Remedy};
 use crate::tls::ORGANISATION;
 
-/// Asks another verifier; refuses what a valetkey signed, and names the issuer that is not trusted.
+/// Asks another verifier; refuses what a valetkey signed, and tells of the others what is wrong with them.
 /// Remembers nothing.
 #[derive(Debug)]
 pub(super) struct Verifier {
     inner: Arc<dyn ServerCertVerifier>,
+    remedy: Remedy,
 }
 
 impl Verifier {
-    pub(super) fn over(inner: Arc<dyn ServerCertVerifier>) -> Self {
-        Self { inner }
+    pub(super) fn over(inner: Arc<dyn ServerCertVerifier>, remedy: Remedy) -> Self {
+        Self { inner, remedy }
     }
 }
 
@@ -35,16 +35,15 @@ impl ServerCertVerifier for Verifier {
     ) -> Result<ServerCertVerified, rustls::Error> {
         // Where the system's store decides, it may hold our roots: `ca install` puts them there.
         if intermediates.iter().chain([end_entity]).any(is_signed_by_a_valetkey) {
-            return Err(Refusal::Valetkey.into());
+            return Err(refused(Distrust::of_the_server(OURS)));
         }
-        let last = intermediates.last().unwrap_or(end_entity);
         self.inner
             .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
-            .map_err(|error| match error {
-                rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
-                    Refusal::UnknownIssuer(issuer_of(last)).into()
-                }
-                other => other,
+            .map_err(|error| {
+                let rustls::Error::InvalidCertificate(defect) = &error else { return error };
+                let path = Path::of(end_entity, intermediates);
+                let distrust = Distrust::of_path(defect, &path, server_name, &self.remedy);
+                distrust.map_or(error, refused)
             })
     }
 
@@ -54,7 +53,8 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls12_signature(message, certificate, signature)
+        let verified = self.inner.verify_tls12_signature(message, certificate, signature);
+        verified.map_err(|error| Distrust::of_key(certificate).map_or(error, refused))
     }
 
     fn verify_tls13_signature(
@@ -63,7 +63,8 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls13_signature(message, certificate, signature)
+        let verified = self.inner.verify_tls13_signature(message, certificate, signature);
+        verified.map_err(|error| Distrust::of_key(certificate).map_or(error, refused))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -81,95 +82,24 @@ pub(super) fn is_a_valetkey(name: &X509Name<'_>) -> bool {
     name.iter_organization().any(|part| part.as_str() == Ok(ORGANISATION))
 }
 
-/// The issuer's name as it can be shown: the sender of the certificate chose it.
-fn issuer_of(der: &CertificateDer<'_>) -> String {
-    let Ok((_, certificate)) = x509_parser::parse_x509_certificate(der) else {
-        return String::new();
-    };
-    let issuer = certificate.issuer();
-    let mut parts = issuer.iter_common_name().chain(issuer.iter_organization());
-    let name = parts.find_map(|part| part.as_str().ok()).unwrap_or_default();
-    name.chars().filter(|c| !c.is_control()).take(MAX_NAME).collect()
+fn refused(distrust: Distrust) -> rustls::Error {
+    CertificateError::Other(OtherError(Arc::new(distrust))).into()
 }
 
-/// What the verifier itself refuses.
-#[derive(Debug)]
-enum Refusal {
-    UnknownIssuer(String),
-    Valetkey,
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::UnknownIssuer(name) if name.is_empty() => {
-                f.write_str("the certificate's issuer is not trusted")
-            }
-            Self::UnknownIssuer(name) => {
-                write!(f, "the certificate's issuer is not trusted: {name}")
-            }
-            Self::Valetkey => f.write_str(
-                "the certificate was made by a valetkey, which is never trusted upstream",
-            ),
+/// What is wrong with a server's certificate; `None` when the error is of another kind.
+pub fn describe_failure(error: &rustls::Error) -> Option<Distrust> {
+    match error {
+        rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(error)))
+            if let Some(distrust) = error.downcast_ref::<Distrust>() =>
+        {
+            Some(distrust.clone())
         }
-    }
-}
-
-impl std::error::Error for Refusal {}
-
-impl From<Refusal> for rustls::Error {
-    fn from(refusal: Refusal) -> Self {
-        CertificateError::Other(OtherError(Arc::new(refusal))).into()
-    }
-}
-
-/// What is wrong with an upstream's certificate, as one clause; `None` when the error is of another kind.
-pub fn describe_failure(error: &rustls::Error) -> Option<String> {
-    use CertificateError as E;
-    let error = match error {
-        rustls::Error::InvalidCertificate(error) => error,
+        rustls::Error::InvalidCertificate(error) => Some(Distrust::of_error(error)),
         rustls::Error::NoCertificatesPresented => {
-            return Some("the server shows no certificate".to_owned());
+            Some(Distrust::of_the_server("the server shows no certificate"))
         }
-        _ => return None,
-    };
-    let fixed = match error {
-        E::ExpiredContext { not_after, .. } => {
-            return Some(format!("the certificate expired on {}", day(*not_after)));
-        }
-        E::NotValidYetContext { not_before, .. } => {
-            let day = day(*not_before);
-            return Some(format!(
-                "the certificate is not valid before {day} (is the clock right?)"
-            ));
-        }
-        E::Other(OtherError(error)) => return Some(error.to_string()),
-        E::Expired => "the certificate has expired",
-        E::NotValidYet => "the certificate is not valid yet (is the clock right?)",
-        E::UnknownIssuer => "the certificate's issuer is not trusted",
-        E::NotValidForName | E::NotValidForNameContext { .. } => {
-            "the certificate is for another name"
-        }
-        E::Revoked => "the certificate has been revoked",
-        E::BadEncoding => "the certificate is malformed",
-        E::BadSignature => "the certificate's signature is wrong",
-        E::InvalidPurpose | E::InvalidPurposeContext { .. } => "the certificate is not for servers",
-        E::UnsupportedSignatureAlgorithmContext { .. }
-        | E::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
-            "the certificate has a kind of key or signature that is not accepted (SHA-1, short RSA)"
-        }
-        _ => "the certificate is not acceptable",
-    };
-    Some(fixed.to_owned())
-}
-
-fn day(time: UnixTime) -> String {
-    let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
-    match OffsetDateTime::from_unix_timestamp(seconds) {
-        Ok(time) => time.date().to_string(),
-        Err(_) => "a day beyond the calendar".to_owned(),
+        _ => None,
     }
 }
 
-/// Characters of an issuer's name that are shown; RFC 5280 allows 64 (ub-common-name).
-pub(super) const MAX_NAME: usize = 64;
+const OURS: &str = "the certificate was made by a valetkey, which is never trusted upstream";

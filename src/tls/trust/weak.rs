@@ -3,11 +3,11 @@
 use std::fmt;
 
 use rustls_pki_types::CertificateDer;
-use x509_parser::oid_registry::{
-    OID_MD5_WITH_RSA, OID_PKCS1_SHA1WITHRSA, OID_SHA1_WITH_RSA, Oid, asn1_rs::oid,
-};
+use x509_parser::oid_registry::{Oid, asn1_rs::oid};
 use x509_parser::prelude::X509Certificate;
 use x509_parser::public_key::PublicKey;
+
+use super::distrust::{LEAST_RSA_BITS, WEAK_SIGNATURES, name_of};
 
 /// Why what a root signs is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub struct Weakness {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reason {
     ShortKey(usize),
-    OldDigest,
+    OldDigest(&'static str),
     OtherKey,
 }
 
@@ -30,11 +30,7 @@ enum Reason {
 pub fn weakness(root: &CertificateDer<'_>) -> Option<Weakness> {
     let (_, certificate) = x509_parser::parse_x509_certificate(root).ok()?;
     let reason = reason(&certificate)?;
-    let subject = certificate.subject();
-    let mut names = subject.iter_common_name().chain(subject.iter_organization());
-    let name = names.find_map(|name| name.as_str().ok()).unwrap_or("a root without a name");
-    let name = name.chars().filter(|c| !c.is_control()).take(super::verify::MAX_NAME).collect();
-    Some(Weakness { name, reason })
+    Some(Weakness { name: name_of(certificate.subject()), reason })
 }
 
 fn reason(certificate: &X509Certificate<'_>) -> Option<Reason> {
@@ -46,8 +42,9 @@ fn reason(certificate: &X509Certificate<'_>) -> Option<Reason> {
         _ if certificate.public_key().algorithm.algorithm == ED25519 => {}
         _ => return Some(Reason::OtherKey),
     }
-    let signed_with = &certificate.signature_algorithm.algorithm;
-    OLD.iter().any(|old| old == signed_with).then_some(Reason::OldDigest)
+    let signed_with = certificate.signature_algorithm.algorithm.to_id_string();
+    let (_, digest) = WEAK_SIGNATURES.iter().find(|(known, _)| *known == signed_with)?;
+    Some(Reason::OldDigest(digest))
 }
 
 impl fmt::Display for Weakness {
@@ -57,19 +54,14 @@ impl fmt::Display for Weakness {
             Reason::ShortKey(bits) => {
                 write!(f, "has an RSA key of {bits} bits: nothing that it signs is accepted")
             }
-            Reason::OldDigest => f.write_str(
-                "is signed with SHA-1: if it signs servers' certificates so, they are not accepted",
+            Reason::OldDigest(digest) => write!(
+                f,
+                "is signed with {digest}: if it signs servers' certificates so, they are not accepted"
             ),
             Reason::OtherKey => f.write_str("has a kind of key of which no signature is accepted"),
         }
     }
 }
 
-/// What rustls' provider verifies at least (rustls-webpki, `RSA_PKCS1_2048_8192_SHA256`).
-const LEAST_RSA_BITS: usize = 2048;
-
 /// RFC 8410 section 3.
 const ED25519: Oid<'static> = oid!(1.3.101.112);
-
-const OLD: [Oid<'static>; 4] =
-    [OID_MD5_WITH_RSA, OID_PKCS1_SHA1WITHRSA, OID_SHA1_WITH_RSA, oid!(1.2.840.10045.4.1)];

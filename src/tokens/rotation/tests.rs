@@ -93,7 +93,7 @@ async fn every_failure_leaves_its_phase() {
     // The error, how the refresh ends, its phase, the longest wait, and the next try once that
     // is over while the token is good.
     let table = [
-        (RefreshError::NotSent(text()), "later", Phase::Idle, 1, "redeemed"),
+        (RefreshError::NotSent(text().into()), "later", Phase::Idle, 1, "redeemed"),
         (RefreshError::Limited { retry_after: None }, "later", Phase::Idle, 1, "redeemed"),
         (limited(30), "later", Phase::Idle, 30, "redeemed"),
         (limited(u64::MAX), "later", Phase::Idle, 600, "redeemed"),
@@ -126,7 +126,7 @@ async fn backs_off_from_one_second_to_a_minute_for_the_whole_machine() {
     let world = World::new();
     let want = world.want(true).await;
     for step in [1, 2, 4, 8, 16, 32, 60, 60] {
-        world.issuer.will(Turn::Fail(RefreshError::NotSent("x".to_owned())));
+        world.issuer.will(Turn::Fail(RefreshError::NotSent("x".into())));
         assert_eq!(ended(&world.rotation(), &want).await, "later");
         let wait = world.header().await.retry_at.unwrap() - world.clock.now();
         let step = time::Duration::seconds(step);
@@ -135,7 +135,7 @@ async fn backs_off_from_one_second_to_a_minute_for_the_whole_machine() {
     }
     assert_eq!(world.issuer.posts().len(), 8);
     // A moment that no backoff can have set: somebody has turned the clock back.
-    world.issuer.will(Turn::Fail(RefreshError::NotSent("x".to_owned())));
+    world.issuer.will(Turn::Fail(RefreshError::NotSent("x".into())));
     assert_eq!(ended(&world.rotation(), &want).await, "later");
     world.clock.advance(-time::Duration::hours(1));
     assert_eq!(ended(&world.rotation(), &want).await, "redeemed");
@@ -387,7 +387,7 @@ fn turn() -> impl Strategy<Value = Option<Turn>> {
     prop_oneof![
         3 => Just(None),
         1 => Just(Some(Turn::Lose)),
-        1 => Just(Some(Turn::Fail(RefreshError::NotSent("x".to_owned())))),
+        1 => Just(Some(Turn::Fail(RefreshError::NotSent("x".into())))),
         1 => Just(Some(Turn::Fail(RefreshError::Limited { retry_after: None }))),
         1 => Just(Some(Turn::Fail(RefreshError::Unknown("502".to_owned())))),
     ]

@@ -44,7 +44,7 @@ async fn a_personal_token_is_asked_about_once_and_it_is_written_down() {
 #[tokio::test(start_paused = true)]
 async fn a_personal_token_that_nobody_knows_is_not_sent() {
     let world = World::holding(Clock::system(), Some(personal())).await;
-    world.will_fail(RefreshError::NotSent("no network".to_owned()));
+    world.will_fail(RefreshError::NotSent("no network".into()));
     assert_eq!(world.token().await, "issuer");
     assert_eq!(world.token().await, "issuer", "a storm asks once");
     assert_eq!(asked(&world), 1);
@@ -183,7 +183,7 @@ impl Issuer for SelfService {
     }
 
     fn identify<'a>(&'a self, _: &'a Secret) -> BoxFuture<'a, Result<Account, RefreshError>> {
-        std::future::ready(Err(RefreshError::NotSent("not here".to_owned()))).boxed()
+        std::future::ready(Err(RefreshError::NotSent("not here".into()))).boxed()
     }
 }
 

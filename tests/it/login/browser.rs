@@ -349,7 +349,7 @@ async fn behind_the_wrong_ca_nobody_signs_in() {
     home.signed_in();
     let before = home.cache();
     let (done, page) = sign_in(&home, LOGIN).await;
-    done.failed(1, "the upstream's certificate was not accepted", "upstream.ca_bundle");
+    done.failed(1, "the upstream's certificate was not accepted", "append its certificate as PEM");
     assert_is_a_bad_page(&page, &["the issuer could not be reached"]);
     assert_eq!(home.cache(), before);
     assert_eq!((home.issuer().posts(), home.issuer().revokes()), (0, 0));

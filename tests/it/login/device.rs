@@ -116,7 +116,7 @@ async fn behind_the_wrong_ca_there_is_no_code() {
     home.signed_in();
     let before = home.cache();
     let done = home.run(LOGIN).await;
-    done.failed(1, "the upstream's certificate was not accepted", "upstream.ca_bundle");
+    done.failed(1, "the upstream's certificate was not accepted", "append its certificate as PEM");
     assert_eq!(home.cache(), before);
     assert!(home.issuer().seen().is_empty() && home.issuer().polls().is_empty());
 }

@@ -274,7 +274,11 @@ async fn behind_the_wrong_ca_nobody_signs_in() {
     let home = Home::of_oauth("").await.distrusting();
     for arguments in [BROWSER, DEVICE] {
         let done = home.run(arguments).await;
-        done.failed(1, "the upstream's certificate was not accepted", "upstream.ca_bundle");
+        done.failed(
+            1,
+            "the upstream's certificate was not accepted",
+            "append its certificate as PEM",
+        );
     }
     let home =
         Home::of_oauth(&format!("grant = \"client_credentials\"\n{SECRET}")).await.distrusting();

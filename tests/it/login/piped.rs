@@ -161,7 +161,7 @@ async fn behind_the_wrong_ca_a_token_is_not_saved() {
     let before = home.cache();
     let token = home.issuer().personal_token("acct-pat");
     let done = home.piped(WITH_TOKEN, token.expose().as_bytes()).await;
-    done.failed(1, "the upstream's certificate was not accepted", "try again");
+    done.failed(1, "the upstream's certificate was not accepted", "append its certificate as PEM");
     assert_eq!((home.cache(), home.issuer().whoamis()), (before, 0));
     assert!(home.issuer().seen().is_empty());
 }
