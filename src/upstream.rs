@@ -17,9 +17,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use http::header::HOST;
+use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::uri::{Parts, PathAndQuery};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
+use http_body::Body as _;
 use hyper_util::rt::TokioIo;
 
 use crate::origin::{Origin, Target};
@@ -198,6 +199,7 @@ fn shape(request: &mut Request<Body>, origin: &Origin, version: Version) {
     *request.version_mut() = version;
     if version == Version::HTTP_2 {
         request.headers_mut().remove(HOST);
+        request.headers_mut().remove(TRANSFER_ENCODING);
         let mut parts = Parts::default();
         parts.scheme = origin.scheme.as_str().parse().ok();
         parts.authority = origin.authority().parse().ok();
@@ -206,6 +208,13 @@ fn shape(request: &mut Request<Body>, origin: &Origin, version: Version) {
     } else {
         if let Ok(host) = HeaderValue::from_str(&origin.authority()) {
             request.headers_mut().insert(HOST, host);
+        }
+        let is_framed = request.headers().contains_key(CONTENT_LENGTH)
+            || request.body().size_hint().exact().is_some();
+        if !is_framed {
+            // HTTP/2 needs neither, and without one hyper would leave the body of a GET out.
+            let chunked = HeaderValue::from_static("chunked");
+            request.headers_mut().insert(TRANSFER_ENCODING, chunked);
         }
         *request.uri_mut() = Uri::from(path);
     }
