@@ -70,6 +70,8 @@ pub struct Settings {
     pub hosts: Vec<String>,
     /// Offers no HTTP/2.
     pub http1_only: bool,
+    /// Hosts that somebody else plays, with [`World::acceptor`], and where: a peer that misbehaves.
+    pub peers: Vec<(String, SocketAddr)>,
     /// Keeps what the API saw. Off for benchmarks, which would fill the memory with it; then nothing
     /// is ever seen, and waiting for it does not end.
     pub record: bool,
@@ -84,6 +86,7 @@ impl Default for Settings {
             company_login: None,
             hosts: HOSTS.map(str::to_owned).into(),
             http1_only: false,
+            peers: Vec::new(),
             record: true,
             token_lifetime: time::Duration::hours(1),
         }
@@ -173,7 +176,18 @@ impl World {
 
     /// Where every host of the world listens, as `[upstream.resolve]` wants it.
     pub fn resolve(&self) -> Vec<(String, SocketAddr)> {
-        self.site.hosts.iter().map(|host| (format!("{host}:443"), self.address)).collect()
+        let own = self.site.hosts.iter().map(|host| (host.clone(), self.address));
+        let all = own.chain(self.site.peers.iter().cloned());
+        all.map(|(host, address)| (format!("{host}:443"), address)).collect()
+    }
+
+    /// Ends TLS for whatever host a client asks for, with a certificate of [`World::ca_pem`].
+    ///
+    /// # Errors
+    ///
+    /// TLS cannot be set up.
+    pub fn acceptor(&self, alpn: &[&[u8]]) -> io::Result<TlsAcceptor> {
+        self.ca.acceptor(alpn)
     }
 
     /// The part of a configuration that leads every host of the world to it.
@@ -207,6 +221,7 @@ struct Site {
     crew: Crew,
     hosts: Vec<String>,
     issuer: Issuer,
+    peers: Vec<(String, SocketAddr)>,
 }
 
 impl Site {
@@ -216,7 +231,8 @@ impl Site {
         let api = Api::new(crew.clone(), issuer.clone(), settings.record);
         let mut hosts = settings.hosts;
         hosts.extend([ISSUER_HOST, OAUTH_HOST].map(str::to_owned));
-        Self { api, connections: AtomicUsize::new(0), crew, hosts, issuer }
+        let peers = settings.peers;
+        Self { api, connections: AtomicUsize::new(0), crew, hosts, issuer, peers }
     }
 
     async fn connection(self: Arc<Self>, acceptor: TlsAcceptor, stream: TcpStream) {

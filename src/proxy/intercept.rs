@@ -30,9 +30,10 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// (curl 118 s, Node 5 s, Go 90 s), so that they close first and no request meets a closing connection.
 const IDLE_LIMIT: Duration = Duration::from_secs(180);
 
-/// Streams that one client connection may have open; hyper's own default, named here because it bounds
+/// Streams that one client connection may have open. Common clients (hyper, Go) keep to one connection per
+/// host and queue what is above it, so that it is more than a tool with many agents needs; and it bounds
 /// memory.
-const MOST_STREAMS: u32 = 200;
+const MOST_STREAMS: u32 = 512;
 
 /// A stream's window: what a client may send before the upstream has taken it. The way is short, so that
 /// no more is needed to fill it.

@@ -8,11 +8,15 @@
 )]
 
 mod chain;
+mod framing;
+mod http2;
 mod leak;
 mod login;
 mod names;
+mod peer;
 mod refresh;
 mod refuse;
 mod stream;
 mod support;
 mod websocket;
+mod wire;

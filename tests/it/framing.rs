@@ -1,0 +1,273 @@
+//! HTTP/1.1 as it is framed: pipelining, `Connection`, interim responses, and ends that are none.
+
+use http_body_util::BodyExt as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+use valetkey::sandbox::client::{self, HTTP1, HTTP2, Visit};
+use valetkey::sandbox::{End, Seen, Settings};
+
+use super::peer::{PEER, Peer};
+use super::support::{EXAMPLE, KEY, Options, Scene, within};
+use super::wire::{DATA, END_HEADERS, END_STREAM, HEADERS, STATUS_200, Wire, frame};
+
+/// Reads to the end of a head; what came, with what followed in the same piece.
+async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> String {
+    let mut head = Vec::new();
+    while !head.windows(4).any(|four| four == b"\r\n\r\n") {
+        assert_ne!(stream.read_buf(&mut head).await.unwrap(), 0, "it ended in its head");
+    }
+    String::from_utf8(head).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pipelined_requests_are_answered_in_their_order() {
+    for http1_only in [false, true] {
+        let settings = Settings { http1_only, ..Settings::default() };
+        let scene = Scene::start(Options { settings, ..Options::default() }).await;
+        let mut tls = scene.client.greet(Visit::to(EXAMPLE, HTTP1)).await.unwrap();
+        let host = "Host: api.example.com\r\n";
+        let all = [
+            format!("GET /v1/bytes/3 HTTP/1.1\r\n{host}\r\n"),
+            format!("HEAD /v1/bytes/7 HTTP/1.1\r\n{host}\r\n"),
+            format!("POST /v1/echo HTTP/1.1\r\n{host}Content-Length: 5\r\n\r\nfirst"),
+            format!(
+                "POST /v1/echo HTTP/1.1\r\n{host}Transfer-Encoding: chunked\r\n\r\n6\r\nsecond\r\n0\r\n\r\n"
+            ),
+            format!("GET /v1/status/404 HTTP/1.1\r\n{host}\r\n"),
+            format!("GET /v1/status/204 HTTP/1.1\r\n{host}Connection: close\r\n\r\n"),
+            format!("GET /v1/after-the-close HTTP/1.1\r\n{host}\r\n"),
+        ];
+        within(tls.write_all(all.concat().as_bytes())).await.unwrap();
+        let mut answers = String::new();
+        within(tls.read_to_string(&mut answers)).await.unwrap();
+        let statuses: Vec<&str> =
+            answers.match_indices("HTTP/1.1 ").map(|(at, _)| &answers[at + 9..at + 12]).collect();
+        assert_eq!(statuses, ["200", "200", "200", "200", "404", "204"], "{answers}");
+        let places = ["aaa", "content-length: 7", "first", "second", "404 Not Found"];
+        let places =
+            places.map(|text| answers.find(text).unwrap_or_else(|| panic!("{text}: {answers}")));
+        assert!(places.is_sorted(), "{places:?}: {answers}");
+        let seen = scene.world.api().seen();
+        let paths: Vec<&str> = seen.iter().map(|seen| seen.path.as_str()).collect();
+        assert_eq!(paths.len(), 6, "{paths:?}");
+        assert!(seen.iter().all(|seen| seen.headers["authorization"] == format!("Bearer {KEY}")));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_connection_lists_is_gone_before_we_set_ours() {
+    for http1_only in [false, true] {
+        let settings = Settings { http1_only, ..Settings::default() };
+        let scene = Scene::start(Options { settings, ..Options::default() }).await;
+        let lists = [
+            "authorization, host, content-length",
+            "Authorization,Host , Content-Length,keep-alive, close",
+            "transfer-encoding, authorization, x-own",
+            "cookie\r\nConnection: authorization\r\nConnection: host, content-length",
+        ];
+        for list in lists {
+            scene.world.api().clear();
+            let request = format!(
+                "POST /v1/upload HTTP/1.1\r\nHost: api.example.com\r\nConnection: {list}\r\n\
+                 Authorization: Bearer the-clients-own\r\nContent-Length: 5\r\nX-Own: y\r\nCookie: c=d\r\n\
+                 Proxy-Authorization: Basic eDp5\r\nKeep-Alive: 5\r\n\r\nhello"
+            );
+            let mut tls = scene.client.greet(Visit::to(EXAMPLE, HTTP1)).await.unwrap();
+            within(tls.write_all(request.as_bytes())).await.unwrap();
+            let answer = within(read_head(&mut tls)).await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{list}: {answer}");
+            let seen = &scene.world.api().seen()[0];
+            let sent: Vec<_> = seen.headers.get_all("authorization").iter().collect();
+            assert_eq!(sent, [&format!("Bearer {KEY}")], "{list}");
+            assert_eq!((seen.host.as_str(), seen.request.bytes), ("api.example.com", 5), "{list}");
+            for name in ["connection", "keep-alive", "proxy-authorization"] {
+                assert!(!seen.headers.contains_key(name), "{list}: {name}");
+            }
+            for name in ["x-own", "cookie"].into_iter().filter(|name| list.contains(name)) {
+                assert!(!seen.headers.contains_key(name), "{list}: {name}");
+            }
+        }
+    }
+}
+
+const HINTS: &[u8] = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_has_sixteen_interim_responses() {
+    for expects in [false, true] {
+        for alpn in [HTTP1, HTTP2] {
+            let (scene, peer) = Peer::scene(HTTP1).await;
+            let request = || {
+                let mut request = client::post("/v1/x", "body");
+                if expects {
+                    request.headers_mut().insert("expect", "100-continue".parse().unwrap());
+                }
+                scene.client.send(Visit::to(PEER, alpn), request)
+            };
+            let (answer, ()) = tokio::join!(within(request()), async {
+                let mut stream = peer.accept().await;
+                read_head(&mut stream).await;
+                let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+                stream.write_all(&[&HINTS.repeat(16)[..], answer].concat()).await.unwrap();
+            });
+            assert_eq!(answer.unwrap().status(), 200, "{alpn:?} {expects}");
+
+            let (answer, ()) = tokio::join!(within(request()), async {
+                let mut stream = peer.accept().await;
+                read_head(&mut stream).await;
+                // Without end: until the proxy hangs up.
+                let mut reading = Vec::new();
+                while stream.write_all(&HINTS.repeat(100)).await.is_ok()
+                    && stream.flush().await.is_ok()
+                {
+                    tokio::select! {
+                        biased;
+                        read = stream.read_buf(&mut reading) => if read.is_err() || read.unwrap() == 0 { return },
+                        () = tokio::task::yield_now() => {}
+                    }
+                }
+            });
+            assert_eq!(answer.unwrap().status(), 502, "{alpn:?} {expects}");
+        }
+    }
+}
+
+/// How an upstream's answer ends.
+#[derive(Clone, Copy, Debug)]
+enum Ending {
+    /// A TCP reset.
+    Reset,
+    /// TCP ends, and TLS does not say that it meant to.
+    Bare,
+    /// TLS says its goodbye.
+    Goodbye,
+}
+
+async fn end(mut stream: TlsStream<TcpStream>, ending: Ending) {
+    stream.flush().await.unwrap();
+    match ending {
+        Ending::Reset => stream.get_ref().0.set_zero_linger().unwrap(),
+        Ending::Bare => stream.get_mut().0.shutdown().await.unwrap(),
+        Ending::Goodbye => stream.shutdown().await.unwrap(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncated_body_is_never_a_whole_one() {
+    let (long, chunked, open) = (
+        "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nthe beginning",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nd\r\nthe beginning\r\n",
+        "HTTP/1.1 200 OK\r\n\r\nthe beginning",
+    );
+    let mid_chunk = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nthe beginning";
+    let no_trailers_end =
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nd\r\nthe beginning\r\n0\r\n";
+    let table = [
+        (long, Ending::Reset, false),
+        (long, Ending::Bare, false),
+        (long, Ending::Goodbye, false),
+        (chunked, Ending::Reset, false),
+        (chunked, Ending::Bare, false),
+        (chunked, Ending::Goodbye, false),
+        (mid_chunk, Ending::Goodbye, false),
+        (no_trailers_end, Ending::Goodbye, false),
+        (open, Ending::Reset, false),
+        (open, Ending::Bare, false),
+        (open, Ending::Goodbye, true),
+    ];
+    for alpn in [HTTP1, HTTP2] {
+        let (scene, peer) = Peer::scene(HTTP1).await;
+        for (answer, ending, is_whole) in table {
+            let asked = scene.client.send(Visit::to(PEER, alpn), client::get("/v1/x"));
+            let (response, stream) = tokio::join!(within(asked), async {
+                let mut stream = peer.accept().await;
+                read_head(&mut stream).await;
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                stream.flush().await.unwrap();
+                stream
+            });
+            let mut body = response.unwrap().into_body();
+            let first = within(body.frame()).await.unwrap().unwrap().into_data().unwrap();
+            assert_eq!(first, "the beginning");
+            end(stream, ending).await;
+            let rest = within(body.collect()).await;
+            assert_eq!(rest.is_ok(), is_whole, "{answer:?} {ending:?} {alpn:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_breaks_off_is_never_a_whole_body() {
+    for alpn in [HTTP1, HTTP2] {
+        let (scene, peer) = Peer::scene(HTTP2).await;
+        for ending in [Ending::Reset, Ending::Bare, Ending::Goodbye] {
+            let asked = scene.client.send(Visit::to(PEER, alpn), client::get("/v1/x"));
+            let (response, wire) = tokio::join!(within(asked), async {
+                let mut wire = peer.accept_wire(&[]).await;
+                let stream = wire.read_request().await.unwrap();
+                wire.write(&frame(HEADERS, END_HEADERS, stream, STATUS_200)).await.unwrap();
+                wire.write(&frame(DATA, 0, stream, b"the beginning")).await.unwrap();
+                wire
+            });
+            let mut body = response.unwrap().into_body();
+            assert_eq!(
+                within(body.frame()).await.unwrap().unwrap().into_data().unwrap(),
+                "the beginning"
+            );
+            end(wire.0, ending).await;
+            assert!(within(body.collect()).await.is_err(), "{ending:?} {alpn:?}");
+        }
+        // END_STREAM before the length that the head told: `content-length: 100` in HPACK.
+        let head = [STATUS_200, b"\x0f\x0d\x03100"].concat();
+        let asked = scene.client.send(Visit::to(PEER, alpn), client::get("/v1/x"));
+        let (response, _open) = tokio::join!(within(asked), async {
+            let mut wire = peer.accept_wire(&[]).await;
+            let stream = wire.read_request().await.unwrap();
+            wire.write(&frame(HEADERS, END_HEADERS, stream, &head)).await.unwrap();
+            wire.write(&frame(DATA, END_STREAM, stream, b"the beginning")).await.unwrap();
+            wire
+        });
+        if let Ok(response) = response {
+            assert!(within(response.into_body().collect()).await.is_err(), "{alpn:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_breaks_off_its_body_is_never_taken_for_one_that_ended() {
+    for http1_only in [false, true] {
+        let settings = Settings { http1_only, ..Settings::default() };
+        let scene = Scene::start(Options { settings, ..Options::default() }).await;
+        let head = "POST /v1/upload HTTP/1.1\r\nHost: api.example.com\r\n";
+        let bodies = [
+            "Content-Length: 100\r\n\r\nhello",
+            "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+        ];
+        for body in bodies {
+            scene.world.api().clear();
+            let mut tls = scene.client.greet(Visit::to(EXAMPLE, HTTP1)).await.unwrap();
+            within(tls.write_all(format!("{head}{body}").as_bytes())).await.unwrap();
+            within(
+                scene.world.api().wait_until(|seen| seen.len() == 1 && seen[0].request.bytes == 5),
+            )
+            .await;
+            drop(tls);
+            let cut = |seen: &[Seen]| seen[0].request.end == End::Cut;
+            within(scene.world.api().wait_until(cut)).await;
+        }
+        let mut wire = Wire::client(scene.client.greet(Visit::to(EXAMPLE, HTTP2)).await.unwrap())
+            .await
+            .unwrap();
+        scene.world.api().clear();
+        // A GET with a body is as good as a POST.
+        let head = super::wire::get("api.example.com", "/v1/upload");
+        wire.write(&frame(HEADERS, END_HEADERS, 1, &head)).await.unwrap();
+        wire.write(&frame(DATA, 0, 1, b"hello")).await.unwrap();
+        within(scene.world.api().wait_until(|seen| seen.len() == 1 && seen[0].request.bytes == 5))
+            .await;
+        drop(wire);
+        let cut = |seen: &[Seen]| seen[0].request.end == End::Cut;
+        within(scene.world.api().wait_until(cut)).await;
+    }
+}

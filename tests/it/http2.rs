@@ -1,0 +1,436 @@
+//! HTTP/2 on both legs: safe retry, limits of streams, flow control, gRPC, cancellation.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, StreamBody};
+use tokio::net::TcpStream;
+use tokio::sync::{Barrier, mpsc};
+use tokio_rustls::server::TlsStream;
+use valetkey::sandbox::client::{self, ClientBody, Connection, HTTP1, HTTP2, Visit, gather};
+use valetkey::sandbox::{End, Settings};
+use valetkey::tasks::Tasks;
+
+use super::peer::{PEER, Peer};
+use super::support::{EXAMPLE, Options, Scene, within};
+use super::wire::{
+    CANCEL, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, HEADERS, NO_ERROR, REFUSED_STREAM,
+    RST_STREAM, STATUS_200, Wire, frame, get, go_away, reset,
+};
+
+type Ended = Wire<TlsStream<TcpStream>>;
+
+/// What a peer does with the one request of a connection.
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    Answer,
+    Close,
+    GoAway { last: u32, reason: u32 },
+    GoAwayThenClose { last: u32 },
+    Reset(u32),
+}
+
+/// Takes a connection for each act, and keeps it open; counts the requests.
+async fn play(peer: Peer, acts: Vec<Act>, requests: Arc<AtomicUsize>) {
+    let mut open: Vec<Ended> = Vec::new();
+    for act in acts {
+        let mut wire = peer.accept_wire(&[]).await;
+        let stream = wire.read_request().await.unwrap();
+        requests.fetch_add(1, Ordering::SeqCst);
+        let answer = match act {
+            Act::Answer => frame(HEADERS, END_HEADERS | END_STREAM, stream, STATUS_200),
+            Act::Close => continue,
+            Act::GoAway { last, reason } => go_away(last, reason),
+            Act::GoAwayThenClose { last } => {
+                wire.write(&go_away(last, NO_ERROR)).await.unwrap();
+                continue;
+            }
+            Act::Reset(reason) => reset(stream, reason),
+        };
+        wire.write(&answer).await.unwrap();
+        open.push(wire);
+    }
+    std::future::pending::<()>().await;
+}
+
+/// Sends one request to a peer that acts so; the status that the client got, and how often it was sent.
+async fn outcome(acts: &[Act], alpn: &[&[u8]], request: Request<ClientBody>) -> (u16, usize) {
+    let (scene, peer) = Peer::scene(HTTP2).await;
+    let requests = Arc::new(AtomicUsize::new(0));
+    let playing = Tasks::new().spawn(play(peer, acts.to_vec(), requests.clone()));
+    let answer = within(scene.client.send(Visit::to(PEER, alpn), request)).await.unwrap();
+    playing.abort();
+    (answer.status().as_u16(), requests.load(Ordering::SeqCst))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_was_provably_not_processed_is_sent_again() {
+    const INTERNAL_ERROR: u32 = 2;
+    let table = [
+        (Act::Reset(REFUSED_STREAM), true),
+        (Act::GoAway { last: 0, reason: NO_ERROR }, true),
+        (Act::GoAwayThenClose { last: 0 }, true),
+        (Act::GoAway { last: 0, reason: INTERNAL_ERROR }, false),
+        (Act::GoAway { last: 0, reason: ENHANCE_YOUR_CALM }, false),
+        (Act::GoAwayThenClose { last: 1 }, false),
+        (Act::Reset(CANCEL), false),
+        (Act::Reset(INTERNAL_ERROR), false),
+        (Act::Close, false),
+    ];
+    for alpn in [HTTP1, HTTP2] {
+        for (act, again) in table {
+            for request in [client::get("/v1/x"), client::post("/v1/x", "a body")] {
+                let method = request.method().clone();
+                let expected = if again { (200, 2) } else { (502, 1) };
+                let seen = outcome(&[act, Act::Answer], alpn, request).await;
+                assert_eq!(seen, expected, "{act:?} {method} {alpn:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_sent_three_times_at_most_and_never_without_its_whole_body() {
+    let refused = Act::Reset(REFUSED_STREAM);
+    let (refusals, request) = ([refused, refused, refused, Act::Answer], client::get("/v1/x"));
+    assert_eq!(outcome(&refusals, HTTP2, request).await, (502, 3));
+
+    // The copy of the body stops growing at 1 MiB; the peer has read more than that when it refuses.
+    let (scene, peer) = Peer::scene(HTTP2).await;
+    let requests = Arc::new(AtomicUsize::new(0));
+    let count = requests.clone();
+    let playing = Tasks::new().spawn(async move {
+        for act in [refused, Act::Answer] {
+            let stream = peer.accept().await;
+            let mut builder = h2::server::Builder::new();
+            builder.initial_window_size(4 << 20).initial_connection_window_size(4 << 20);
+            let mut connection = builder.handshake::<_, Bytes>(stream).await.unwrap();
+            let (request, mut respond) = connection.accept().await.unwrap().unwrap();
+            count.fetch_add(1, Ordering::SeqCst);
+            Tasks::new().spawn(async move {
+                let mut body = request.into_body();
+                let mut read = 0;
+                while read < 3 << 20 {
+                    read += body.data().await.unwrap().unwrap().len();
+                }
+                match act {
+                    Act::Answer => drop(respond.send_response(Response::new(()), true)),
+                    _ => respond.send_reset(h2::Reason::REFUSED_STREAM),
+                }
+            });
+            let _until_it_ends = connection.accept().await;
+        }
+    });
+    let request = client::post("/v1/x", vec![b'x'; 3 << 20]);
+    let answer = within(scene.client.send(Visit::to(PEER, HTTP1), request)).await.unwrap();
+    assert_eq!((answer.status().as_u16(), requests.load(Ordering::SeqCst)), (502, 1));
+    playing.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_goes_away_is_never_chosen_again_while_its_streams_end() {
+    let (scene, peer) = Peer::scene(HTTP2).await;
+    let visit = Visit::to(PEER, HTTP1);
+    let mut first = scene.client.open(visit).await.unwrap();
+    let (answer, (mut old, stream)) = tokio::join!(first.send(client::get("/v1/long")), async {
+        let mut wire = peer.accept_wire(&[]).await;
+        let stream = wire.read_request().await.unwrap();
+        wire.write(&frame(HEADERS, END_HEADERS, stream, STATUS_200)).await.unwrap();
+        wire.write(&frame(DATA, 0, stream, b"begun ")).await.unwrap();
+        wire.write(&go_away(stream, NO_ERROR)).await.unwrap();
+        (wire, stream)
+    });
+    let mut long = answer.unwrap().into_body();
+    assert_eq!(within(long.frame()).await.unwrap().unwrap().into_data().unwrap(), "begun ");
+
+    let mut fresh: Option<Ended> = None;
+    for _ in 0..20 {
+        let request = scene.client.get(visit, "/v1/next");
+        let (answer, ()) = tokio::join!(within(request), async {
+            let wire = match &mut fresh {
+                Some(wire) => wire,
+                none => none.insert(peer.accept_wire(&[]).await),
+            };
+            let stream = within(wire.read_request()).await.unwrap();
+            let answer = frame(HEADERS, END_HEADERS | END_STREAM, stream, STATUS_200);
+            wire.write(&answer).await.unwrap();
+        });
+        assert_eq!(answer.unwrap().status(), 200);
+    }
+
+    old.write(&frame(DATA, END_STREAM, stream, b"and ended")).await.unwrap();
+    assert_eq!(within(long.collect()).await.unwrap().to_bytes(), "and ended");
+    // Having no stream any more, it is closed, and was never asked for another one.
+    while let Ok(frame) = within(old.read()).await {
+        assert_ne!(frame.kind, HEADERS, "{frame:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_takes_few_streams_refuses_nobody() {
+    let (scene, peer) = Peer::scene(HTTP2).await;
+    let (connections, together) = (Arc::new(AtomicUsize::new(0)), Arc::new(Barrier::new(10)));
+    let (count, tasks) = (connections.clone(), Tasks::new());
+    let playing = tasks.clone().spawn(async move {
+        loop {
+            let stream = peer.accept().await;
+            count.fetch_add(1, Ordering::SeqCst);
+            let together = together.clone();
+            tasks.spawn(async move {
+                let mut builder = h2::server::Builder::new();
+                builder.max_concurrent_streams(2);
+                let mut connection = builder.handshake::<_, Bytes>(stream).await.unwrap();
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    let together = together.clone();
+                    Tasks::new().spawn(async move {
+                        // Nobody is answered before all ten are here.
+                        together.wait().await;
+                        respond.send_response(Response::new(()), true).unwrap();
+                    });
+                }
+            });
+        }
+    });
+    let requests = (0..10).map(|_| scene.client.get(Visit::to(PEER, HTTP1), "/v1/x"));
+    for answer in within(futures_util::future::join_all(requests)).await {
+        assert_eq!(answer.unwrap().status(), 200);
+    }
+    // A refusal would have made it more.
+    assert_eq!(connections.load(Ordering::SeqCst), 5);
+    playing.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_event_streams_do_not_delay_the_next_request() {
+    let scene = Scene::usual().await;
+    let connection = scene.client.open(Visit::to(EXAMPLE, HTTP2)).await.unwrap();
+    let streams = (0..200).map(|_| async {
+        let mut connection = connection.share().unwrap();
+        let answer = connection.send(client::get("/v1/sse?n=2")).await.unwrap();
+        let mut events = answer.into_body();
+        let first = events.frame().await.unwrap().unwrap().into_data().unwrap();
+        assert!(first.starts_with(b"id: 0\n"));
+        events
+    });
+    let streams = within(futures_util::future::join_all(streams)).await;
+    assert_eq!(streams.len(), 200);
+    // On the same connection, and on others.
+    let mut same = connection.share().unwrap();
+    assert_eq!(within(same.get("/v1/next")).await.unwrap().status(), 200);
+    for alpn in [HTTP1, HTTP2] {
+        let next = scene.client.get(Visit::to(EXAMPLE, alpn), "/v1/next");
+        assert_eq!(within(next).await.unwrap().status(), 200);
+    }
+    let seen = scene.world.api().seen();
+    let open = seen.iter().filter(|seen| seen.response.end == End::Open).count();
+    assert_eq!(open, 200, "they were open all the while");
+    assert!(scene.world.connections() <= 3, "{}", scene.world.connections());
+    streams.iter().for_each(|_| scene.world.api().release_event());
+    for events in streams {
+        assert!(within(events.collect()).await.unwrap().to_bytes().starts_with(b"id: 1\n"));
+    }
+}
+
+/// Sends requests whose bodies nobody reads, or whose answers nobody reads, and keeps them so.
+async fn stalled(
+    scene: &Scene,
+    count: usize,
+    alpn: &[&[u8]],
+) -> Vec<(Connection, Response<hyper::body::Incoming>)> {
+    let mut stalled = Vec::new();
+    for _ in 0..count {
+        let mut connection = scene.client.open(Visit::to(EXAMPLE, alpn)).await.unwrap();
+        let request = client::get("/v1/bytes/1073741824");
+        stalled.push(
+            (within(connection.send(request)).await.map(|answer| (connection, answer))).unwrap(),
+        );
+    }
+    stalled
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_do_not_read_do_not_stall_their_neighbours_on_an_upstream_connection() {
+    let scene = Scene::usual().await;
+    for alpn in [HTTP1, HTTP2] {
+        scene.world.api().clear();
+        let silent = stalled(&scene, 12, alpn).await;
+        // Each has what a stream's window and the buffers on the way take.
+        let full = |seen: &[valetkey::sandbox::Seen]| {
+            seen.iter().filter(|seen| seen.response.bytes >= 1 << 20).count() == silent.len()
+        };
+        within(scene.world.api().wait_until(full)).await;
+        for _ in 0..20 {
+            let next = scene.client.get(Visit::to(EXAMPLE, HTTP1), "/v1/bytes/3000000");
+            assert_eq!(within(next).await.unwrap().body().len(), 3_000_000);
+        }
+        assert_eq!(scene.world.connections(), 1, "they shared one connection");
+    }
+}
+
+/// A body that the test writes as it goes.
+fn written() -> (mpsc::Sender<Frame<Bytes>>, ClientBody) {
+    let (sender, receiver) = mpsc::channel(1);
+    let frames = futures_util::stream::unfold(receiver, |mut receiver| async {
+        receiver.recv().await.map(|frame| (Ok(frame), receiver))
+    });
+    (sender, StreamBody::new(frames).boxed_unsync())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn uploads_that_are_not_read_do_not_stall_their_neighbours_on_a_client_connection() {
+    // Over HTTP/1.1 each has an upstream connection of its own, which says nothing of the others.
+    let settings = Settings { http1_only: true, ..Settings::default() };
+    let scene = Scene::start(Options { settings, ..Options::default() }).await;
+    let connection = scene.client.open(Visit::to(EXAMPLE, HTTP2)).await.unwrap();
+    let (tasks, stuck) = (Tasks::new(), Arc::new(Barrier::new(13)));
+    for _ in 0..12 {
+        let (writer, body) = written();
+        let mut connection = connection.share().unwrap();
+        let request = client::post("/v1/hold", Bytes::new()).map(|_| body);
+        tasks.spawn(async move { connection.send(request).await });
+        let stuck = stuck.clone();
+        tasks.spawn(async move {
+            // More than the client may send on one stream, so that every window is used up.
+            for _ in 0..4 {
+                writer.send(Frame::data(vec![b'x'; 64 * 1024].into())).await.unwrap();
+            }
+            stuck.wait().await;
+            while writer.send(Frame::data(vec![b'x'; 64 * 1024].into())).await.is_ok() {}
+        });
+    }
+    within(stuck.wait()).await;
+    within(scene.world.api().wait_for(12)).await;
+    for _ in 0..20 {
+        let mut connection = connection.share().unwrap();
+        let sent = connection.send(client::post("/v1/upload", vec![b'x'; 300_000]));
+        let told = within(gather(within(sent).await.unwrap())).await.unwrap();
+        let told: serde_json::Value = serde_json::from_slice(told.body()).unwrap();
+        assert_eq!(told["bytes"], 300_000);
+    }
+    let held = scene.world.api().seen();
+    assert_eq!(held.iter().filter(|seen| seen.path == "/v1/hold").count(), 12);
+}
+
+/// A gRPC server of the test: one message back for each that comes, then the status in trailers; a method
+/// `/Unknown` gets a head alone.
+async fn serve_grpc(stream: TlsStream<TcpStream>) {
+    let mut connection = h2::server::handshake(stream).await.unwrap();
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
+        Tasks::new().spawn(async move {
+            let (head, mut messages) = request.into_parts();
+            assert_eq!(head.headers["te"], "trailers");
+            assert_eq!(head.headers["content-type"], "application/grpc");
+            assert_eq!(head.headers["grpc-timeout"], "30S");
+            assert_eq!(head.headers["authorization"], format!("Bearer {}", super::support::KEY));
+            let answer = Response::builder().header("content-type", "application/grpc");
+            if head.uri.path().ends_with("/Unknown") {
+                let answer = answer.header("grpc-status", "12").body(()).unwrap();
+                respond.send_response(answer, true).unwrap();
+                return;
+            }
+            let mut stream = respond.send_response(answer.body(()).unwrap(), false).unwrap();
+            while let Some(message) = messages.data().await {
+                let message = message.unwrap();
+                messages.flow_control().release_capacity(message.len()).unwrap();
+                // The end of a body may come in a frame of its own.
+                if message.is_empty() {
+                    continue;
+                }
+                stream.send_data([b"re: ", &message[..]].concat().into(), false).unwrap();
+            }
+            let mut status = HeaderMap::new();
+            status.insert("grpc-status", "0".parse().unwrap());
+            status.insert("grpc-message", "done".parse().unwrap());
+            stream.send_trailers(status).unwrap();
+        });
+    }
+}
+
+fn call(method: &str, body: ClientBody) -> Request<ClientBody> {
+    let mut request = client::post(&format!("/pkg.Service/{method}"), Bytes::new()).map(|_| body);
+    for (name, value) in
+        [("te", "trailers"), ("content-type", "application/grpc"), ("grpc-timeout", "30S")]
+    {
+        request.headers_mut().insert(name, value.parse().unwrap());
+    }
+    request
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grpc_calls_interleave_and_end_with_their_trailers() {
+    let (scene, peer) = Peer::scene(HTTP2).await;
+    let playing = Tasks::new().spawn(async move { serve_grpc(peer.accept().await).await });
+    let connection = scene.client.open(Visit::to(PEER, HTTP2)).await.unwrap();
+    let mut calls = Vec::new();
+    for number in 0..20 {
+        let (writer, body) = written();
+        let mut connection = connection.share().unwrap();
+        let answer = within(connection.send(call("Talk", body))).await.unwrap();
+        assert_eq!(answer.headers()["content-type"], "application/grpc");
+        calls.push((number, writer, answer.into_body()));
+    }
+    for round in 0..5 {
+        for (number, writer, answers) in &mut calls {
+            let message = format!("{number} {round}");
+            writer.send(Frame::data(message.clone().into())).await.unwrap();
+            let answer = within(answers.frame()).await.unwrap().unwrap().into_data().unwrap();
+            assert_eq!(answer, format!("re: {message}"));
+        }
+    }
+    for (_, writer, answers) in calls {
+        drop(writer);
+        let rest = within(answers.collect()).await.unwrap();
+        let trailers = rest.trailers().unwrap();
+        assert_eq!(
+            (&trailers["grpc-status"], &trailers["grpc-message"]),
+            (&"0".parse().unwrap(), &"done".parse().unwrap())
+        );
+        assert!(rest.to_bytes().is_empty());
+    }
+    let mut unknown = connection.share().unwrap();
+    let answer = within(unknown.send(call("Unknown", client::empty()))).await.unwrap();
+    assert_eq!(answer.headers()["grpc-status"], "12");
+    assert!(within(gather(answer)).await.unwrap().body().is_empty());
+    playing.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancellation_is_seen_as_such_at_the_other_side() {
+    let (scene, peer) = Peer::scene(HTTP2).await;
+    let tls = scene.client.greet(Visit::to(PEER, HTTP2)).await.unwrap();
+    let mut client = Wire::client(tls).await.unwrap();
+    let head = get("peer.example.com", "/v1/x");
+    let reason =
+        |frame: super::wire::Frame| u32::from_be_bytes(frame.payload[..].try_into().unwrap());
+
+    // Before the head, with the body still open,
+    client.write(&frame(HEADERS, END_HEADERS, 1, &head)).await.unwrap();
+    let mut upstream = peer.accept_wire(&[]).await;
+    let first = within(upstream.read_to(HEADERS)).await.unwrap().stream;
+    client.write(&reset(1, CANCEL)).await.unwrap();
+    let seen = within(upstream.read_to(RST_STREAM)).await.unwrap();
+    assert_eq!((seen.stream, reason(seen)), (first, CANCEL));
+
+    // in the middle of an answer,
+    client.write(&frame(HEADERS, END_HEADERS | END_STREAM, 3, &head)).await.unwrap();
+    let second = within(upstream.read_request()).await.unwrap();
+    upstream.write(&frame(HEADERS, END_HEADERS, second, STATUS_200)).await.unwrap();
+    upstream.write(&frame(DATA, 0, second, b"some")).await.unwrap();
+    assert_eq!(within(client.read_to(DATA)).await.unwrap().payload, b"some");
+    client.write(&reset(3, CANCEL)).await.unwrap();
+    let seen = within(upstream.read_to(RST_STREAM)).await.unwrap();
+    assert_eq!((seen.stream, reason(seen)), (second, CANCEL));
+
+    // and by the upstream.
+    client.write(&frame(HEADERS, END_HEADERS | END_STREAM, 5, &head)).await.unwrap();
+    let third = within(upstream.read_request()).await.unwrap();
+    upstream.write(&frame(HEADERS, END_HEADERS, third, STATUS_200)).await.unwrap();
+    upstream.write(&frame(DATA, 0, third, b"some")).await.unwrap();
+    assert_eq!(within(client.read_to(DATA)).await.unwrap().payload, b"some");
+    upstream.write(&reset(third, CANCEL)).await.unwrap();
+    let seen = within(client.read_to(RST_STREAM)).await.unwrap();
+    assert_eq!((seen.stream, reason(seen)), (5, CANCEL));
+}
