@@ -19,4 +19,5 @@ mod refuse;
 mod stream;
 mod support;
 mod websocket;
+#[expect(dead_code, reason = "the tests with real programs use the rest")]
 mod wire;

@@ -93,12 +93,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         self.0.read_exact(&mut payload).await?;
         let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
         let (kind, flags) = (head[3], head[4]);
-        if kind == SETTINGS && flags & ACK == 0 {
-            self.write(&frame(SETTINGS, ACK, 0, &[])).await?;
-        }
-        if kind == PING && flags & ACK == 0 {
-            self.write(&frame(PING, ACK, 0, &payload)).await?;
-        }
+        let answer = match kind {
+            SETTINGS if flags & ACK == 0 => frame(SETTINGS, ACK, 0, &[]),
+            PING if flags & ACK == 0 => frame(PING, ACK, 0, &payload),
+            _ => Vec::new(),
+        };
+        // Who has gone away may still have said why.
+        let _gone = self.write(&answer).await;
         Ok(Frame { kind, flags, stream, payload })
     }
 

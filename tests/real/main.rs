@@ -20,8 +20,14 @@ mod keyring;
 mod login;
 #[cfg(target_os = "linux")]
 mod machine;
+#[cfg(target_os = "linux")]
+mod memory;
 mod policies;
 mod process;
 mod roots;
 mod silence;
 mod support;
+#[cfg(target_os = "linux")]
+#[path = "../it/wire.rs"]
+#[expect(dead_code, reason = "the other tests use the rest")]
+mod wire;
