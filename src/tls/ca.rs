@@ -6,6 +6,7 @@
 mod intermediate;
 mod names;
 mod root;
+mod rotation;
 #[cfg(unix)]
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use zeroize::Zeroizing;
 pub(super) use self::intermediate::{Intermediate, certificate};
 use self::names::Names;
 pub use self::root::Root;
+pub use self::rotation::{Begun, superseded};
 use crate::clock::Clock;
 use crate::origin::Host;
 
@@ -171,7 +173,7 @@ pub enum CaError {
     /// A file or folder cannot be read or written.
     #[error("cannot {doing} {}", .path.display())]
     Io {
-        /// `read` or `write`.
+        /// `read`, `write` or `delete`.
         doing: &'static str,
         /// The file or folder.
         path: PathBuf,

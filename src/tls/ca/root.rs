@@ -1,7 +1,7 @@
 //! A root of the local CA, and the folder in which roots and their keys lie.
 //!
 //! `root-N.pem` is the Nth root's certificate, for everybody; `root-KEY.key` its private key, named after
-//! the public one. The key is on disk before its certificate, and the certificate appears whole and never
+//! the public one; `retired/` holds the certificates of roots whose keys were deleted. The key is on disk before its certificate, and the certificate appears whole and never
 //! over another: whoever writes number N first has made it, and everybody sees the same roots.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
@@ -12,6 +12,7 @@ use rcgen::{BasicConstraints, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use time::{Duration, OffsetDateTime};
+use x509_parser::certificate::X509Certificate;
 use zeroize::Zeroizing;
 
 use super::CaError;
@@ -19,7 +20,7 @@ use super::intermediate::{authority, random_hex};
 use super::names::Names;
 use crate::origin::Host;
 use crate::secret::Fingerprint;
-use crate::tls::pem;
+use crate::tls::{ORGANISATION, pem};
 
 /// A root's certificate and where it lies. Never holds the key.
 #[derive(Clone, Debug)]
@@ -34,6 +35,13 @@ pub struct Root {
 }
 
 impl Root {
+    /// The roots of valetkeys among the certificates of a PEM file, whatever else is in it.
+    pub fn among(text: &[u8]) -> Vec<Self> {
+        let certificates = CertificateDer::pem_slice_iter(text).filter_map(Result::ok);
+        let roots = certificates.filter_map(|der| Self::of(der).ok());
+        roots.map(|root| Self { has_key: false, ..root }).collect()
+    }
+
     /// The certificate.
     pub fn der(&self) -> &CertificateDer<'static> {
         &self.der
@@ -73,6 +81,11 @@ impl Root {
         &self.names
     }
 
+    /// Whether its key lies beside it.
+    pub(super) fn has_key(&self) -> bool {
+        self.has_key
+    }
+
     /// Whether it can sign for the host from now until then. One whose key is not there (a certificate
     /// that was copied to be trusted) signs nothing.
     pub(super) fn can_sign(&self, host: &Host, now: OffsetDateTime, until: OffsetDateTime) -> bool {
@@ -82,6 +95,9 @@ impl Root {
     fn of(der: CertificateDer<'static>) -> Result<Self, &'static str> {
         let (_, certificate) =
             x509_parser::parse_x509_certificate(&der).map_err(|_| "it is no X.509 certificate")?;
+        if !is_ours(&certificate) {
+            return Err("it was not made by a valetkey");
+        }
         let constraints = certificate.name_constraints().ok().flatten();
         let names = constraints.and_then(|found| Names::of_constraints(found.value));
         Ok(Self {
@@ -118,6 +134,12 @@ impl Root {
     }
 }
 
+/// Whether its subject is what valetkeys give their authorities.
+fn is_ours(certificate: &X509Certificate<'_>) -> bool {
+    let mut organisations = certificate.subject().iter_organization();
+    organisations.any(|it| it.as_str().is_ok_and(|name| name == ORGANISATION))
+}
+
 /// Reads the certificates of all roots in a folder, oldest first. No folder, no roots.
 pub(super) fn load(dir: &Path) -> Result<Vec<Root>, CaError> {
     let cannot_read = |source| CaError::reading(dir, source);
@@ -146,6 +168,50 @@ fn load_one(dir: &Path, number: u32) -> Result<Root, CaError> {
     // A link that leads nowhere is there too, and is refused when the key is needed.
     let has_key = root.key_path(dir).symlink_metadata().is_ok();
     Ok(Root { path: Some(path), has_key, ..root })
+}
+
+/// Reads the certificates of all roots that were retired from a folder, in no order.
+pub(super) fn load_retired(dir: &Path) -> Result<Vec<Root>, CaError> {
+    let dir = dir.join(RETIRED);
+    let cannot_read = |source| CaError::reading(&dir, source);
+    let entries = match fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(cannot_read(error)),
+    };
+    let mut roots = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(cannot_read)?.path();
+        let text = fs::read(&path).map_err(|source| CaError::reading(&path, source))?;
+        roots.extend(Root::among(&text));
+    }
+    Ok(roots)
+}
+
+/// Ends a root: deletes its key, then puts its certificate aside; gives the certificate's new place. What was
+/// broken off in between is finished by doing it again.
+pub(super) fn retire(dir: &Path, root: &Root) -> Result<PathBuf, CaError> {
+    let retired = dir.join(RETIRED);
+    make_folder(&retired)?;
+    let key = root.key_path(dir);
+    match fs::remove_file(&key) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(CaError::Io { doing: "delete", path: key, source: error });
+        }
+        _ => sync(dir)?,
+    }
+    let aside = retired.join(format!("root-{}.pem", &root.spki.to_hex()[..16]));
+    if let Some(path) = root.path() {
+        fs::rename(path, &aside).map_err(|source| CaError::writing(&aside, source))?;
+    }
+    sync(&retired)?;
+    sync(dir)?;
+    Ok(aside)
+}
+
+fn sync(dir: &Path) -> Result<(), CaError> {
+    let synced = if cfg!(unix) { File::open(dir).and_then(|dir| dir.sync_all()) } else { Ok(()) };
+    synced.map_err(|source| CaError::writing(dir, source))
 }
 
 /// The number that a root gets that is made beside these.
@@ -286,4 +352,6 @@ fn check_owner(_path: &Path, _metadata: &Metadata, _closed: u32) -> Result<(), C
 const LIFE: Duration = Duration::days(365);
 /// A P-256 key in PEM form has about 250.
 const MAX_KEY_BYTES: usize = 4096;
+/// Where the certificates of roots lie that sign nothing any more, so that they can be taken out of stores.
+const RETIRED: &str = "retired";
 const NO_KEY: &str = "it is no P-256 key in PKCS #8 PEM form";

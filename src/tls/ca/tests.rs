@@ -194,6 +194,26 @@ fn a_foreign_certificate_is_no_root() {
 }
 
 #[test]
+fn roots_are_found_among_anything() {
+    let ca = LocalCa::ephemeral(&hosts(&["a.example"]), Clock::system()).unwrap();
+    let ours = ca.roots()[0].pem();
+    let foreign = rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap();
+    let (foreign, key) = (foreign.cert.pem(), foreign.signing_key.serialize_pem());
+    let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    for (text, expected) in [
+        (format!("# roots\n{foreign}{key}{broken}{ours}words\n{foreign}"), 1),
+        (format!("{ours}{ours}"), 2),
+        (format!("{foreign}{broken}"), 0),
+        (String::new(), 0),
+    ] {
+        let found = Root::among(text.as_bytes());
+        assert_eq!(found.len(), expected, "{text}");
+        assert!(found.iter().all(|root| root.fingerprint() == ca.roots()[0].fingerprint()));
+        assert!(found.iter().all(|root| !root.has_key()), "a certificate alone signs nothing");
+    }
+}
+
+#[test]
 fn intermediates_are_renewed_at_half_their_life() {
     let (_temp, dir) = folder();
     let (clock, a) = (Clock::system(), host("a.example"));
@@ -236,4 +256,75 @@ fn nothing_outlives_its_issuer() {
     let ca = LocalCa::ephemeral(std::slice::from_ref(&a), clock.clone()).unwrap();
     clock.advance(Duration::days(363));
     assert!(ca.intermediate(&a).unwrap().not_after() <= ca.roots()[0].not_after());
+}
+
+#[test]
+fn a_rotation_leaves_the_old_root_signing_until_it_is_retired() {
+    let (_temp, dir) = folder();
+    let names = hosts(&["a.example", "b.example"]);
+    let begin = || LocalCa::begin_rotation(&dir, &names, Clock::system()).unwrap();
+    let open = || LocalCa::open(&dir, &names, Clock::system()).unwrap();
+    let old = |ca: &LocalCa| superseded(ca.roots(), &names, &Clock::system());
+    let Begun::Made(first) = begin() else { panic!("there was no root") };
+    assert_eq!((open().signing_root(&names[0]), old(&open()).len()), (Some(0), 0));
+    let Begun::Made(second) = begin() else { panic!("the first one signs") };
+    let Begun::Waits(waiting) = begin() else { panic!("one waits already") };
+    assert_eq!(waiting.fingerprint(), second.fingerprint());
+    let ca = open();
+    assert_eq!((ca.roots().len(), ca.signing_root(&names[0])), (2, Some(0)));
+
+    let old = old(&ca);
+    assert_eq!(old.iter().map(Root::fingerprint).collect::<Vec<_>>(), [first.fingerprint()]);
+    let aside = LocalCa::retire(&dir, &old[0]).unwrap();
+    assert_eq!(fs::read_to_string(&aside).unwrap(), first.pem());
+    let left: Vec<_> = open().roots().iter().map(Root::fingerprint).collect();
+    assert_eq!(left, [second.fingerprint()]);
+    assert!(open().intermediate(&names[0]).is_ok());
+    let keys = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path());
+    assert_eq!(keys.filter(|path| path.extension().is_some_and(|end| end == "key")).count(), 1);
+    let retired = LocalCa::load_retired(&dir).unwrap();
+    assert_eq!(retired[0].fingerprint(), first.fingerprint());
+    assert_eq!(retired.len(), 1);
+    let Begun::Made(third) = begin() else { panic!("the second one signs now") };
+    assert!(third.path().unwrap().ends_with("root-3.pem"));
+}
+
+#[test]
+fn what_is_broken_off_while_retiring_is_finished_by_doing_it_again() {
+    let (_temp, dir) = folder();
+    let names = hosts(&["a.example"]);
+    let ca = LocalCa::open(&dir, &names, Clock::system()).unwrap();
+    fs::remove_file(key_file(&dir)).unwrap();
+    LocalCa::retire(&dir, &ca.roots()[0]).unwrap();
+    assert!(LocalCa::load_roots(&dir).unwrap().is_empty());
+    assert_eq!(LocalCa::load_retired(&dir).unwrap().len(), 1);
+}
+
+#[test]
+fn only_what_a_newer_root_can_do_is_superseded() {
+    let (_temp, dir) = folder();
+    let clock = Clock::system();
+    let open = |names: &[&str]| LocalCa::open(&dir, &hosts(names), clock.clone()).unwrap();
+    let old = |names: &[&str]| superseded(open(names).roots(), &hosts(names), &clock).len();
+    assert_eq!(old(&["a.example"]), 0);
+    // Its rules were others: the second root knows nothing of the first one's names.
+    assert_eq!(old(&["b.example"]), 1, "no rule needs the first one");
+    assert_eq!(superseded(open(&[]).roots(), &hosts(&["a.example"]), &clock).len(), 0);
+    assert_eq!(old(&["a.example", "b.example"]), 0, "each has one of its own");
+    assert!(matches!(LocalCa::begin_rotation(&dir, &[], clock.clone()).unwrap(), Begun::NoNames));
+    let names = hosts(&["a.example", "b.example"]);
+    let Begun::Made(_) = LocalCa::begin_rotation(&dir, &names, clock.clone()).unwrap() else {
+        panic!("none waits")
+    };
+    assert_eq!(old(&["a.example", "b.example"]), 2);
+    fs::remove_file(dir.join("root-1.pem")).unwrap();
+    let other = open(&["a.example", "b.example"]);
+    fs::remove_file(
+        other.roots()[0]
+            .path()
+            .unwrap()
+            .with_file_name(format!("root-{}.key", &other.roots()[0].spki().to_hex()[..16])),
+    )
+    .unwrap();
+    assert_eq!(old(&["a.example", "b.example"]), 0, "a certificate without a key stays");
 }
