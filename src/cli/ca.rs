@@ -1,5 +1,13 @@
 //! `valetkey ca`: the local CA, for whoever must trust it.
 
+mod anchors;
+mod install;
+mod keychain;
+mod nss;
+mod rotate;
+mod step;
+mod stores;
+
 use std::process::ExitCode;
 
 use clap::Subcommand;
@@ -8,7 +16,7 @@ use super::Typed;
 use super::output::{self, Failure};
 use super::start::ca_dir;
 use crate::clock::Clock;
-use crate::tls::ca::LocalCa;
+use crate::tls::ca::{LocalCa, Root};
 
 /// What `ca` takes.
 #[derive(Debug, clap::Args)]
@@ -25,26 +33,48 @@ enum Command {
     Print,
     /// Print the SHA-256 fingerprints of the root certificates
     Fingerprint,
+    /// Put the root certificates where programs of this system look
+    ///
+    /// Not needed for `valetkey run` and `valetkey env`. Each step is shown as you could type it yourself; those
+    /// that need root go through sudo. Roots that have expired or were ended by `rotate` are taken out. Only
+    /// certificates are installed, never keys; they are good for the hosts that your rules name and no others.
+    Install(install::Arguments),
+    /// Take all root certificates of yours out again, also those whose files are gone
+    Uninstall(install::Arguments),
+    /// Make a new root beside the old ones, which go on signing until `rotate --finish`
+    ///
+    /// A planned renewal is three commands: `ca rotate`, `ca install` (where you have installed), and, when every
+    /// client knows the new root, `ca rotate --finish`. When a key may be in the wrong hands: `ca rotate --now`,
+    /// then `ca install`. A `serve` that runs signs under the old root until it is started again.
+    Rotate(rotate::Arguments),
+}
+
+pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Failure> {
+    match arguments.command {
+        Command::Path => print(typed, |root| {
+            if let Some(path) = root.path() {
+                output::data(path.display());
+            }
+        }),
+        Command::Print => print(typed, |root| output::raw(&root.pem())),
+        Command::Fingerprint => {
+            print(typed, |root| output::data(with_colons(&root.fingerprint().to_hex())))
+        }
+        Command::Install(arguments) => install::install(arguments, typed),
+        Command::Uninstall(arguments) => install::uninstall(arguments, typed),
+        Command::Rotate(arguments) => rotate::run(arguments, typed),
+    }
+    .map(|()| ExitCode::SUCCESS)
 }
 
 /// There is a CA after this: one is made where there was none, so that a client can be told to trust it
 /// before the first proxy runs.
-pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Failure> {
+fn print(typed: &Typed, show: impl Fn(&Root)) -> Result<(), Failure> {
     let config = typed.config()?;
     let names = config.rules.constraints();
     let ca = LocalCa::open(&ca_dir(&config), &names, Clock::system()).map_err(output::hinted)?;
-    for root in ca.roots() {
-        match arguments.command {
-            Command::Fingerprint => output::data(with_colons(&root.fingerprint().to_hex())),
-            Command::Path => {
-                if let Some(path) = root.path() {
-                    output::data(path.display());
-                }
-            }
-            Command::Print => output::raw(&root.pem()),
-        }
-    }
-    Ok(ExitCode::SUCCESS)
+    ca.roots().iter().for_each(show);
+    Ok(())
 }
 
 /// The form in which browsers and `openssl x509 -fingerprint` show it.

@@ -28,6 +28,8 @@ mod roots;
 mod silence;
 mod support;
 #[cfg(target_os = "linux")]
+mod trust_store;
+#[cfg(target_os = "linux")]
 #[path = "../it/wire.rs"]
 #[expect(dead_code, reason = "the other tests use the rest")]
 mod wire;

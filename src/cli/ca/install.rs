@@ -1,0 +1,191 @@
+//! Puts our roots into the stores of this system, and takes them out again.
+
+use std::fmt::Display;
+use std::path::Path;
+
+use time::OffsetDateTime;
+
+use super::step::Hands;
+use super::stores::{self, Entry, Found, Kind, Store, Stores};
+use crate::cli::Typed;
+use crate::cli::output::{self, Failure};
+use crate::cli::start::ca_dir;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::config::env::Environment;
+use crate::tls::ca::{LocalCa, Root};
+
+/// What `install` and `uninstall` take.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Only these stores; usually both kinds, as far as they are here
+    #[arg(long, value_enum)]
+    store: Option<Kind>,
+
+    /// Show the steps, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// After this each store that was meant has every root that is in use, and none that was retired or has expired.
+pub(super) fn install(arguments: Arguments, typed: &Typed) -> Result<(), Failure> {
+    let config = typed.config()?;
+    say_whose(&typed.env);
+    let dir = ca_dir(&config);
+    let mut roots = roots_in_use(&config, &dir, arguments.dry_run)?;
+    let now = Clock::system().now();
+    let retired = LocalCa::load_retired(&dir).map_err(output::hinted)?;
+    roots.retain(|root| is_alive(root, now));
+    let mut hands = Hands::new(arguments.dry_run, stores::search(typed));
+    let changed = each(arguments.store, typed, |store| {
+        let found = looked(store)?;
+        for root in &roots {
+            if let Some(entry) =
+                found.entries.iter().find(|entry| is_of(entry, root) && entry.counts)
+            {
+                say(&entry.name, "is there already");
+            }
+        }
+        let missing: Vec<_> = roots.iter().filter(|root| !found.counts(root)).cloned().collect();
+        let is_old = |entry: &&Entry| {
+            !is_alive(&entry.root, now) || retired.iter().any(|root| is_of(entry, root))
+        };
+        let old: Vec<_> = found.entries.iter().filter(is_old).cloned().collect();
+        if missing.is_empty() && old.is_empty() {
+            return Ok(false);
+        }
+        hands.carry_out(&store.changing(&missing, &old))?;
+        if hands.are_tied() {
+            return Ok(false);
+        }
+        let after = looked(store)?;
+        missing.iter().try_for_each(|root| expect_in(&after, root))?;
+        old.iter().try_for_each(|entry| expect_out(&after, entry))?;
+        Ok(true)
+    })?;
+    if changed {
+        output::words("programs that are running see it when they are started again");
+    }
+    Ok(())
+}
+
+/// After this no store that was meant has a root of ours, whether we still have its file or not.
+pub(super) fn uninstall(arguments: Arguments, typed: &Typed) -> Result<(), Failure> {
+    say_whose(&typed.env);
+    let mut hands = Hands::new(arguments.dry_run, stores::search(typed));
+    each(arguments.store, typed, |store| {
+        let found = looked(store)?;
+        if found.entries.is_empty() && found.stale.is_empty() {
+            output::words("  nothing of ours is there");
+            return Ok(false);
+        }
+        hands.carry_out(&store.changing(&[], &found.entries))?;
+        if hands.are_tied() {
+            return Ok(false);
+        }
+        let after = looked(store)?;
+        found.entries.iter().try_for_each(|entry| expect_out(&after, entry))?;
+        if after.stale.is_empty() {
+            found.stale.iter().for_each(|root| say(&stores::short_name(root), GONE));
+        }
+        Ok(true)
+    })?;
+    Ok(())
+}
+
+/// The roots that clients are to trust; the first one is made where there is none, except for show.
+fn roots_in_use(config: &Config, dir: &Path, dry_run: bool) -> Result<Vec<Root>, Failure> {
+    if dry_run {
+        let roots = LocalCa::load_roots(dir).map_err(output::hinted)?;
+        if roots.is_empty() {
+            output::words("there is no root yet; one would be made first");
+        }
+        return Ok(roots);
+    }
+    let names = config.rules.constraints();
+    let ca = LocalCa::open(dir, &names, Clock::system()).map_err(output::hinted)?;
+    if ca.roots().is_empty() {
+        return Err(Failure::new("there is no root to install: no rule names a host"));
+    }
+    Ok(ca.roots().to_vec())
+}
+
+/// Does this for every store that is meant, also after one has failed; gives whether any was changed.
+fn each(
+    kind: Option<Kind>,
+    typed: &Typed,
+    mut change: impl FnMut(&dyn Store) -> Result<bool, Failure>,
+) -> Result<bool, Failure> {
+    let (mut changed, mut failed) = (false, None);
+    let stores = Stores::present(kind, typed)?;
+    for missing in &stores.missing {
+        output::warning(missing.message());
+        missing
+            .first_hint()
+            .into_iter()
+            .for_each(|hint| output::words(format_args!("hint: {hint}")));
+    }
+    for store in stores.all {
+        output::words(store.name());
+        match change(&*store) {
+            Ok(it) => changed |= it,
+            Err(failure) => {
+                let failure = failure.about(&store.name());
+                // All are shown, the last one by the program's end.
+                if let Some(earlier) = failed.replace(failure) {
+                    earlier.report();
+                }
+            }
+        }
+    }
+    failed.map_or(Ok(changed), Err)
+}
+
+fn looked(store: &dyn Store) -> Result<Found, Failure> {
+    let found = store.look()?;
+    found.notices.iter().for_each(output::warning);
+    Ok(found)
+}
+
+fn expect_in(found: &Found, root: &Root) -> Result<(), Failure> {
+    let is_it = |entry: &&Entry| entry.counts && is_of(entry, root);
+    let Some(entry) = found.entries.iter().find(is_it) else {
+        let name = stores::short_name(root);
+        return Err(Failure::new(format!("{name} was put in, and programs do not see it there")));
+    };
+    say(&entry.name, "is trusted there now: looked up and found");
+    Ok(())
+}
+
+fn expect_out(found: &Found, old: &Entry) -> Result<(), Failure> {
+    let is_seen = found.stale.iter().any(|root| is_of(old, root));
+    if is_seen || found.entries.iter().any(|entry| is_of(entry, &old.root)) {
+        return Err(Failure::new(format!("{} was taken out, and is still there", old.name)));
+    }
+    say(&old.name, GONE);
+    Ok(())
+}
+
+fn say(name: &str, what: impl Display) {
+    output::words(format_args!("  {name} {what}"));
+}
+
+fn is_of(entry: &Entry, root: &Root) -> bool {
+    entry.root.fingerprint() == root.fingerprint()
+}
+
+fn is_alive(root: &Root, now: OffsetDateTime) -> bool {
+    now < root.not_after()
+}
+
+/// Roots are a user's own. Who types `sudo` before this gets those of root, and probably wants none.
+fn say_whose(env: &Environment) {
+    let by = env.text("SUDO_USER").filter(|user| user != "root");
+    if let Some(user) = by.filter(|_| rustix::process::geteuid().is_root()) {
+        output::warning(format_args!(
+            "these are the roots of root; for those of {user} type it without sudo: it calls sudo itself"
+        ));
+    }
+}
+
+const GONE: &str = "is no longer there: looked up and not found";
