@@ -7,6 +7,7 @@ mod check;
 mod completions;
 mod credentials;
 mod demo;
+mod doctor;
 mod env;
 mod explain;
 mod login;
@@ -71,6 +72,8 @@ enum Command {
     Check(check::Arguments),
     /// Say what would happen to a request: which rule, which credential, which headers, or why not
     Explain(explain::Arguments),
+    /// Look at everything that a request depends on, and name what is in its way
+    Doctor(doctor::Arguments),
     /// Show the whole thing at work, on this machine alone, in a few seconds
     Demo,
     /// Print a completion script for a shell
@@ -151,6 +154,7 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Check(arguments) => check::run(&arguments, &typed),
         Command::Completions(arguments) => Ok(completions::run::<Arguments>(&arguments)),
         Command::Demo => demo::run(&typed.env),
+        Command::Doctor(arguments) => doctor::run(&arguments, &typed),
         Command::Env(arguments) => env::run(&arguments, &typed),
         Command::Explain(arguments) => explain::run(&arguments, &typed),
         Command::Login(arguments) => login::run(&arguments, &typed),

@@ -22,8 +22,9 @@ use http::uri::{Parts, PathAndQuery};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use hyper_util::rt::TokioIo;
+use rustls_pki_types::CertificateDer;
 
-use crate::origin::{Origin, Target};
+use crate::origin::{Host, Origin, Target};
 use crate::tasks::Tasks;
 use crate::tls::trust::Distrust;
 use body::{Again, Body, BodyError};
@@ -148,6 +149,31 @@ impl Upstream {
             .map_err(|failed| UpstreamError::http(origin, failed.error, !failed.unprocessed))
     }
 
+    /// Connects as a request would, and looks at what the upstream shows.
+    ///
+    /// # Errors
+    ///
+    /// [`UpstreamError`] with the step that failed.
+    pub async fn look(&self, origin: &Origin) -> Result<Look, UpstreamError> {
+        let stream = self.dialer.dial(origin).await?;
+        let certificates = dial::certificates(&stream);
+        Ok(Look { certificates, name: origin.target.host.clone() })
+    }
+
+    /// A connection of one's own on which only HTTP/1.1 was offered.
+    ///
+    /// # Errors
+    ///
+    /// As [`Upstream::look`].
+    pub async fn open(&self, origin: &Origin) -> Result<dial::Stream, UpstreamError> {
+        self.dialer.dial_http1(origin).await
+    }
+
+    /// Whether the target is reached through the chain.
+    pub fn goes_through_the_chain(&self, target: &Target) -> bool {
+        self.dialer.goes_through_the_chain(target)
+    }
+
     /// Refuses to connect to this address from now on: where this very proxy listens.
     pub fn avoid(&self, own: SocketAddr) {
         self.dialer.avoid(own);
@@ -162,6 +188,15 @@ impl Upstream {
     pub async fn connect(&self, target: &Target) -> Result<dial::Transport, UpstreamError> {
         self.dialer.connect(target).await
     }
+}
+
+/// What an upstream shows.
+#[derive(Clone, Debug)]
+pub struct Look {
+    /// Its certificates, its own first, which were accepted; none without TLS.
+    pub certificates: Vec<CertificateDer<'static>>,
+    /// The name that they were accepted for.
+    pub name: Host,
 }
 
 /// What it takes to send a request once more: its head, and the means to have its body again.

@@ -212,7 +212,10 @@ pub(super) fn ca_dir(config: &Config) -> PathBuf {
 
 /// The trust in force. A bundle of nothing but our own roots, as in the environment that another valetkey
 /// made, counts as not set.
-fn trust(config: &UpstreamConfig, own: Vec<Fingerprint>) -> Result<UpstreamTrust, Failure> {
+pub(super) fn trust(
+    config: &UpstreamConfig,
+    own: Vec<Fingerprint>,
+) -> Result<UpstreamTrust, Failure> {
     let mode = match config.trust {
         Trust::Bundle => TrustMode::Bundle,
         Trust::MozillaAndBundle => TrustMode::MozillaAndBundle,

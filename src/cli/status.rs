@@ -17,6 +17,7 @@ use crate::credential::{CredentialName, Grant, LoginKind};
 use crate::store;
 use crate::tasks::Tasks;
 use crate::tokens::{State, Status};
+use crate::upstream::Upstream;
 
 /// What `status` takes.
 #[derive(Debug, clap::Args)]
@@ -102,14 +103,23 @@ pub(super) struct Shown {
     /// Where its value is kept.
     pub(super) place: String,
     /// The file that it is in, if it is a login in a file.
-    file: Option<PathBuf>,
+    pub(super) file: Option<PathBuf>,
     pub(super) status: Status,
 }
 
 /// Reads every credential, and asks no issuer.
 pub(super) async fn read(typed: &Typed, config: &Config) -> Result<Vec<Shown>, Failure> {
     let way_out = WayOut::of(config, &typed.env)?;
-    let credentials = Credentials::new(config, &typed.env, way_out.upstream, Tasks::new());
+    read_through(typed, config, way_out.upstream).await
+}
+
+/// The same, for who has a way out already.
+pub(super) async fn read_through(
+    typed: &Typed,
+    config: &Config,
+    upstream: Upstream,
+) -> Result<Vec<Shown>, Failure> {
+    let credentials = Credentials::new(config, &typed.env, upstream, Tasks::new());
     let tokens = credentials.tokens(false).await?;
     let mut all = Vec::new();
     for (name, source) in tokens.iter() {
@@ -194,7 +204,7 @@ impl Shown {
     }
 
     /// Why it cannot be used.
-    fn reason(&self) -> Option<String> {
+    pub(super) fn reason(&self) -> Option<String> {
         match &self.status.state {
             State::Ok | State::NoLogin => None,
             State::Dead(code) => {

@@ -71,6 +71,11 @@ impl HostPattern {
         }
     }
 
+    /// The one target of the pattern; `None` for a wildcard.
+    pub fn target(&self) -> Option<Target> {
+        Some(Target { host: self.exact()?.clone(), port: self.port })
+    }
+
     /// What the local CA must be allowed to sign: the host itself, or the name below which a
     /// wildcard's hosts are.
     pub fn constraint(&self) -> Host {

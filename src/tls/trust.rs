@@ -17,15 +17,16 @@ use arc_swap::ArcSwap;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, UnixTime};
 
-use self::distrust::Remedy;
 pub use self::distrust::{Distrust, UnknownIssuer};
+use self::distrust::{Remedy, issuer_of};
 pub use self::verify::describe_failure;
 use self::verify::{Verifier, is_a_valetkey};
 pub use self::weak::{Weakness, weakness};
 use super::pem::{Bundle, PemError};
 use super::provider;
+use crate::origin::Host;
 use crate::secret::Fingerprint;
 
 /// Which roots count, apart from the bundle's.
@@ -128,12 +129,39 @@ impl UpstreamTrust {
         self.settings.bundle.as_deref()
     }
 
+    /// Who signed a chain that was accepted for this name, the server's own certificate first.
+    pub fn signer(&self, chain: &[CertificateDer<'_>], name: &Host) -> Signer {
+        let issuer = chain.last().map(issuer_of).unwrap_or_default();
+        if is_public(chain, name) { Signer::Public(issuer) } else { Signer::Private(issuer) }
+    }
+
     /// What a change of the roots shows itself in: files, and folders whose entries count.
     pub fn places(&self) -> Vec<PathBuf> {
         let mut places = system_places();
         places.extend(self.settings.bundle.clone());
         places
     }
+}
+
+/// Who signed a certificate; holds the name of the last issuer that is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Signer {
+    /// One of Mozilla's list, as it was when this program was built.
+    Public(String),
+    /// Somebody whom this machine or the bundle trusts: a company.
+    Private(String),
+}
+
+/// Whether Mozilla's roots alone vouch for the chain.
+fn is_public(chain: &[CertificateDer<'_>], name: &Host) -> bool {
+    let mut roots = RootCertStore::empty();
+    roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    let ([leaf, others @ ..], Some(name), Ok(verifier)) =
+        (chain, name.server_name(), webpki(roots))
+    else {
+        return false;
+    };
+    verifier.verify_server_cert(leaf, others, &name, &[], UnixTime::now()).is_ok()
 }
 
 impl Roots {

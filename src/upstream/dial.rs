@@ -16,6 +16,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::{GaiAddrs, GaiResolver, Name};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
+use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
@@ -84,6 +85,11 @@ impl Dialer {
     /// A connection on which only HTTP/1.1 was offered.
     pub(super) async fn dial_http1(&self, origin: &Origin) -> Result<Stream, UpstreamError> {
         self.dial_with(origin, Alpn::Http1).await
+    }
+
+    /// Whether the target is reached through the chain.
+    pub(super) fn goes_through_the_chain(&self, target: &Target) -> bool {
+        !self.resolve.contains_key(target) && self.chain.hop(target).is_some()
     }
 
     async fn dial_with(&self, origin: &Origin, alpn: Alpn) -> Result<Stream, UpstreamError> {
@@ -240,6 +246,15 @@ pub(super) fn is_http2(stream: &Stream) -> bool {
         Either::Left(_) => false,
         Either::Right(tls) => tls.get_ref().1.alpn_protocol() == Some(b"h2"),
     }
+}
+
+/// What the upstream showed in its handshake; nothing without TLS.
+pub(super) fn certificates(stream: &Stream) -> Vec<CertificateDer<'static>> {
+    let shown = match stream {
+        Either::Left(_) => None,
+        Either::Right(tls) => tls.get_ref().1.peer_certificates(),
+    };
+    shown.map(<[_]>::to_vec).unwrap_or_default()
 }
 
 async fn handshake<S>(

@@ -15,6 +15,7 @@ mod chromium;
 mod clients;
 mod codex;
 mod company;
+mod doctor;
 #[cfg(target_os = "linux")]
 mod keyring;
 mod login;

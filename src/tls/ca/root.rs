@@ -77,6 +77,19 @@ impl Root {
         self.not_after
     }
 
+    /// Checks that the key lies beside the certificate, is this root's and is ours alone. A root in memory has
+    /// it.
+    ///
+    /// # Errors
+    ///
+    /// [`CaError`], as it would be at the next signature.
+    pub fn check_key(&self) -> Result<(), CaError> {
+        match self.path.as_deref().and_then(Path::parent) {
+            Some(dir) => self.read_key(dir).map(drop),
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn constraints(&self) -> &Names {
         &self.names
     }

@@ -307,6 +307,12 @@ fn is_issued_by(one: &X509Certificate<'_>, other: &X509Certificate<'_>) -> bool 
     one.issuer().as_raw() == other.subject().as_raw()
 }
 
+/// The issuer's name of a certificate, as it can be shown.
+pub(super) fn issuer_of(der: &CertificateDer<'_>) -> String {
+    let parsed = x509_parser::parse_x509_certificate(der);
+    parsed.map(|(_, certificate)| name_of(certificate.issuer())).unwrap_or_default()
+}
+
 /// A common name, else an organisation, else that there is none.
 pub(super) fn name_of(name: &X509Name<'_>) -> String {
     let mut parts = name.iter_common_name().chain(name.iter_organization());

@@ -24,6 +24,13 @@ enum Reason {
     OtherKey,
 }
 
+impl Weakness {
+    /// Whether nothing that the root signs can be accepted.
+    pub fn is_certain(&self) -> bool {
+        !matches!(self.reason, Reason::OldDigest(_))
+    }
+}
+
 /// What is weak about a root, if anything is: a key that no signature of is accepted (RSA below 2,048 bits,
 /// or of another kind than RSA and the NIST curves up to P-521 and Ed25519), or a certificate signed with
 /// SHA-1 or MD5, whose owner likely signs servers' certificates so.

@@ -291,7 +291,7 @@ fn the_hint_is_the_line_that_would_add_it() {
         (TrustMode::MozillaAndBundle, Some(bundle.clone()), append.as_str()),
         (
             TrustMode::System,
-            Some(bundle.clone()),
+            Some(bundle),
             "set upstream.trust = \"system+bundle\" and upstream.ca_bundle",
         ),
     ];

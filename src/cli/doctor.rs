@@ -1,0 +1,130 @@
+//! `valetkey doctor`: looks at everything that a request depends on, and names what is in its way.
+
+mod local;
+mod network;
+mod origin;
+mod report;
+mod runtimes;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use super::output;
+use super::start::{self, ca_dir};
+use super::status;
+use super::{Typed, chain, process};
+use crate::config::Config;
+use crate::rules::Rules;
+use crate::tls::ca::{LocalCa, Root};
+use crate::tls::trust::UpstreamTrust;
+use crate::upstream::Upstream;
+use crate::upstream::dial::Dialer;
+use report::{Check, Report};
+
+/// What `doctor` takes.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+
+    /// Also send a signed-in GET to each ruled host, and judge its answer; else no credential leaves
+    #[arg(long)]
+    sign_in: bool,
+}
+
+/// Exits 0 when all is well, 1 with warnings, 2 when something has failed. The proxy need not run.
+pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, super::Failure> {
+    let mut report = Report::new(!arguments.json);
+    process::runtime()?.block_on(examine(arguments, typed, &mut report))?;
+    if arguments.json {
+        output::data(format_args!("{:#}", report.to_json()));
+    } else {
+        output::data(report.summary());
+    }
+    Ok(ExitCode::from(report.exit_status()))
+}
+
+/// One check after the other; what depends on one that has failed is left out.
+async fn examine(
+    arguments: &Arguments,
+    typed: &Typed,
+    report: &mut Report,
+) -> Result<(), super::Failure> {
+    let config = match typed.config() {
+        Ok(config) => config,
+        Err(failure) => {
+            report.add(Check::of_failure("configuration", &failure));
+            return Ok(());
+        }
+    };
+    report.add(local::configuration(&config));
+    report.add(local::managed(&config));
+    report.add(local::running(&config, typed));
+    let roots = local::local_ca(&config, report);
+    let Some(trust) = bundle(&config, &roots, report) else { return Ok(()) };
+    let Some(upstream) = way_out(&config, typed, &trust, report) else { return Ok(()) };
+
+    let shown = match status::read_through(typed, &config, upstream.clone()).await {
+        Ok(shown) => shown,
+        Err(failure) => {
+            report.add(Check::of_failure("store", &failure));
+            return Ok(());
+        }
+    };
+    shown.iter().for_each(|shown| local::credential(shown, report));
+    runtimes::examine(&config, (&roots, &trust), typed, report).await;
+    let kinds = shown.iter().filter_map(|it| Some((it.name.clone(), it.status.kind?))).collect();
+    let scene = Scene { rules: config.rules.with_kinds(kinds), config, trust, upstream };
+    network::examine(&scene, report).await;
+    if arguments.sign_in {
+        network::sign_in(&scene, typed, report).await?;
+    }
+    Ok(())
+}
+
+/// What the checks of the network look at.
+struct Scene {
+    config: Config,
+    /// With the kinds of the logins that are there.
+    rules: Rules,
+    trust: Arc<UpstreamTrust>,
+    upstream: Upstream,
+}
+
+/// The roots that are trusted upstream.
+fn bundle(config: &Config, roots: &[Root], report: &mut Report) -> Option<Arc<UpstreamTrust>> {
+    match start::trust(&config.upstream, roots.iter().map(Root::spki).collect()) {
+        Ok(trust) => {
+            local::bundle(config, &trust, report);
+            Some(Arc::new(trust))
+        }
+        Err(failure) => {
+            report.add(Check::of_failure("bundle", &failure));
+            None
+        }
+    }
+}
+
+fn way_out(
+    config: &Config,
+    typed: &Typed,
+    trust: &Arc<UpstreamTrust>,
+    report: &mut Report,
+) -> Option<Upstream> {
+    match chain::chain(&config.upstream, &typed.env) {
+        Ok(chain) => {
+            let resolve = config.upstream.resolve.clone();
+            Some(Upstream::new(Dialer::new(trust.clone(), chain, resolve)))
+        }
+        Err(failure) => {
+            report.add(Check::of_failure("chain", &failure));
+            None
+        }
+    }
+}
+
+/// The roots of the local CA, if there is one that can be read.
+fn roots_in(config: &Config) -> Result<Vec<Root>, super::Failure> {
+    LocalCa::load_roots(&ca_dir(config)).map_err(output::hinted)
+}

@@ -1,0 +1,151 @@
+//! What lies on this machine: configuration, limits, logins, the local CA, the company's roots.
+
+use std::collections::BTreeSet;
+
+use time::OffsetDateTime;
+
+use super::report::{Check, Report};
+use super::roots_in;
+use crate::cli::status::{Shown, in_words};
+use crate::cli::{Typed, running};
+use crate::clock::Clock;
+use crate::config::{BundleSetting, Config};
+use crate::store;
+use crate::tls::ca::Root;
+use crate::tls::trust::{UpstreamTrust, Weakness, weakness};
+use crate::tokens::State;
+
+pub(super) fn configuration(config: &Config) -> Check {
+    let rules: BTreeSet<&str> = config.rules.iter().map(|rule| rule.name.as_str()).collect();
+    let file = &config.paths.config_file;
+    let read = if file.exists() { file.display().to_string() } else { "the defaults".to_owned() };
+    let (rules, credentials) = (rules.len(), config.credentials.len());
+    let counts = [counted(rules, "rule"), counted(credentials, "credential")].join(", ");
+    Check::ok("configuration", format!("{read}: {counts}"))
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+pub(super) fn managed(config: &Config) -> Check {
+    match config.managed() {
+        Ok(settings) if settings.is_empty() => Check::ok("managed", "nothing is managed"),
+        Ok(settings) => Check::ok(
+            "managed",
+            format!("{}: valetkey check --managed", counted(settings.len(), "setting")),
+        ),
+        Err(errors) => Check::failed(
+            "managed",
+            errors.render(false, 100),
+            "mend the file, or ask its owner to",
+        ),
+    }
+}
+
+/// Whether a proxy runs, which nothing here needs.
+pub(super) fn running(config: &Config, typed: &Typed) -> Check {
+    match running::find(&config.paths.runtime_dir, &typed.env) {
+        Some(proxy) => Check::ok("proxy", format!("runs at {} (pid {})", proxy.proxy, proxy.pid)),
+        None => Check::ok("proxy", "does not run, which `valetkey run` does not need"),
+    }
+}
+
+/// The roots that clients are to trust; none where there is no CA yet, or one that cannot be used.
+pub(super) fn local_ca(config: &Config, report: &mut Report) -> Vec<Root> {
+    let roots = match roots_in(config) {
+        Ok(roots) => roots,
+        Err(failure) => {
+            report.add(Check::of_failure("ca", &failure));
+            return Vec::new();
+        }
+    };
+    report.add(match roots.last() {
+        None => Check::ok("ca", "there is none yet: it is made at the first start"),
+        Some(newest) => of_newest(newest, roots.len()),
+    });
+    roots
+}
+
+fn of_newest(newest: &Root, count: usize) -> Check {
+    let until = in_words(newest.not_after());
+    if newest.not_after() <= Clock::system().now() {
+        let fix = "start valetkey again, which makes a new one; then: valetkey ca install";
+        return Check::failed("ca", format!("the newest root has expired: {until}"), fix);
+    }
+    if let Err(error) = newest.check_key() {
+        let fix = error.hint().unwrap_or_else(|| "see: valetkey ca path".to_owned());
+        return Check::failed("ca", error.to_string(), fix);
+    }
+    Check::ok("ca", format!("{}; the newest until {until}", counted(count, "root")))
+}
+
+/// What is trusted beside the system's roots, and what of it is trusted in vain.
+pub(super) fn bundle(config: &Config, trust: &UpstreamTrust, report: &mut Report) {
+    let roots = trust.now();
+    let (bundle, system) = (roots.bundle().len(), roots.system().len());
+    let setting =
+        config.upstream.ca_bundles.iter().find(|it| Some(&*it.path) == trust.bundle_path());
+    report.add(Check::ok(
+        "bundle",
+        match setting {
+            None => format!("none; the system has {}", counted(system, "root")),
+            Some(BundleSetting { path, named_by }) => format!(
+                "{} ({named_by}): {}, beside {system} of the system",
+                path.display(),
+                counted(bundle, "root")
+            ),
+        },
+    ));
+    for notice in roots.notices() {
+        report.add(Check::warning("bundle", notice, "leave it out of the file, or make it right"));
+    }
+    // The list of public CAs has old roots whose owners sign with newer ones.
+    let own = roots.bundle().iter().filter(|root| !roots.system().contains(root));
+    let weak = own.filter_map(weakness);
+    let useless = roots.system().iter().filter_map(weakness).filter(Weakness::is_certain);
+    for weakness in weak.chain(useless) {
+        let fix =
+            "ask your company for a root with a newer key (RSA of 2048 bits or more, SHA-256)";
+        report.add(Check::warning("bundle", weakness.to_string(), fix));
+    }
+}
+
+/// A login or a key: whether it can be used, how old it is, who else may read it.
+pub(super) fn credential(shown: &Shown, report: &mut Report) {
+    let fix = || match shown.status.state {
+        State::NoLogin => shown.name.how_to_sign_in(),
+        State::Dead(_) | State::Unsupported(_) => {
+            format!("sign in again: {}", shown.name.how_to_sign_in())
+        }
+        State::Forbidden(_) => "see: valetkey check --managed".to_owned(),
+        State::Unreadable(_) | State::Ok => "see: valetkey status".to_owned(),
+    };
+    let because = shown.reason().map(|reason| format!(": {reason}")).unwrap_or_default();
+    let sentence = format!("{}{because} ({})", shown.sentence(), shown.place);
+    let check = match shown.status.state {
+        State::Ok => Check::ok("store", sentence),
+        State::NoLogin => Check::warning("store", sentence, fix()),
+        _ => Check::failed("store", sentence, fix()),
+    };
+    report.add(check.about(&shown.name));
+    for warning in shown.file.iter().flat_map(|file| store::warnings(file)) {
+        let fix = "make the file yours alone, outside of shared and synced folders";
+        report.add(Check::warning("permissions", warning, fix).about(&shown.name));
+    }
+    if let (State::Ok, Some(expires_at)) = (&shown.status.state, shown.status.expires_at) {
+        report.add(token(shown, expires_at).about(&shown.name));
+    }
+}
+
+fn token(shown: &Shown, expires_at: OffsetDateTime) -> Check {
+    let refreshed = shown.status.last_refresh.map(|at| format!("; refreshed {}", in_words(at)));
+    let sentence = format!("expires {}{}", in_words(expires_at), refreshed.unwrap_or_default());
+    if expires_at > Clock::system().now() {
+        return Check::ok("token", sentence);
+    }
+    // Not a failure: the next request refreshes it.
+    let sentence = format!("{sentence}; the next request refreshes it");
+    let fix = "nothing to do if the issuer can be reached (below); else sign in again";
+    Check::warning("token", sentence, fix)
+}

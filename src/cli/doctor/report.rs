@@ -1,0 +1,155 @@
+//! What the doctor found: checks with an outcome, and one line of what to do about each that is not well.
+
+use serde_json::{Value, json};
+
+use crate::cli::output::{self, Failure};
+
+/// How a check came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Outcome {
+    Ok,
+    Warning,
+    Failed,
+}
+
+impl Outcome {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Failed => "failed",
+        }
+    }
+
+    fn colour(self) -> &'static str {
+        match self {
+            Self::Ok => "\u{1b}[32m",
+            Self::Warning => "\u{1b}[1;33m",
+            Self::Failed => "\u{1b}[1;31m",
+        }
+    }
+}
+
+/// One check.
+#[derive(Clone, Debug)]
+pub(super) struct Check {
+    /// Stable, for programs.
+    id: &'static str,
+    /// Which one of several: a host, a credential, a program.
+    subject: Option<String>,
+    outcome: Outcome,
+    sentence: String,
+    fix: Option<String>,
+}
+
+impl Check {
+    pub(super) fn ok(id: &'static str, sentence: impl Into<String>) -> Self {
+        let sentence = sentence.into();
+        Self { id, subject: None, outcome: Outcome::Ok, sentence, fix: None }
+    }
+
+    /// What works and may not stay so, or works less well than it could.
+    pub(super) fn warning(
+        id: &'static str,
+        sentence: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
+        Self { outcome: Outcome::Warning, fix: Some(fix.into()), ..Self::ok(id, sentence) }
+    }
+
+    /// What does not work.
+    pub(super) fn failed(
+        id: &'static str,
+        sentence: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
+        Self { outcome: Outcome::Failed, fix: Some(fix.into()), ..Self::ok(id, sentence) }
+    }
+
+    /// A failure of something that every command would need.
+    pub(super) fn of_failure(id: &'static str, failure: &Failure) -> Self {
+        Self::failed(id, failure.message(), failure.first_hint().unwrap_or("see above"))
+    }
+
+    /// The same about one of several.
+    pub(super) fn about(mut self, subject: impl ToString) -> Self {
+        self.subject = Some(subject.to_string());
+        self
+    }
+
+    pub(super) fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+
+    fn to_json(&self) -> Value {
+        json!({
+            "id": self.id,
+            "subject": self.subject,
+            "status": self.outcome.as_str(),
+            "message": self.sentence,
+            "fix": self.fix,
+        })
+    }
+
+    /// As people read it. A sentence of several lines (mistakes of a configuration) stands below its line.
+    fn to_text(&self) -> String {
+        let subject = self.subject.as_deref().map(|it| format!(" {it}")).unwrap_or_default();
+        let name = format!("{}{subject}", self.id);
+        let sentence = match self.sentence.trim_end() {
+            long if long.contains('\n') => format!("\n{long}"),
+            short => output::printable(short),
+        };
+        let outcome = format!("{}{:<8}\u{1b}[0m", self.outcome.colour(), self.outcome.as_str());
+        let fix =
+            self.fix.as_deref().map(|fix| format!("\n         Fix: {}", output::printable(fix)));
+        format!("{outcome} {name}: {sentence}{}", fix.unwrap_or_default())
+    }
+}
+
+/// All checks so far.
+pub(super) struct Report {
+    checks: Vec<Check>,
+    /// Whether each is shown as it comes.
+    speaks: bool,
+}
+
+impl Report {
+    pub(super) fn new(speaks: bool) -> Self {
+        Self { checks: Vec::new(), speaks }
+    }
+
+    pub(super) fn add(&mut self, check: Check) {
+        if self.speaks {
+            output::data(check.to_text());
+        }
+        self.checks.push(check);
+    }
+
+    fn count(&self, outcome: Outcome) -> usize {
+        self.checks.iter().filter(|check| check.outcome == outcome).count()
+    }
+
+    fn worst(&self) -> Outcome {
+        self.checks.iter().map(Check::outcome).max().unwrap_or(Outcome::Ok)
+    }
+
+    /// 0 for nothing but ok, 1 with warnings, 2 with a failure.
+    pub(super) fn exit_status(&self) -> u8 {
+        match self.worst() {
+            Outcome::Ok => 0,
+            Outcome::Warning => 1,
+            Outcome::Failed => 2,
+        }
+    }
+
+    pub(super) fn summary(&self) -> String {
+        let [ok, warnings, failed] =
+            [Outcome::Ok, Outcome::Warning, Outcome::Failed].map(|outcome| self.count(outcome));
+        format!("\n{ok} ok, {warnings} with a warning, {failed} failed")
+    }
+
+    pub(super) fn to_json(&self) -> Value {
+        let checks: Vec<Value> = self.checks.iter().map(Check::to_json).collect();
+        json!({ "version": 1, "status": self.worst().as_str(), "checks": checks })
+    }
+}

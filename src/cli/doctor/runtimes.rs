@@ -1,0 +1,255 @@
+//! Whether the programs found here trust the local CA: each visits a host of this process, as under `valetkey run`.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::{Method, Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use rustls_pki_types::CertificateDer;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::Command;
+use tokio_rustls::TlsAcceptor;
+
+use super::report::{Check, Report};
+use crate::cli::Typed;
+use crate::cli::start::ca_dir;
+use crate::client_env::{ClientEnv, Facts};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::origin::Host;
+use crate::tasks::Tasks;
+use crate::tls::ca::{CaError, LocalCa, Root};
+use crate::tls::leaf::Leaves;
+use crate::tls::trust::UpstreamTrust;
+
+/// A program that fetches a page.
+struct Runtime {
+    /// As it is found in `PATH`, and the path of the page that it fetches.
+    name: &'static str,
+    arguments: fn(&str) -> Vec<String>,
+    /// What to type when it does not trust what the variables name.
+    fix: &'static str,
+    /// Whether it reads a variable that says whom to trust.
+    reads_variables: bool,
+}
+
+const RUNTIMES: [Runtime; 5] = [
+    Runtime {
+        name: "curl",
+        arguments: curl,
+        fix: "look for `cacert` or `proxy` in ~/.curlrc",
+        reads_variables: true,
+    },
+    Runtime {
+        name: "git",
+        arguments: git,
+        fix: "see: git config --show-origin --get-regexp '^http\\.'",
+        reads_variables: true,
+    },
+    Runtime {
+        name: "node",
+        arguments: node,
+        fix: "look for NODE_OPTIONS (--use-openssl-ca) and a version older than 7.3",
+        reads_variables: true,
+    },
+    Runtime {
+        name: "python3",
+        arguments: python,
+        fix: "look for SSL_CERT_DIR and sitecustomize; or: valetkey ca install",
+        reads_variables: true,
+    },
+    Runtime {
+        name: "wget",
+        arguments: wget,
+        fix: "use --ca-certificate=\"$SSL_CERT_FILE\", or: valetkey ca install",
+        reads_variables: false,
+    },
+];
+
+fn curl(url: &str) -> Vec<String> {
+    ["-sS", "-o", "/dev/null", "--max-time", "8", url].map(str::to_owned).into()
+}
+
+fn git(url: &str) -> Vec<String> {
+    ["ls-remote", url].map(str::to_owned).into()
+}
+
+/// `fetch` of older versions knows no proxy, so the tunnel is asked for by hand.
+fn node(url: &str) -> Vec<String> {
+    let script = "const [proxy, url] = [new URL(process.env.HTTPS_PROXY), new URL(process.argv[1])];\
+                  require('http').request({ host: proxy.hostname, port: proxy.port, method: 'CONNECT', \
+                  path: url.hostname + ':443' }).on('connect', (_, socket) => require('https').get(\
+                  { host: url.hostname, path: url.pathname, socket, agent: false }, () => process.exit(0))\
+                  .on('error', () => process.exit(1))).end();";
+    ["-e", script, url].map(str::to_owned).into()
+}
+
+fn python(url: &str) -> Vec<String> {
+    let script = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=8)";
+    ["-c", script, url].map(str::to_owned).into()
+}
+
+fn wget(url: &str) -> Vec<String> {
+    ["-q", "-O", "/dev/null", "--tries=1", "--timeout=8", url].map(str::to_owned).into()
+}
+
+/// One check for each program that is found. Without a ruled host there is nothing to trust.
+pub(super) async fn examine(
+    config: &Config,
+    (roots, trust): (&[Root], &UpstreamTrust),
+    typed: &Typed,
+    report: &mut Report,
+) {
+    let Some(host) = config.rules.constraints().into_iter().find(|it| matches!(it, Host::Name(_)))
+    else {
+        return;
+    };
+    let visited = match Visited::open(config, roots, &host).await {
+        Ok(visited) => visited,
+        // What is wrong with the CA has its own check.
+        Err(error) => return tracing::debug!(%error, "no certificate to show to programs"),
+    };
+    let folder = match tempfile::tempdir() {
+        Ok(folder) => folder,
+        Err(error) => {
+            let fix = "make room in the folder for temporary files";
+            return report.add(Check::failed("runtime", error.to_string(), fix));
+        }
+    };
+    let now = trust.now();
+    let facts = Facts {
+        proxy: visited.address,
+        system: now.system(),
+        bundle: now.bundle(),
+        own: &visited.roots,
+        chain: "",
+        bundle_path: None,
+    };
+    let Ok(variables) = ClientEnv::write(&facts, &typed.env, folder.path()) else { return };
+    let found = RUNTIMES.iter().filter(|runtime| is_found(runtime.name, typed));
+    let visits = found.map(|runtime| visit(runtime, &host, &variables));
+    for runtime in join_all(visits).await {
+        let check = match (visited.has_seen(runtime.name), runtime.reads_variables) {
+            (true, _) => Check::ok("runtime", "trusts the local CA under `valetkey run`"),
+            (false, true) => Check::warning(
+                "runtime",
+                "does not trust the local CA under `valetkey run`",
+                runtime.fix,
+            ),
+            // As it is with all of its kind, and nothing is wrong here.
+            (false, false) => {
+                Check::ok("runtime", format!("reads no variable for its roots: {}", runtime.fix))
+            }
+        };
+        report.add(check.about(runtime.name));
+    }
+}
+
+fn is_found(name: &str, typed: &Typed) -> bool {
+    let path = typed.env.get("PATH").map(std::env::split_paths);
+    path.into_iter().flatten().any(|folder| folder.join(name).is_file())
+}
+
+async fn visit<'a>(runtime: &'a Runtime, host: &Host, variables: &ClientEnv) -> &'a Runtime {
+    let mut command = Command::new(runtime.name);
+    command.args((runtime.arguments)(&format!("https://{host}/{}", runtime.name)));
+    command.envs(variables.iter()).kill_on_drop(true);
+    // Git would ask for a password.
+    command.env("GIT_TERMINAL_PROMPT", "0");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let outcome = tokio::time::timeout(LIMIT, command.status()).await;
+    tracing::debug!(runtime = runtime.name, ?outcome, "visited");
+    runtime
+}
+
+/// A proxy that opens tunnels to one host only, which is itself.
+struct Visited {
+    address: SocketAddr,
+    roots: Vec<CertificateDer<'static>>,
+    seen: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl Visited {
+    /// With a leaf of the local CA, or of one in memory where there is none yet.
+    async fn open(config: &Config, roots: &[Root], host: &Host) -> Result<Self, CaError> {
+        let (names, clock) = (config.rules.constraints(), Clock::system());
+        let ca = match roots {
+            [] => LocalCa::ephemeral(&names, clock)?,
+            _ => LocalCa::open(&ca_dir(config), &names, clock)?,
+        };
+        let roots = ca.roots().iter().map(|root| root.der().clone()).collect();
+        let acceptor = TlsAcceptor::from(Leaves::new(ca)?.server_config(host)?);
+        let listening = async {
+            let listener = TcpListener::bind("127.0.0.1:0").await?;
+            Ok((listener.local_addr()?, listener))
+        };
+        let (address, listener) = listening.await.map_err(|source| CaError::Io {
+            doing: "write",
+            path: "127.0.0.1:0".into(),
+            source,
+        })?;
+        let seen = Arc::<Mutex<BTreeSet<String>>>::default();
+        let (noted, tasks) = (seen.clone(), Tasks::new());
+        let serving = tasks.clone();
+        tasks.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                serving.spawn(tunnel(stream, acceptor.clone(), noted.clone()));
+            }
+        });
+        Ok(Self { address, roots, seen })
+    }
+
+    fn has_seen(&self, name: &str) -> bool {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.iter().any(|path| path.trim_start_matches('/').split('/').next() == Some(name))
+    }
+}
+
+type Seen = Arc<Mutex<BTreeSet<String>>>;
+
+async fn tunnel(stream: TcpStream, acceptor: TlsAcceptor, seen: Seen) {
+    let tasks = Tasks::new();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (acceptor, seen) = (acceptor.clone(), seen.clone());
+        if request.method() == Method::CONNECT {
+            tasks.spawn(async move {
+                if let Ok(stream) = hyper::upgrade::on(request).await {
+                    page(stream, acceptor, seen).await;
+                }
+            });
+        }
+        async { Ok::<_, Infallible>(Response::new(Full::new(Bytes::new()))) }
+    });
+    let serving = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    drop(serving.with_upgrades().await);
+}
+
+/// Answers every request, and notes its path. One that comes has trusted our certificate.
+async fn page(stream: hyper::upgrade::Upgraded, acceptor: TlsAcceptor, seen: Seen) {
+    let Ok(tls) = acceptor.accept(TokioIo::new(stream)).await else { return };
+    let is_http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
+    let service = service_fn(move |request: Request<Incoming>| {
+        let path = request.uri().path().to_owned();
+        seen.lock().unwrap_or_else(PoisonError::into_inner).insert(path);
+        async { Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"ok")))) }
+    });
+    let io = TokioIo::new(tls);
+    if is_http2 {
+        drop(http2::Builder::new(Tasks::new()).serve_connection(io, service).await);
+    } else {
+        drop(http1::Builder::new().serve_connection(io, service).await);
+    }
+}
+
+/// Longest time for one program, which has its own limits below that where it knows any.
+const LIMIT: Duration = Duration::from_secs(10);
