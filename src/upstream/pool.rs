@@ -343,3 +343,30 @@ impl HttpBody for Leased {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::origin::Target;
+
+    #[tokio::test]
+    async fn an_origin_is_forgotten_when_nothing_of_it_is_open() {
+        let pool = Pool::new(Tasks::new());
+        let origin = Origin::https(Target::parse("api.example.com:443").unwrap());
+        let now = Instant::now();
+        let forgotten = |now| forget_unused(&mut lock(&pool.origins), &origin, now);
+
+        let in_use = pool.of(&origin);
+        assert!(!forgotten(now), "somebody is dialling");
+        let (ours, _theirs) = tokio::io::duplex(1024);
+        let (mut sender, connection) = http1::handshake(TokioIo::new(ours)).await.unwrap();
+        pool.tasks.spawn(connection);
+        sender.ready().await.unwrap();
+        in_use.put_back(sender);
+        drop(in_use);
+        assert!(!forgotten(now), "a connection is open");
+        assert!(pool.of(&origin).state.lock().unwrap().http1.len() == 1);
+        assert!(forgotten(now + IDLE_LIMIT + TIDY_INTERVAL));
+        assert!(lock(&pool.origins).is_empty());
+    }
+}

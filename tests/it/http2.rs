@@ -434,3 +434,43 @@ async fn a_cancellation_is_seen_as_such_at_the_other_side() {
     let seen = within(client.read_to(RST_STREAM)).await.unwrap();
     assert_eq!((seen.stream, reason(seen)), (5, CANCEL));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_heads_pass_both_ways_up_to_64_kib() {
+    let (scene, peer) = Peer::scene(HTTP2).await;
+    let (count, tasks) = (Arc::new(AtomicUsize::new(0)), Tasks::new());
+    let requests = count.clone();
+    let playing = tasks.clone().spawn(async move {
+        loop {
+            let stream = peer.accept().await;
+            let requests = requests.clone();
+            tasks.spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    requests.fetch_add(1, Ordering::SeqCst);
+                    let wanted = request.headers()["x-wanted"].to_str().unwrap();
+                    let long = "y".repeat(wanted.parse().unwrap());
+                    let answer = Response::builder().header("x-long", long).body(()).unwrap();
+                    drop(respond.send_response(answer, true));
+                }
+            });
+        }
+    });
+    // The client of these tests takes long heads over HTTP/1.1 only.
+    let table = [
+        (HTTP2, 40_000, 1, 200, 1),
+        (HTTP1, 1, 40_000, 200, 1),
+        (HTTP2, 100_000, 1, 431, 0),
+        (HTTP1, 1, 100_000, 502, 1),
+    ];
+    for (alpn, sent, wanted, status, arrived) in table {
+        count.store(0, Ordering::SeqCst);
+        let mut request = client::get("/v1/x");
+        let wanted = http::HeaderValue::from(wanted);
+        request.headers_mut().insert("x-wanted", wanted);
+        request.headers_mut().insert("x-sent", "z".repeat(sent).parse().unwrap());
+        let answer = within(scene.client.send(Visit::to(PEER, alpn), request)).await.unwrap();
+        assert_eq!((answer.status().as_u16(), count.load(Ordering::SeqCst)), (status, arrived));
+    }
+    playing.abort();
+}

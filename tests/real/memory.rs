@@ -39,8 +39,11 @@ const MOST_FOR_A_FLOOD: u64 = 16 << 20;
 const GIB: u64 = 1 << 30;
 
 /// A catcher of hangs: the slowest of these bodies takes a fraction of it, but machines differ.
-async fn within<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(240), what).await.expect("it took more than 240 s")
+fn within<T>(what: impl Future<Output = T>) -> impl Future<Output = T> {
+    let what = Box::pin(what);
+    async {
+        tokio::time::timeout(Duration::from_secs(240), what).await.expect("it took more than 240 s")
+    }
 }
 
 /// `valetkey serve` in a world with a peer.

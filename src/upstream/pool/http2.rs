@@ -10,12 +10,12 @@ use futures_util::future::poll_fn;
 use futures_util::task::AtomicWaker;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::{IDLE_LIMIT, lock};
 use crate::tasks::Tasks;
 use crate::upstream::body::Body;
-use crate::upstream::dial::Stream;
 
 /// Above this number of streams a further connection is opened, whatever the peer allows: 100 is the
 /// least that RFC 9113 section 6.5.2 recommends to allow, and what common servers do.
@@ -106,11 +106,14 @@ pub(super) const PATIENCE: Duration = SETTINGS_LIMIT;
 
 /// Starts HTTP/2 on a stream. `told` is called when the peer's first SETTINGS have come, and when the
 /// connection has ended.
-pub(super) async fn open(
-    stream: Stream,
+pub(super) async fn open<S>(
+    stream: S,
     tasks: &Tasks,
     told: impl Fn() + Send + Sync + 'static,
-) -> hyper::Result<Arc<Http2>> {
+) -> hyper::Result<Arc<Http2>>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let stirred = Arc::new(AtomicWaker::new());
     let executor = Executor { tasks: tasks.clone(), first: Arc::default(), stirred };
     let stirred = executor.stirred.clone();
@@ -229,4 +232,79 @@ pub(super) fn is_unprocessed(error: &hyper::Error) -> bool {
     let graceful = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
     let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
     error.is_remote() && (graceful || refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use tokio::io::DuplexStream;
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    type Peer = h2::server::Connection<DuplexStream, Bytes>;
+
+    /// A connection to a peer that takes two streams; before its SETTINGS, and what comes of it after.
+    async fn opened() -> (Arc<Http2>, Arc<Notify>, DuplexStream) {
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        let rung = Arc::new(Notify::new());
+        let bell = rung.clone();
+        let told = move || bell.notify_one();
+        (open(ours, &Tasks::new(), told).await.unwrap(), rung, theirs)
+    }
+
+    async fn begin(theirs: DuplexStream) -> Peer {
+        let mut builder = h2::server::Builder::new();
+        builder.max_concurrent_streams(2).handshake(theirs).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn one_request_goes_before_the_peer_tells_how_many_it_takes() {
+        let (connection, told, theirs) = opened().await;
+        assert!(connection.has_room() && connection.will_tell());
+        let first = Http2Lease::new(connection.clone());
+        assert!(!connection.has_room());
+        let mut peer = begin(theirs).await;
+        let driving = Tasks::new().spawn(async move { peer.accept().await.is_some() });
+        told.notified().await;
+        assert!(connection.has_room() && !connection.will_tell());
+        let second = Http2Lease::new(connection.clone());
+        assert!(!connection.has_room());
+        drop((first, second));
+        assert!(connection.has_room());
+        driving.abort();
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_over_when_it_has_idled_or_its_peer_says_so() {
+        let (connection, told, theirs) = opened().await;
+        let mut peer = begin(theirs).await;
+        let (leave, left) = tokio::sync::oneshot::channel::<()>();
+        Tasks::new().spawn(async move {
+            tokio::select! {
+                _ = peer.accept() => {}
+                _ = left => peer.graceful_shutdown(),
+            }
+            peer.accept().await.is_some()
+        });
+        told.notified().await;
+        let later = Instant::now() + IDLE_LIMIT;
+        assert!(!connection.is_over(Instant::now()));
+        assert!(connection.is_over(later), "nobody used it");
+        let lease = Http2Lease::new(connection.clone());
+        assert!(!connection.is_over(later), "somebody uses it");
+        // Nobody sends anything: a GOAWAY is noticed nevertheless.
+        leave.send(()).unwrap();
+        told.notified().await;
+        assert!(connection.is_over(Instant::now()));
+        drop(lease);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_refused_is_not_asked_again() {
+        let (connection, _told, _theirs) = opened().await;
+        let lease = Http2Lease::new(connection.clone());
+        lease.retire();
+        assert!(connection.is_over(Instant::now()));
+    }
 }
