@@ -15,7 +15,8 @@ use super::expect::Gate;
 /// Most interim responses before the final one: a 100, some 103, and a 102 now and then while the
 /// upstream works. One that sends more would hold a client for ever, and hyper has no limit of its own.
 ///
-/// On HTTP/2 hyper tells nothing of them; there h2 throws each away as it comes.
+/// On HTTP/2 hyper tells nothing of them. There each is thrown away before the next turn of reading
+/// (`pool/paced.rs`), and the client waits as it does for any slow answer.
 const MOST_INTERIM: usize = 16;
 
 /// Why a request has no response.

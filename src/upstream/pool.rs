@@ -2,6 +2,7 @@
 //! need, so that a long stream never delays the next request.
 
 mod http2;
+mod paced;
 
 use std::collections::HashMap;
 use std::pin::Pin;

@@ -33,8 +33,8 @@ const PEER: &str = "peer.example.com:443";
 /// What a body may add to the memory of the process.
 const MOST_FOR_A_BODY: u64 = 4 << 20;
 
-/// What a flood may add: what h2 takes for small frames, and the buffers of the connections meanwhile.
-const MOST_FOR_A_FLOOD: u64 = 16 << 20;
+/// What a flood may add: the buffers of its connection, and what is read of it in one turn.
+const MOST_FOR_A_FLOOD: u64 = 4 << 20;
 
 const GIB: u64 = 1 << 30;
 
@@ -126,6 +126,14 @@ impl Serving {
             last = now;
         }
         looks
+    }
+
+    /// Others are served, three hundred times.
+    async fn assert_alive_often(&self) {
+        for _ in 0..300 {
+            let alive = within(self.client.get(Visit::to(EXAMPLE, HTTP1), "/v1/alive")).await;
+            assert_eq!(alive.unwrap().status(), 200);
+        }
     }
 
     async fn accept(&self, alpn: &[&[u8]]) -> TlsStream<TcpStream> {
@@ -346,6 +354,21 @@ async fn a_clients_flood_ends_its_connection_and_nobody_elses() {
         println!("{name}: took {:.2} MiB, {:.2} MiB ({looks} looks)", mib(taken()), mib(risen));
         assert!(risen <= MOST_FOR_A_FLOOD, "{name}: {:.2} MiB", mib(risen));
     }
+
+    // One who reads the answers goes on for ever, beside the others.
+    let mark = serving.mark();
+    let tls = serving.client.greet(Visit::to(EXAMPLE, HTTP2)).await.unwrap();
+    let (mut answers, flooding) = tokio::io::split(Wire::client(tls).await.unwrap().0);
+    let (mut flooding, mut sink) = (flooding, tokio::io::sink());
+    let pings = frame(PING, 0, 0, b"12345678").repeat(1000);
+    tokio::select! {
+        _ = async { while flooding.write_all(&pings).await.is_ok() {} } => panic!("it hung up"),
+        _ = tokio::io::copy(&mut answers, &mut sink) => panic!("it ended"),
+        () = serving.assert_alive_often() => {}
+    }
+    let risen = serving.risen(mark);
+    println!("PING with its answers read: {:.2} MiB", mib(risen));
+    assert!(risen <= MOST_FOR_A_FLOOD, "{:.2} MiB", mib(risen));
     serving.stop().await;
 }
 
@@ -395,5 +418,26 @@ async fn an_upstreams_flood_ends_its_connection_and_nobody_elses() {
         println!("{name}: took {:.2} MiB, {:.2} MiB ({looks} looks)", mib(taken()), mib(risen));
         assert!(risen <= MOST_FOR_A_FLOOD, "{name}: {:.2} MiB", mib(risen));
     }
+
+    // Interim responses without end keep one client waiting, and are kept nowhere.
+    let mark = serving.mark();
+    let asked = serving.client.get(Visit::to(PEER, HTTP2), "/v1/x");
+    let poured = std::sync::atomic::AtomicU64::new(0);
+    let pouring = async {
+        let mut wire = Wire::server(serving.accept(HTTP2).await, &[]).await.unwrap();
+        let stream = wire.read_request().await.unwrap();
+        // `:status` is the name with number 8 in HPACK.
+        let hints = frame(HEADERS, END_HEADERS, stream, b"\x08\x03103");
+        pour(&mut wire, &hints.repeat(1000), &poured).await;
+    };
+    tokio::select! {
+        _ = asked => panic!("an answer"),
+        () = pouring => panic!("it hung up"),
+        () = serving.assert_alive_often() => {}
+    }
+    let (risen, poured) = (serving.risen(mark), poured.into_inner());
+    println!("interim responses: took {:.2} MiB, {:.2} MiB", mib(poured), mib(risen));
+    assert!(poured > 1 << 20, "it was a flood: {poured}");
+    assert!(risen <= MOST_FOR_A_FLOOD, "{:.2} MiB", mib(risen));
     serving.stop().await;
 }

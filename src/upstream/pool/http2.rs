@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
+use super::paced::Paced;
 use super::{IDLE_LIMIT, lock};
 use crate::tasks::Tasks;
 use crate::upstream::body::Body;
@@ -128,7 +129,7 @@ where
         .max_local_error_reset_streams(MOST_BROKEN_STREAMS)
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_LIMIT)
-        .handshake(TokioIo::new(stream))
+        .handshake(TokioIo::new(Paced::new(stream)))
         .await?;
     let now = Instant::now();
     let shared = Arc::new(Http2 {
