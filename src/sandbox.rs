@@ -1,4 +1,4 @@
-//! A pretend world on loopback: an issuer, an API and an inspecting company proxy behind private CAs.
+//! A pretend world on loopback: an issuer, an API and a company proxy, behind private CAs.
 //!
 //! `valetkey demo`, the tests and the benchmarks share it. Everything is real (sockets, TLS, HTTP)
 //! except the secrets, which all carry the text `vk-canary-`, so that a leak is easy to find.
@@ -41,11 +41,12 @@ use crate::secret::Secret;
 use crate::tasks::Tasks;
 
 pub use api::Api;
-pub use company::Company;
+pub use company::{Company, CompanyKind};
 pub use issuer::{
     Consent, DeviceSetting, Fault, Issuer, OAUTH_CLIENT_ID, OAUTH_CLIENT_SECRET, Person,
     PretendLogin, Revocation,
 };
+pub use pki::Defect;
 pub use seen::{End, Passed, Seen};
 
 use issuer::Dialect;
@@ -63,6 +64,8 @@ pub const OAUTH_HOST: &str = "login.example.com";
 pub struct Settings {
     /// The issuer's clock; a clone of the program's, or one of its own to make the two disagree.
     pub clock: Clock,
+    /// How the company proxy is spoken to, and whether it opens the TLS inside.
+    pub company: CompanyKind,
     /// `user:password` that the company proxy asks for; `None` lets everyone in.
     pub company_login: Option<Secret>,
     /// Hosts of the API, beside those of the issuer. One whose first label is `expired`, `untrusted` or
@@ -83,6 +86,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             clock: Clock::system(),
+            company: CompanyKind::default(),
             company_login: None,
             hosts: HOSTS.map(str::to_owned).into(),
             http1_only: false,
@@ -129,9 +133,16 @@ impl World {
         let company_ca = Ca::create("Company Root", dir.path().join("company.pem"), now)?;
         let alpn: &[&[u8]] =
             if settings.http1_only { &[b"http/1.1"] } else { &[b"h2", b"http/1.1"] };
-        let (acceptor, inspector) = (ca.acceptor(alpn)?, company_ca.acceptor(alpn)?);
+        let acceptor = ca.acceptor(alpn)?;
+        let front = company::Front {
+            kind: settings.company,
+            login: settings.company_login.clone(),
+            outer: ca.acceptor(&[b"http/1.1"])?,
+        };
+        let behind =
+            if front.kind == CompanyKind::Inspecting { company_ca } else { Arc::clone(&ca) };
+        let inner = behind.acceptor(alpn)?;
 
-        let login = settings.company_login.clone();
         let stop = CancellationToken::new();
         let site = Arc::new(Site::new(settings, stop.clone()));
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
@@ -140,7 +151,7 @@ impl World {
             let site = Arc::clone(&site);
             move |stream| Arc::clone(&site).connection(acceptor.clone(), stream)
         }));
-        let company = Company::open(Arc::clone(&site), company_ca, inspector, login).await?;
+        let company = Company::open(Arc::clone(&site), front, (behind, inner)).await?;
         Ok(Self { address, ca, company, dir, site, _stop: stop.drop_guard() })
     }
 
@@ -169,7 +180,13 @@ impl World {
         &self.site.api
     }
 
-    /// The proxy of the company, which inspects TLS.
+    /// Gives a host of the world (or `127.0.0.1`, for the door of a company proxy that is spoken to over TLS) a
+    /// certificate with a defect from now on, or a good one again. Only where no proxy inspects.
+    pub fn spoil(&self, host: &str, defect: Option<Defect>) {
+        self.ca.spoil(host, defect);
+    }
+
+    /// The proxy of the company, which inspects TLS unless it was set otherwise.
     pub fn company(&self) -> &Company {
         &self.company
     }

@@ -1,4 +1,6 @@
-//! The company's proxy: takes CONNECT, opens the TLS inside with a CA of its own, and looks on.
+//! The company's proxy: HTTP, TLS or SOCKS at its door; inside it opens the TLS with a CA of its own, or lets it be.
+
+mod socks;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -13,6 +15,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
@@ -20,33 +23,58 @@ use super::pki::Ca;
 use super::{Board, Body, Cut, Site, accept, error, reply};
 use crate::secret::Secret;
 
-/// The inspecting proxy.
+/// What kind of proxy a company has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CompanyKind {
+    /// HTTP at the door; the TLS inside is opened with the company's own CA.
+    #[default]
+    Inspecting,
+    /// HTTP at the door; what is inside is let through.
+    Http,
+    /// HTTP over TLS at the door, with a certificate of the world's CA; what is inside is let through.
+    Https,
+    /// SOCKS5 at the door; what is inside is let through.
+    Socks5,
+}
+
+/// The company's proxy.
 ///
-/// What it decrypts it hands to the world's own hosts in this process: to whoever is behind the
-/// proxy that is the same as a second TLS leg, and the program keeps its one way out (`upstream`).
+/// Whatever it lets through, opened or not, it hands to the world's own hosts in this process: to whoever is behind
+/// the proxy that is the same as a second leg, the program keeps its one way out (`upstream`), and
+/// [`World::connections`] counts only what went past the proxy.
+///
+/// [`World::connections`]: super::World::connections
 pub struct Company {
     address: SocketAddr,
     ca: Arc<Ca>,
     door: Arc<Door>,
 }
 
+/// What is at the door.
+pub(super) struct Front {
+    pub(super) kind: CompanyKind,
+    pub(super) login: Option<Secret>,
+    /// The TLS of a proxy that is spoken to over it.
+    pub(super) outer: TlsAcceptor,
+}
+
 struct Door {
-    acceptor: TlsAcceptor,
+    front: Front,
+    /// The TLS of the hosts behind it.
+    inner: TlsAcceptor,
     connects: Board<Vec<String>>,
-    login: Option<Secret>,
     site: Arc<Site>,
 }
 
 impl Company {
     pub(super) async fn open(
         site: Arc<Site>,
-        ca: Arc<Ca>,
-        acceptor: TlsAcceptor,
-        login: Option<Secret>,
+        front: Front,
+        (ca, inner): (Arc<Ca>, TlsAcceptor),
     ) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
-        let door = Arc::new(Door { acceptor, connects: Board::default(), login, site });
+        let door = Arc::new(Door { front, inner, connects: Board::default(), site });
         let crew = door.site.crew.clone();
         crew.spawn(accept(listener, crew.clone(), {
             let door = Arc::clone(&door);
@@ -60,12 +88,22 @@ impl Company {
         self.address
     }
 
-    /// The certificate that an employee's machine trusts.
+    /// Its URL, with this user information, which may be empty: `user:p%40ss@`.
+    pub fn url(&self, user: &str) -> String {
+        let scheme = match self.door.front.kind {
+            CompanyKind::Inspecting | CompanyKind::Http => "http",
+            CompanyKind::Https => "https",
+            CompanyKind::Socks5 => "socks5h",
+        };
+        format!("{scheme}://{user}{}", self.address)
+    }
+
+    /// The certificate that an employee's machine trusts: that of the hosts as they are seen behind the proxy.
     pub fn ca_file(&self) -> &Path {
         self.ca.file()
     }
 
-    /// The targets of the CONNECTs that were let in.
+    /// The targets that were asked for and let in, by CONNECT or by SOCKS.
     pub fn connects(&self) -> Vec<String> {
         self.door.connects.read(Vec::clone)
     }
@@ -73,6 +111,22 @@ impl Company {
 
 impl Door {
     async fn connection(self: Arc<Self>, stream: TcpStream) {
+        match self.front.kind {
+            CompanyKind::Inspecting | CompanyKind::Http => self.http(stream).await,
+            CompanyKind::Https => {
+                // A client that refuses our certificate is a result of its own, for the client to tell.
+                if let Ok(stream) = self.front.outer.accept(stream).await {
+                    self.http(stream).await;
+                }
+            }
+            CompanyKind::Socks5 => self.socks(stream).await,
+        }
+    }
+
+    async fn http<S>(self: Arc<Self>, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let service = service_fn(move |request| {
             let answer = self.answer(request);
             async move { Ok::<_, Cut>(answer) }
@@ -82,7 +136,7 @@ impl Door {
         connection.with_upgrades().await.ok();
     }
 
-    fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Response<Body> {
         if !self.admits(&request) {
             let status = StatusCode::PROXY_AUTHENTICATION_REQUIRED;
             let mut response = error(status, "proxy_login_required");
@@ -93,26 +147,42 @@ impl Door {
         if request.method() != Method::CONNECT {
             return error(StatusCode::METHOD_NOT_ALLOWED, "connect_only");
         }
-        let target = request.uri().to_string();
-        let host = target.strip_suffix(":443");
-        if !host.is_some_and(|host| self.site.hosts.iter().any(|known| known == host)) {
+        if !self.lets_in(request.uri().to_string()) {
             return error(StatusCode::BAD_GATEWAY, "unknown_host");
         }
-        self.connects.change(|connects| connects.push(target));
-        let (site, acceptor) = (Arc::clone(&self.site), self.acceptor.clone());
+        let door = Arc::clone(self);
         self.site.crew.spawn(async move {
-            let Ok(tunnel) = hyper::upgrade::on(request).await else { return };
-            if let Ok(stream) = acceptor.accept(TokioIo::new(tunnel)).await {
-                site.serve(stream).await;
+            if let Ok(tunnel) = hyper::upgrade::on(request).await {
+                door.behind(TokioIo::new(tunnel)).await;
             }
         });
         reply(StatusCode::OK, "", "")
     }
 
     fn admits(&self, request: &Request<Incoming>) -> bool {
-        let Some(login) = &self.login else { return true };
+        let Some(login) = &self.front.login else { return true };
         let expected = Secret::new(format!("Basic {}", STANDARD.encode(login.expose())));
         let shown = request.headers().get(PROXY_AUTHORIZATION);
         shown.is_some_and(|value| value.as_bytes() == expected.expose().as_bytes())
+    }
+
+    /// Notes a target, if it is one of the world.
+    fn lets_in(&self, target: String) -> bool {
+        let host = target.strip_suffix(":443");
+        let is_known = host.is_some_and(|host| self.site.hosts.iter().any(|known| known == host));
+        if is_known {
+            self.connects.change(|connects| connects.push(target));
+        }
+        is_known
+    }
+
+    /// What is behind the door, for one that was let in.
+    async fn behind<S>(&self, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        if let Ok(stream) = self.inner.accept(stream).await {
+            Arc::clone(&self.site).serve(stream).await;
+        }
     }
 }

@@ -11,6 +11,7 @@
 )]
 
 mod browser;
+mod certificates;
 mod chromium;
 mod clients;
 mod codex;
@@ -27,6 +28,7 @@ mod policies;
 mod process;
 mod roots;
 mod silence;
+mod served;
 mod support;
 #[cfg(target_os = "linux")]
 mod trust_store;

@@ -210,7 +210,7 @@ impl<'a> Path<'a> {
             }
             (false, 1) => format!(
                 "the certificate is issued by `{name}`, whose own certificate is neither known nor sent: an \
-                 intermediate is missing, or that is a root that is not trusted (SHA-256 of the only one sent, \
+                 intermediate is missing, or that is a root that is not trusted (SHA-256 of the server's own, \
                  `{}`: {sha256})",
                 name_of(top.subject())
             ),

@@ -139,7 +139,7 @@ fn each_defect_has_a_sentence() {
             vec![under_other.clone()],
             format!(
                 "the certificate is issued by `Other Root`, whose own certificate is neither known nor sent: an \
-                 intermediate is missing, or that is a root that is not trusted (SHA-256 of the only one sent, \
+                 intermediate is missing, or that is a root that is not trusted (SHA-256 of the server's own, \
                  `(no name)`: {})", openssl(&under_other)
             ),
         ),
@@ -148,7 +148,7 @@ fn each_defect_has_a_sentence() {
             vec![by_middle.clone(), foreign.der.clone()],
             format!(
                 "the certificate is issued by `Corp Issuing`, whose own certificate is neither known nor sent: an \
-                 intermediate is missing, or that is a root that is not trusted (SHA-256 of the only one sent, \
+                 intermediate is missing, or that is a root that is not trusted (SHA-256 of the server's own, \
                  `(no name)`: {})", openssl(&by_middle)
             ),
         ),
