@@ -19,6 +19,7 @@ mod company;
 mod doctor;
 #[cfg(target_os = "linux")]
 mod keyring;
+mod legs;
 mod login;
 #[cfg(target_os = "linux")]
 mod machine;

@@ -42,7 +42,12 @@ impl Served {
         let text = fs::read_to_string(&info).unwrap_or_else(|_| panic!("it did not start: {said}"));
         let info: Value = serde_json::from_str(&text).unwrap();
         let port = u16::try_from(info["port"].as_u64().unwrap()).unwrap();
-        let roots = PathBuf::from(info["ca"].as_str().unwrap());
+        // What a client trusts: the local CA where it is intercepted, and what is out there where it is not.
+        let (own, world) = (PathBuf::from(info["ca"].as_str().unwrap()), &scene.world);
+        let roots = [&own, world.ca_file(), world.company().ca_file()];
+        let roots: String = roots.map(|file| fs::read_to_string(file).unwrap()).concat();
+        fs::write(scene.path("client.pem"), roots).unwrap();
+        let roots = scene.path("client.pem");
         let client = Client::through(SocketAddr::from(([127, 0, 0, 1], port)), &roots).unwrap();
         Self { client, _child: child }
     }
