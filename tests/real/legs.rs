@@ -19,7 +19,7 @@ use valetkey::sandbox::{CompanyKind, ISSUER_HOST, Settings, World};
 use valetkey::secret::Secret;
 use valetkey::tasks::Tasks;
 
-use super::served::Served;
+use super::served::{Served, told};
 use super::support::{Done, KEY, Scene, SigningIn, done};
 
 /// How a world is reached.
@@ -327,6 +327,25 @@ async fn get(url: &str) -> Option<String> {
     assert!(is_good.contains(&true), "{answer}");
     let mut fields = answer.lines().filter_map(|line| line.split_once(": "));
     fields.find(|(name, _)| name.eq_ignore_ascii_case("location")).map(|(_, it)| it.to_owned())
+}
+
+/// A chain that would let everybody in would prove nothing above.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_with_a_login_lets_nobody_in_without_it() {
+    for way in WAYS.into_iter().filter(|way| way.with_login) {
+        for user in ["", "chain-user:wrong@"] {
+            let mut play = Play::new(way, BUNDLES[0]).await;
+            let url = play.scene.world.company().url(user);
+            play.scene = play.scene.with("HTTPS_PROXY", url);
+            let served = Served::start(&play.scene).await;
+            let (status, code, message, _) =
+                told(&served.get(LEGS[1].1, HTTP1, "/v1/things").await);
+            println!("{} | {user} | {status} {code} | {message}", way.name);
+            assert!(status == 502 && code.starts_with("chain_"), "{play:?}: {code}");
+            assert_eq!(play.scene.world.company().connects(), [""; 0], "{play:?}");
+            assert!(play.scene.world.api().seen().is_empty(), "{play:?}");
+        }
+    }
 }
 
 /// Scenes at a time: each is two or three processes, which mostly wait for each other.
