@@ -84,10 +84,12 @@ impl Distrust {
                 });
             }
             E::NotValidForName | E::NotValidForNameContext { .. } => {
-                let asked = shown(&name.to_str());
-                format!("the certificate is for {}, and not for {asked}", path.names())
+                format!("the certificate is for {}, and not for {}", path.names(), name.to_str())
             }
-            E::BadSignature => path.weak_key().unwrap_or_else(|| path.bad_signature()),
+            E::BadSignature => match path.weak_key() {
+                Some(sentence) => sentence,
+                None => return Some(path.bad_signature(remedy)),
+            },
             E::UnsupportedSignatureAlgorithmContext { .. }
             | E::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
                 path.weak_signature().or_else(|| path.weak_key())?
@@ -125,9 +127,12 @@ impl Distrust {
         })
     }
 
-    /// The server's own key is too short for the handshake.
-    pub(super) fn of_key(leaf: &CertificateDer<'_>) -> Option<Self> {
-        Path::of(leaf, &[]).weak_key().map(Self::of_the_server)
+    /// What is wrong with the server's own key, which the handshake uses.
+    pub(super) fn of_key(error: &rustls::Error, leaf: &CertificateDer<'_>) -> Option<Self> {
+        let is_foreign =
+            *error == rustls::Error::InvalidCertificate(CertificateError::BadSignature);
+        let foreign = || is_foreign.then(|| FOREIGN_KEY.to_owned());
+        Path::of(leaf, &[]).weak_key().or_else(foreign).map(Self::of_the_server)
     }
 }
 
@@ -245,12 +250,15 @@ impl<'a> Path<'a> {
         }
     }
 
-    fn bad_signature(&self) -> String {
+    fn bad_signature(&self, remedy: &Remedy) -> Distrust {
         let issuer = self.0.last().map(|(_, top)| name_of(top.issuer())).unwrap_or_default();
-        format!(
+        let sentence = format!(
             "the certificate bears the name of `{issuer}` as its issuer, and a signature that is not of that \
              issuer's key as it is known here"
-        )
+        );
+        // A company's CA may have got a new key under its old name.
+        let hint = format!("{ASK}; or, {}", remedy.hint(&issuer));
+        Distrust { hint, ..Distrust::of_the_server(sentence) }
     }
 
     fn weak_key(&self) -> Option<String> {
@@ -284,7 +292,7 @@ impl<'a> Path<'a> {
         };
         format!(
             "the certificate's issuer `{issuer}` may not vouch for {} (name constraints)",
-            shown(&name.to_str())
+            name.to_str()
         )
     }
 
@@ -340,7 +348,12 @@ fn shown(text: &str) -> String {
         !c.is_control()
             && !matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
     };
-    text.chars().filter(is_plain).take(MAX_NAME).collect()
+    let mut plain = text.chars().filter(is_plain);
+    let mut shown: String = plain.by_ref().take(MAX_NAME).collect();
+    if plain.next().is_some() {
+        shown.push('…');
+    }
+    shown
 }
 
 /// As `openssl x509 -fingerprint -sha256` shows it.
@@ -385,5 +398,6 @@ pub(super) const WEAK_SIGNATURES: [(&str, &str); 3] = [
     ("1.2.840.10045.4.1", "SHA-1"),
 ];
 
+const FOREIGN_KEY: &str = "the certificate's key is not the one that the server has";
 const ASK: &str = "ask whoever runs the upstream for a good certificate";
 const CLOCK: &str = "check this machine's clock; if it is right, ask whoever runs the upstream for a good certificate";

@@ -54,7 +54,7 @@ impl ServerCertVerifier for Verifier {
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
         let verified = self.inner.verify_tls12_signature(message, certificate, signature);
-        verified.map_err(|error| Distrust::of_key(certificate).map_or(error, refused))
+        verified.map_err(|error| Distrust::of_key(&error, certificate).map_or(error, refused))
     }
 
     fn verify_tls13_signature(
@@ -64,7 +64,7 @@ impl ServerCertVerifier for Verifier {
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
         let verified = self.inner.verify_tls13_signature(message, certificate, signature);
-        verified.map_err(|error| Distrust::of_key(certificate).map_or(error, refused))
+        verified.map_err(|error| Distrust::of_key(&error, certificate).map_or(error, refused))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
