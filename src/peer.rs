@@ -12,17 +12,29 @@ use std::net::{IpAddr, SocketAddr};
 /// Those of reading the kernel's table.
 #[cfg(target_os = "linux")]
 pub fn uid_of(peer: SocketAddr, own: SocketAddr) -> io::Result<Option<u32>> {
-    let table = match peer.ip() {
-        IpAddr::V4(_) => "/proc/self/net/tcp",
-        IpAddr::V6(_) => "/proc/self/net/tcp6",
-    };
-    Ok(find(&fs::read_to_string(table)?, peer, own))
+    if peer.is_ipv4() {
+        let uid = find(&fs::read_to_string("/proc/self/net/tcp")?, peer, own);
+        if uid.is_some() {
+            return Ok(uid);
+        }
+    }
+    Ok(find(&fs::read_to_string("/proc/self/net/tcp6")?, mapped(peer), mapped(own)))
 }
 
 /// Elsewhere the kernel is not asked yet: a loopback client is taken for ours.
 #[cfg(not(target_os = "linux"))]
 pub fn uid_of(peer: SocketAddr, _own: SocketAddr) -> io::Result<Option<u32>> {
     Ok(peer.ip().is_loopback().then(|| rustix::process::geteuid().as_raw()))
+}
+
+/// The address as an IPv6 socket has it: gRPC and Java reach IPv4 addresses from such sockets too (RFC 4291 section
+/// 2.5.5.2), and the kernel lists them with the others of IPv6.
+#[cfg(target_os = "linux")]
+fn mapped(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) => (ip.to_ipv6_mapped(), address.port()).into(),
+        IpAddr::V6(_) => address,
+    }
 }
 
 /// The uid in the line of a socket table (proc(5), `/proc/net/tcp`) that goes from `local` to `remote`.
@@ -65,5 +77,18 @@ mod tests {
         assert_eq!(find(TABLE, address(0xD431), address(0x20B9)), Some(1001));
         assert_eq!(find(TABLE, address(0xD432), address(0x20B9)), None);
         assert_eq!(find("", address(1), address(2)), None);
+    }
+
+    #[test]
+    fn finds_an_ipv6_socket_that_reaches_an_ipv4_address() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let own = listener.local_addr().unwrap();
+        let Ok(_client) = std::net::TcpStream::connect(mapped(own)) else {
+            println!("skipped: this machine has no IPv6");
+            return;
+        };
+        let (_, peer) = listener.accept().unwrap();
+        let uid = rustix::process::geteuid().as_raw();
+        assert_eq!((peer.is_ipv4(), uid_of(peer, own).unwrap()), (true, Some(uid)));
     }
 }
