@@ -14,13 +14,14 @@ use crate::config::env::{Environment, UPSTREAM_CA_BUNDLE, UPSTREAM_PROXY};
 use crate::tls::pem;
 
 /// Variables whose file *replaces* the client's own roots: they get everything.
-const REPLACING: [&str; 11] = [
+const REPLACING: [&str; 12] = [
     "AWS_CA_BUNDLE",
     "CARGO_HTTP_CAINFO",
     "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE",
     "CURL_CA_BUNDLE",
     "DENO_CERT",
     "GIT_SSL_CAINFO",
+    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
     "NIX_SSL_CERT_FILE",
     "PIP_CERT",
     "REQUESTS_CA_BUNDLE",
