@@ -11,12 +11,17 @@
 )]
 
 mod browser;
+#[cfg(target_os = "linux")]
 mod certificates;
 mod chromium;
 mod clients;
 mod codex;
 mod company;
 mod doctor;
+#[cfg(target_os = "linux")]
+mod corporate;
+#[cfg(target_os = "linux")]
+mod http2_peers;
 #[cfg(target_os = "linux")]
 mod keyring;
 mod legs;

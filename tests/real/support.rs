@@ -296,14 +296,24 @@ pub(crate) fn option_env_now(name: &str) -> Option<String> {
 
 /// The program, or `None` after saying what is skipped. With `tests/run` a missing one is a failure.
 pub(crate) fn program(name: &str) -> Option<String> {
-    let mut in_path = std::env::split_paths(std::env!("PATH")).map(|dir| dir.join(name));
-    present(name, in_path.find(|path| path.exists()))
+    // Where Debian puts servers, which is not in everybody's path.
+    let dirs = std::env::split_paths(std::env!("PATH")).chain([PathBuf::from("/usr/sbin")]);
+    present(name, dirs.map(|dir| dir.join(name)).find(|path| path.exists()))
 }
 
 /// The Python that has requests and websockets, or `None` after saying what is skipped.
 pub(crate) fn python() -> Option<String> {
     let found = tools().map(|tools| tools.join("venv/bin/python")).filter(|path| path.exists());
     present("Python with requests and websockets", found)
+}
+
+/// The same Python where it has this module too, or `None` after saying what is skipped.
+pub(crate) fn python_with(module: &str) -> Option<String> {
+    let python = python()?;
+    let import =
+        std::process::Command::new(&python).args(["-c", &format!("import {module}")]).output();
+    let has_it = import.is_ok_and(|done| done.status.success());
+    present(&format!("Python's {module}"), has_it.then(|| PathBuf::from(python)))
 }
 
 /// The folder with Node's packages, or `None` after saying what is skipped.
@@ -335,6 +345,14 @@ pub(crate) fn chromium() -> Option<String> {
     let mut in_path =
         std::env::split_paths(std::env!("PATH")).flat_map(|dir| names.map(|name| dir.join(name)));
     present("Chromium", in_path.find(|path| path.exists()))
+}
+
+/// A loopback address that no other test process has, or another one for another attempt.
+#[cfg(target_os = "linux")]
+pub(crate) fn own_loopback(attempt: u32) -> std::net::Ipv4Addr {
+    // 127.64.0.0/10 has room for every process id (2^22, proc(5)), with steps between the attempts.
+    let number = std::process::id().wrapping_add(attempt * 4_099) & 0x003f_ffff;
+    std::net::Ipv4Addr::from(0x7f40_0000 | number)
 }
 
 fn entries(dir: &Path) -> Vec<PathBuf> {
