@@ -355,9 +355,9 @@ mod tests {
         let pool = Pool::new(Tasks::new());
         let origin = Origin::https(Target::parse("api.example.com:443").unwrap());
         let now = Instant::now();
-        let forgotten = |now| forget_unused(&mut lock(&pool.origins), &origin, now);
+        let forgotten = |now| forget_unused(&mut lock(&pool.origins).open, &origin, now);
 
-        let in_use = pool.of(&origin);
+        let in_use = pool.of(&origin, 0);
         assert!(!forgotten(now), "somebody is dialling");
         let (ours, _theirs) = tokio::io::duplex(1024);
         let (mut sender, connection) = http1::handshake(TokioIo::new(ours)).await.unwrap();
@@ -366,8 +366,8 @@ mod tests {
         in_use.put_back(sender);
         drop(in_use);
         assert!(!forgotten(now), "a connection is open");
-        assert!(pool.of(&origin).state.lock().unwrap().http1.len() == 1);
+        assert!(pool.of(&origin, 0).state.lock().unwrap().http1.len() == 1);
         assert!(forgotten(now + IDLE_LIMIT + TIDY_INTERVAL));
-        assert!(lock(&pool.origins).is_empty());
+        assert!(lock(&pool.origins).open.is_empty());
     }
 }

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use valetkey::sandbox::client::Client;
 use valetkey::tasks::Tasks;
 
-use super::certificates::write_certificates;
+use super::authority::write_certificates;
 use super::support::{KEY, Scene, done, own_loopback, program, python_with};
 
 /// A home from which `api.example.com` is a server that somebody else wrote.

@@ -10,16 +10,17 @@
     reason = "a test may fail by panicking, and says what it skipped or counted"
 )]
 
-mod browser;
 #[cfg(target_os = "linux")]
+mod authority;
+mod browser;
 mod certificates;
 mod chromium;
 mod clients;
 mod codex;
 mod company;
-mod doctor;
 #[cfg(target_os = "linux")]
 mod corporate;
+mod doctor;
 #[cfg(target_os = "linux")]
 mod http2_peers;
 #[cfg(target_os = "linux")]
@@ -33,8 +34,8 @@ mod memory;
 mod policies;
 mod process;
 mod roots;
-mod silence;
 mod served;
+mod silence;
 mod support;
 #[cfg(target_os = "linux")]
 mod trust_store;

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use valetkey::sandbox::World;
 
-use super::super::certificates::write_certificates;
+use super::super::authority::write_certificates;
 use super::super::support::program;
 use super::place::Place;
 
