@@ -76,11 +76,12 @@ impl ClientEnv {
             set.insert(name.to_owned(), files.file(env.get(name).map(PathBuf::from), false)?);
         }
         let proxy = format!("http://{}", facts.proxy);
-        for name in ["HTTPS_PROXY", "https_proxy"] {
+        // gRPC looks at its own first.
+        for name in ["HTTPS_PROXY", "https_proxy", "grpc_proxy"] {
             set.insert(name.to_owned(), proxy.clone().into());
         }
         let no_proxy = no_proxy(env);
-        for name in ["NO_PROXY", "no_proxy"] {
+        for name in ["NO_PROXY", "no_proxy", "no_grpc_proxy"] {
             set.insert(name.to_owned(), no_proxy.clone().into());
         }
         set.insert("NODE_USE_ENV_PROXY".to_owned(), "1".into());

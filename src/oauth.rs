@@ -217,7 +217,7 @@ impl LoginError {
             }
             Self::NoAnswer(_) => "try again",
             Self::Refused { .. } | Self::Nonsense(_) => {
-                "try again; if it stays so, tell the issuer"
+                "try again; behind a company's proxy this may be its page: ask whoever runs it, else the issuer"
             }
             Self::Unfit(_) => {
                 "see: valetkey check; and the credential's `issuer`, `grant` and `client_secret`"

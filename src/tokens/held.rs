@@ -57,18 +57,19 @@ impl Held {
         policy: &Policy,
     ) -> Self {
         let violation = record.login.as_ref().and_then(|login| policy.judge(login).err());
-        let login = match &record.login {
-            None => Kept::Nothing,
-            Some(_) if let Some(violation) = violation => Kept::Forbidden(violation),
-            Some(login) if let Some(unfit) = unfit(login) => {
+        let unfit = record.login.as_ref().and_then(unfit);
+        let login = match (&record.login, violation, unfit) {
+            (None, ..) => Kept::Nothing,
+            (_, Some(violation), _) => Kept::Forbidden(violation),
+            (_, _, Some(unfit)) => {
                 Kept::Unsupported(format!("a login whose token cannot be sent ({unfit})"))
             }
-            Some(Login::Unsupported(what)) => Kept::Unsupported(what.clone()),
-            Some(Login::ApiKey(key)) => {
+            (Some(Login::Unsupported(what)), ..) => Kept::Unsupported(what.clone()),
+            (Some(Login::ApiKey(key)), ..) => {
                 let credential = self.same_or_new(LoginKind::ApiKey, key, Account::default());
                 Kept::Ready(Ready { credential, set: None, times: Times::NEVER })
             }
-            Some(Login::Personal(personal)) => match &personal.account {
+            (Some(Login::Personal(personal)), ..) => match &personal.account {
                 None => Kept::Unidentified(personal.token.clone()),
                 Some(account) => {
                     let (kind, account) = (LoginKind::ChatGpt, account.clone());
@@ -76,10 +77,12 @@ impl Held {
                     Kept::Ready(Ready { credential, set: None, times: Times::NEVER })
                 }
             },
-            Some(Login::ChatGpt(set) | Login::OAuth(set)) if dropped == Some(set.fingerprint()) => {
+            (Some(Login::ChatGpt(set) | Login::OAuth(set)), ..)
+                if dropped == Some(set.fingerprint()) =>
+            {
                 Kept::Nothing
             }
-            Some(login @ (Login::ChatGpt(set) | Login::OAuth(set))) => {
+            (Some(login @ (Login::ChatGpt(set) | Login::OAuth(set))), ..) => {
                 let kind = login.kind().unwrap_or(LoginKind::OAuth);
                 let credential = self.same_or_new(kind, &set.access, set.account());
                 let known = self.ready().filter(|known| known.is_received(&credential));

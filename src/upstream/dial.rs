@@ -28,6 +28,7 @@ use super::chain::{Chain, Conversation, Hop, Opened, open_socks, open_tunnel};
 use super::early::Early;
 use super::{Stage, Step, UpstreamError};
 use crate::origin::{Host, Origin, ProxyScheme, Scheme, Target};
+use crate::secret::Secret;
 use crate::tasks::Tasks;
 use crate::tls::trust::{Alpn, Distrust, UpstreamTrust, describe_failure};
 
@@ -156,18 +157,32 @@ impl Dialer {
     }
 
     async fn socks_tunnel(&self, hop: &Hop, target: &Target) -> Result<Transport, UpstreamError> {
-        let mut refused = false;
-        loop {
-            let login = hop.auth.login(refused).await.map_err(|error| hop.no_login(error))?;
-            let mut tcp = self.tcp(&hop.proxy).await.map_err(UpstreamError::of_the_chain)?;
-            match open_socks(&mut tcp, target, login.as_ref()).await {
-                Ok(()) => return Ok(direct(tcp)),
-                // Once: what is new may be right.
-                Err((Stage::ChainAuth { was_shown: true, .. }, _)) if !refused => refused = true,
-                Err((stage, cause)) => {
-                    let failed = UpstreamError::new(stage, &hop.proxy);
-                    return Err(cause.into_iter().fold(failed, UpstreamError::because));
-                }
+        let login = |refused| async move {
+            hop.auth.login(refused).await.map_err(|error| hop.no_login(error))
+        };
+        let failed = match self.open_socks(hop, target, login(false).await?).await {
+            Err(error) if matches!(error.stage, Stage::ChainAuth { was_shown: true, .. }) => error,
+            outcome => return outcome,
+        };
+        // Once: what is new may be right.
+        match login(true).await? {
+            Some(new) => self.open_socks(hop, target, Some(new)).await,
+            None => Err(failed),
+        }
+    }
+
+    async fn open_socks(
+        &self,
+        hop: &Hop,
+        target: &Target,
+        login: Option<Secret>,
+    ) -> Result<Transport, UpstreamError> {
+        let mut tcp = self.tcp(&hop.proxy).await.map_err(UpstreamError::of_the_chain)?;
+        match open_socks(&mut tcp, target, login.as_ref()).await {
+            Ok(()) => Ok(direct(tcp)),
+            Err((stage, cause)) => {
+                let failed = UpstreamError::new(stage, &hop.proxy);
+                Err(cause.into_iter().fold(failed, UpstreamError::because))
             }
         }
     }

@@ -123,7 +123,9 @@ async fn a_refusal_is_the_chains_and_says_so() {
     let asks = |asks: &str, was_shown| Stage::ChainAuth { asks: asks.to_owned(), was_shown };
     let basic_asked = "Basic realm=\"Corp\"";
     type Row<'a> = (Arc<dyn ProxyAuth>, &'a str, Stage, &'a str);
-    let table: [Row<'_>; 9] = [
+    let unauthorized = "HTTP/1.1 401 No\r\nWWW-Authenticate: Basic realm=\"Corp\"\r\n\r\n!";
+    let table: [Row<'_>; 10] = [
+        (login(), unauthorized, asks(basic_asked, true), "chain_auth"),
         (no(), ASKS, asks(basic_asked, false), "chain_auth"),
         (login(), ASKS, asks(basic_asked, true), "chain_auth"),
         (login(), ASKS_AND_CLOSES, asks("Negotiate or NTLM", true), "chain_auth"),

@@ -4,7 +4,8 @@ use std::fs;
 
 use valetkey::sandbox::client::{HTTP2, Visit};
 
-use super::support::{Scene, Serving};
+use super::served::Serving;
+use super::support::Scene;
 
 const THINGS: (&str, &str) = ("api.example.com:443", "/v1/things");
 

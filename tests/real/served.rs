@@ -10,46 +10,81 @@ use hyper::body::Incoming;
 use hyper::ext::Protocol;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::Child;
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStderr};
 use valetkey::sandbox::client::{self, Client, ClientBody, HTTP1, HTTP2, Visit, gather};
 use valetkey::tasks::Tasks;
 
-use super::support::Scene;
+use super::support::{LIMIT, Scene};
 
+/// A running `valetkey serve`, and what it says.
+pub(crate) struct Serving {
+    _child: Child,
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+    /// The roots that clients must trust.
+    pub(crate) ca: PathBuf,
+    said: Lines<BufReader<ChildStderr>>,
+}
+
+impl Serving {
+    /// Starts one on a free port, and waits until it listens.
+    pub(crate) async fn start(scene: &Scene) -> Self {
+        let info = scene.path("serving.json");
+        let arguments = ["serve", "--listen", "127.0.0.1:0", "--server-info"];
+        let mut command = scene.valetkey(&[&arguments[..], &[info.to_str().unwrap()]].concat());
+        let mut child = command.spawn().unwrap();
+        let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+        // The line comes after the file.
+        hear(&mut said, "listening on").await;
+        let info: Value = serde_json::from_str(&fs::read_to_string(info).unwrap()).unwrap();
+        let address = info["proxy"].as_str().unwrap().trim_start_matches("http://");
+        let ca = PathBuf::from(info["ca"].as_str().unwrap());
+        Self { _child: child, address: address.parse().unwrap(), ca, said }
+    }
+
+    /// Waits until it says something with this in it, and gives the line.
+    pub(crate) async fn hear(&mut self, words: &str) -> String {
+        hear(&mut self.said, words).await
+    }
+
+    /// A client of it that trusts its local CA.
+    pub(crate) fn client(&self) -> Client {
+        Client::through(self.address, &self.ca).unwrap()
+    }
+
+    /// One that trusts what is out there too, for the hosts that are tunnelled.
+    pub(crate) fn client_in(&self, scene: &Scene) -> Client {
+        let (roots, world) = (scene.path("client.pem"), &scene.world);
+        let all = [&self.ca, world.ca_file(), world.company().ca_file()];
+        fs::write(&roots, all.map(|file| fs::read_to_string(file).unwrap()).concat()).unwrap();
+        Client::through(self.address, &roots).unwrap()
+    }
+}
+
+async fn hear(said: &mut Lines<BufReader<ChildStderr>>, words: &str) -> String {
+    let listening = async {
+        while let Some(line) = said.next_line().await.unwrap() {
+            if line.contains(words) {
+                return line;
+            }
+        }
+        panic!("it ended without saying {words:?}");
+    };
+    tokio::time::timeout(LIMIT, listening).await.expect("it did not say so within a minute")
+}
+
+/// One whose words nobody hears, and a client of it.
 pub(crate) struct Served {
     pub(crate) client: Client,
     /// Ends with this.
-    _child: Child,
+    _serving: Serving,
 }
 
 impl Served {
     pub(crate) async fn start(scene: &Scene) -> Self {
-        let info = scene.path("server.json");
-        let info_text = info.to_str().unwrap();
-        let arguments = ["serve", "--listen", "127.0.0.1:0", "--server-info", info_text];
-        let mut child = scene.valetkey(&arguments).spawn().unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let mut said = String::new();
-        while let Some(line) = lines.next_line().await.unwrap() {
-            said.push_str(&line);
-            if line.starts_with("listening on ") {
-                break;
-            }
-        }
-        // Nobody reads on: what it says after that must not fill the pipe.
-        Tasks::new().spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        let text = fs::read_to_string(&info).unwrap_or_else(|_| panic!("it did not start: {said}"));
-        let info: Value = serde_json::from_str(&text).unwrap();
-        let port = u16::try_from(info["port"].as_u64().unwrap()).unwrap();
-        // What a client trusts: the local CA where it is intercepted, and what is out there where it is not.
-        let (own, world) = (PathBuf::from(info["ca"].as_str().unwrap()), &scene.world);
-        let roots = [&own, world.ca_file(), world.company().ca_file()];
-        let roots: String = roots.map(|file| fs::read_to_string(file).unwrap()).concat();
-        fs::write(scene.path("client.pem"), roots).unwrap();
-        let roots = scene.path("client.pem");
-        let client = Client::through(SocketAddr::from(([127, 0, 0, 1], port)), &roots).unwrap();
-        Self { client, _child: child }
+        let serving = Serving::start(scene).await;
+        Self { client: serving.client_in(scene), _serving: serving }
     }
 
     pub(crate) async fn get(&self, host: &str, alpn: &[&[u8]], path: &str) -> Response<Bytes> {

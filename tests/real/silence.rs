@@ -21,7 +21,8 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use valetkey::sandbox::client::{self, Client, ClientBody, HTTP1, HTTP2, Visit};
 use valetkey::tasks::Tasks;
 
-use super::support::{Scene, Serving, option_env_now};
+use super::served::Serving;
+use super::support::{Scene, option_env_now};
 
 const CHATGPT: &str = "chatgpt.com:443";
 const TUNNELLED: &str = "other.example.com:443";

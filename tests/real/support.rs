@@ -2,16 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
-use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
-use tokio::process::{Child, ChildStderr, Command};
-use valetkey::sandbox::client::Client;
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::{Child, Command};
 use valetkey::sandbox::{PretendLogin, Seen, Settings, World};
 use valetkey::secret::{Fingerprint, Secret};
 
@@ -19,7 +17,7 @@ use valetkey::secret::{Fingerprint, Secret};
 pub(crate) const KEY: &str = "vk-canary-key-from-the-environment";
 
 /// Longest time for one program.
-const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 pub(crate) struct Scene {
     pub(crate) world: World,
@@ -149,64 +147,6 @@ impl Scene {
             assert!(!text.contains(&secret), "{what} holds a secret");
         }
     }
-}
-
-/// A running `valetkey serve`, and what it says.
-pub(crate) struct Serving {
-    _child: Child,
-    /// Where it listens.
-    pub(crate) address: SocketAddr,
-    /// The roots that clients must trust.
-    pub(crate) ca: PathBuf,
-    said: Lines<BufReader<ChildStderr>>,
-}
-
-impl Serving {
-    /// Starts one on a free port, and waits until it listens.
-    pub(crate) async fn start(scene: &Scene) -> Self {
-        let info = scene.path("serving.json");
-        let arguments = ["serve", "--listen", "127.0.0.1:0", "--server-info"];
-        let mut command = scene.valetkey(&[&arguments[..], &[info.to_str().unwrap()]].concat());
-        let mut child = command.spawn().unwrap();
-        let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
-        // The line comes after the file.
-        hear(&mut said, "listening on").await;
-        let info: serde_json::Value =
-            serde_json::from_str(&fs::read_to_string(info).unwrap()).unwrap();
-        let address = info["proxy"].as_str().unwrap().trim_start_matches("http://");
-        let ca = PathBuf::from(info["ca"].as_str().unwrap());
-        Self { _child: child, address: address.parse().unwrap(), ca, said }
-    }
-
-    /// Waits until it says something with this in it, and gives the line.
-    pub(crate) async fn hear(&mut self, words: &str) -> String {
-        hear(&mut self.said, words).await
-    }
-
-    /// A client of it that trusts its local CA.
-    pub(crate) fn client(&self) -> Client {
-        Client::through(self.address, &self.ca).unwrap()
-    }
-
-    /// One that trusts the hosts of the world too, for those that are tunnelled.
-    pub(crate) fn client_in(&self, scene: &Scene) -> Client {
-        let roots = scene.path("client.pem");
-        let ours = fs::read_to_string(&self.ca).unwrap();
-        fs::write(&roots, ours + scene.world.ca_pem()).unwrap();
-        Client::through(self.address, &roots).unwrap()
-    }
-}
-
-async fn hear(said: &mut Lines<BufReader<ChildStderr>>, words: &str) -> String {
-    let listening = async {
-        while let Some(line) = said.next_line().await.unwrap() {
-            if line.contains(words) {
-                return line;
-            }
-        }
-        panic!("it ended without saying {words:?}");
-    };
-    tokio::time::timeout(LIMIT, listening).await.expect("it did not say so within a minute")
 }
 
 /// The ports that Codex's client is registered with, which there are once on a machine: whoever signs in with a

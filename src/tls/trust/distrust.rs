@@ -227,7 +227,9 @@ impl<'a> Path<'a> {
         };
         let mut hint = remedy.hint(&name);
         if !was_sent && self.0.len() == 1 {
-            hint = format!("ask whoever runs the upstream to send its intermediates; or, {hint}");
+            hint = format!(
+                "{hint}; if it is a public CA's, ask whoever runs the upstream to send its intermediates"
+            );
         }
         Distrust { sentence, hint, issuer: Some(UnknownIssuer { name, sha256, was_sent }) }
     }

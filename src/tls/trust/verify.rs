@@ -89,12 +89,12 @@ fn refused(distrust: Distrust) -> rustls::Error {
 /// What is wrong with a server's certificate; `None` when the error is of another kind.
 pub fn describe_failure(error: &rustls::Error) -> Option<Distrust> {
     match error {
-        rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(error)))
-            if let Some(distrust) = error.downcast_ref::<Distrust>() =>
-        {
-            Some(distrust.clone())
-        }
-        rustls::Error::InvalidCertificate(error) => Some(Distrust::of_error(error)),
+        rustls::Error::InvalidCertificate(error) => Some(match error {
+            CertificateError::Other(OtherError(ours)) => ours
+                .downcast_ref::<Distrust>()
+                .map_or_else(|| Distrust::of_error(error), Distrust::clone),
+            error => Distrust::of_error(error),
+        }),
         rustls::Error::NoCertificatesPresented => {
             Some(Distrust::of_the_server("the server shows no certificate"))
         }

@@ -1,7 +1,7 @@
 //! Asks an HTTP proxy for a tunnel (RFC 9110 section 9.3.6).
 
 use bytes::Bytes;
-use http::header::{HOST, HeaderMap, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION};
+use http::header::{HOST, HeaderMap, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, WWW_AUTHENTICATE};
 use http::{HeaderValue, Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::client::conn::http1::SendRequest;
@@ -81,7 +81,8 @@ where
                     .map_err(|_| UpstreamError::new(Stage::ChainGarbage, &hop.proxy))?;
                 return Ok(Opened::Tunnel(parts.io.into_inner(), parts.read_buf));
             }
-            StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+            // Tinyproxy says 401 to a login that it does not take, which to a CONNECT can mean nothing else.
+            StatusCode::PROXY_AUTHENTICATION_REQUIRED | StatusCode::UNAUTHORIZED => {
                 said.go_on(hop, response.headers()).await?;
                 if !is_used_again(&mut sender, response.into_body()).await {
                     return Ok(Opened::AskAgain);
@@ -119,7 +120,8 @@ fn request(
 }
 
 fn challenges(headers: &HeaderMap) -> Vec<String> {
-    let values = headers.get_all(PROXY_AUTHENTICATE).iter();
+    let proxys = headers.get_all(PROXY_AUTHENTICATE).iter();
+    let values = proxys.chain(headers.get_all(WWW_AUTHENTICATE));
     values.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect()
 }
 
