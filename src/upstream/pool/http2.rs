@@ -251,7 +251,17 @@ mod tests {
         let rung = Arc::new(Notify::new());
         let bell = rung.clone();
         let told = move || bell.notify_one();
-        (open(ours, &Tasks::new(), told).await.unwrap(), rung, theirs)
+        let connection = open(ours, &Tasks::new(), told).await.unwrap();
+        // Its tasks have all come to wait before anything arrives.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        (connection, rung, theirs)
+    }
+
+    async fn heard(told: &Notify) {
+        let limit = Duration::from_secs(10);
+        tokio::time::timeout(limit, told.notified()).await.expect("it was never told");
     }
 
     async fn begin(theirs: DuplexStream) -> Peer {
@@ -267,7 +277,7 @@ mod tests {
         assert!(!connection.has_room());
         let mut peer = begin(theirs).await;
         let driving = Tasks::new().spawn(async move { peer.accept().await.is_some() });
-        told.notified().await;
+        heard(&told).await;
         assert!(connection.has_room() && !connection.will_tell());
         let second = Http2Lease::new(connection.clone());
         assert!(!connection.has_room());
@@ -277,28 +287,39 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_is_over_when_it_has_idled_or_its_peer_says_so() {
+    async fn a_connection_is_over_when_it_has_idled() {
         let (connection, told, theirs) = opened().await;
         let mut peer = begin(theirs).await;
-        let (leave, left) = tokio::sync::oneshot::channel::<()>();
-        Tasks::new().spawn(async move {
-            tokio::select! {
-                _ = peer.accept() => {}
-                _ = left => peer.graceful_shutdown(),
-            }
-            peer.accept().await.is_some()
-        });
-        told.notified().await;
+        let driving = Tasks::new().spawn(async move { peer.accept().await.is_some() });
+        heard(&told).await;
         let later = Instant::now() + IDLE_LIMIT;
         assert!(!connection.is_over(Instant::now()));
         assert!(connection.is_over(later), "nobody used it");
-        let lease = Http2Lease::new(connection.clone());
+        let _lease = Http2Lease::new(connection.clone());
         assert!(!connection.is_over(later), "somebody uses it");
-        // Nobody sends anything: a GOAWAY is noticed nevertheless.
-        leave.send(()).unwrap();
-        told.notified().await;
+        driving.abort();
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_over_when_its_peer_says_so_though_a_stream_goes_on() {
+        let (connection, told, theirs) = opened().await;
+        let mut peer = begin(theirs).await;
+        Tasks::new().spawn(async move {
+            let _held = peer.accept().await;
+            peer.graceful_shutdown();
+            peer.accept().await.is_some()
+        });
+        heard(&told).await;
+        let lease = Http2Lease::new(connection.clone());
+        let mut request = http::Request::new(Body::empty());
+        *request.uri_mut() = http::Uri::from_static("https://api.example.com/");
+        let mut sender = lease.sender();
+        let answer =
+            Tasks::new().spawn(async move { sender.try_send_request(request).await.is_ok() });
+        // Nobody sends another request: that no other is taken is noticed nevertheless.
+        heard(&told).await;
         assert!(connection.is_over(Instant::now()));
-        drop(lease);
+        assert!(!answer.is_finished(), "the one under way goes on");
     }
 
     #[tokio::test]
