@@ -239,7 +239,7 @@ async fn a_day_behind(kind: Kind) {
     if kind.inspects() {
         // It has read what passed.
         let mut read = vec!["auth.openai.com/oauth/token", "auth.openai.com/oauth/revoke"];
-        read.extend(python().map(|_| "/codex/ws?python"));
+        read.extend(python().map(|_| "/codex/ws?"));
         let read: Vec<String> = read.into_iter().map(str::to_owned).collect();
         desk.proxy.logged(&read).await;
     }
