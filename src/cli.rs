@@ -66,7 +66,7 @@ enum Command {
     Run(run::Arguments),
     /// Print the variables that put a shell behind the running proxy
     Env(env::Arguments),
-    /// Show the local CA that intercepted hosts are signed by
+    /// Show, install or rotate the local CA that intercepted hosts are signed by
     Ca(ca::Arguments),
     /// Show every mistake of the configuration, then of the files and logins that it names
     Check(check::Arguments),
