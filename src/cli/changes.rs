@@ -1,33 +1,71 @@
 //! Hears of changes of files that a running proxy goes by.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::watch;
 
+use crate::tasks::Tasks;
+
 /// Tells when it is worth reading some files again.
 pub(super) struct Changes {
+    places: Arc<[PathBuf]>,
+    /// What could be seen of them from outside when they were last looked at.
+    seen: Vec<Option<Outside>>,
     changed: watch::Receiver<()>,
+    /// Looks, which a file system may hold up.
+    jobs: Tasks,
     _watcher: Option<RecommendedWatcher>,
 }
 
+/// What changes with a file: device and number, length, and when it was last changed (seconds, nanoseconds).
+type Outside = (u64, u64, u64, i64, i64);
+
 impl Changes {
     /// Changes of these files, and of what is in those of them that are folders, from now on.
-    pub(super) fn of(places: Vec<PathBuf>) -> Self {
+    pub(super) fn of(places: Vec<PathBuf>, jobs: Tasks) -> Self {
         let (sender, changed) = watch::channel(());
-        Self { changed, _watcher: watcher(places, sender) }
+        let (seen, watcher) = (outsides(&places), watcher(places.clone(), sender));
+        Self { places: places.into(), seen, changed, jobs, _watcher: watcher }
     }
 
-    /// Returns when something may have changed: when it was heard of, else at the next look.
+    /// Returns when something may have changed: when it was heard of, else at the next look, which reads
+    /// nothing.
     pub(super) async fn next(&mut self) {
-        tokio::select! {
-            () = tokio::time::sleep(LOOK_INTERVAL) => {}
-            // Without a watcher nothing is heard, and everything is seen at the next look.
-            Ok(()) = self.changed.changed() => {}
+        loop {
+            let was_heard = tokio::select! {
+                () = tokio::time::sleep(LOOK_INTERVAL) => false,
+                // Without a watcher nothing is heard, and everything is seen at the next look.
+                Ok(()) = self.changed.changed() => true,
+            };
+            let places = self.places.clone();
+            let now = self.jobs.spawn_blocking(move || outsides(&places)).await;
+            let before = std::mem::replace(&mut self.seen, now.unwrap_or_default());
+            if was_heard || before != self.seen {
+                return;
+            }
         }
     }
+}
+
+/// The files, and those in folders, from outside.
+fn outsides(places: &[PathBuf]) -> Vec<Option<Outside>> {
+    let inside = |place: &PathBuf| {
+        let entries = std::fs::read_dir(place).into_iter().flatten();
+        let mut paths: Vec<PathBuf> = entries.filter_map(|it| Some(it.ok()?.path())).collect();
+        paths.sort();
+        paths
+    };
+    let all = places.iter().flat_map(|place| [vec![place.clone()], inside(place)].concat());
+    all.map(|path| {
+        let found = std::fs::metadata(path).ok()?;
+        Some((found.dev(), found.ino(), found.len(), found.ctime(), found.ctime_nsec()))
+    })
+    .collect()
 }
 
 /// Watches the folders that exist: the files in them are replaced, not written.

@@ -37,7 +37,7 @@ struct Following {
 
 impl Following {
     async fn until_nobody_listens(self, policy: watch::Sender<Arc<Policy>>) {
-        let mut changes = Changes::of(self.files.files(&self.home));
+        let mut changes = Changes::of(self.files.files(&self.home), self.jobs.clone());
         loop {
             tokio::select! {
                 () = changes.next() => {}

@@ -1,6 +1,7 @@
 //! Follows the files that say whom to trust, for as long as a proxy runs.
 
 use std::error::Error as _;
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
 use super::changes::Changes;
@@ -15,12 +16,8 @@ pub(super) fn follow(trust: &Arc<UpstreamTrust>, tasks: &Tasks) {
     tasks.spawn(following);
 }
 
-async fn until_nobody_trusts(
-    trust: Weak<UpstreamTrust>,
-    places: Vec<std::path::PathBuf>,
-    jobs: Tasks,
-) {
-    let mut changes = Changes::of(places);
+async fn until_nobody_trusts(trust: Weak<UpstreamTrust>, places: Vec<PathBuf>, jobs: Tasks) {
+    let mut changes = Changes::of(places, jobs.clone());
     let mut complaint = None;
     loop {
         changes.next().await;
