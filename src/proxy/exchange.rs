@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::header::{CONNECTION, HOST, HeaderMap, HeaderValue, TRANSFER_ENCODING};
+use http::header::{CONNECTION, HOST, HeaderMap, HeaderValue, TRANSFER_ENCODING, UPGRADE};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 use tracing::Instrument as _;
@@ -24,6 +24,7 @@ pub(super) async fn exchange(
 ) -> Response<Body> {
     let is_http1 = request.version() < Version::HTTP_2;
     let is_head = request.method() == Method::HEAD;
+    let asks_to_upgrade = request.headers().contains_key(UPGRADE);
     let span = tracing::debug_span!("exchange", method = %request.method(), host = %connection.origin.target.host);
     let outcome = answer(&connection, request).instrument(span.clone()).await;
     let _entered = span.entered();
@@ -33,10 +34,17 @@ pub(super) async fn exchange(
             response
         }
         Err(rejection) => {
-            let closes = is_http1 && rejection.ends_the_connection();
+            // What came behind a handshake that is refused is not for HTTP to read.
+            let ends = asks_to_upgrade || rejection.ends_the_connection();
             let mut response = rejection.into_response();
-            if closes {
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            let headers = response.headers_mut();
+            // RFC 9110 section 7.8 has `Connection` list `Upgrade`; HTTP/2 knows neither.
+            let has_upgrade = headers.contains_key(UPGRADE);
+            if !is_http1 {
+                headers.remove(UPGRADE);
+            } else if ends {
+                let options = if has_upgrade { "close, upgrade" } else { "close" };
+                headers.insert(CONNECTION, HeaderValue::from_static(options));
             }
             response
         }

@@ -108,7 +108,7 @@ impl Rejection {
 
     /// Whether an HTTP/1.1 connection is of no use after this: its framing or its names are in doubt.
     pub(super) fn ends_the_connection(&self) -> bool {
-        matches!(self, Self::BadRequest(_) | Self::NoWebSocket(_) | Self::WrongOrigin(_))
+        matches!(self, Self::BadRequest(_) | Self::WrongOrigin(_))
     }
 
     /// The answer that the client gets.

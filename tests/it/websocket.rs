@@ -165,7 +165,15 @@ async fn told(scene: &Scene, target: &str, path: &str) -> [(u16, Option<String>)
     let tls = scene.client.greet(Visit::to(target, HTTP1)).await.unwrap();
     let url = format!("wss://{host}{path}");
     let over_http1 = match Box::pin(tokio_tungstenite::client_async(&url, tls)).await {
-        Err(Error::Http(answer)) => (answer.status().as_u16(), code(answer.headers())),
+        Err(Error::Http(answer)) => {
+            let asks = answer.headers().contains_key("upgrade");
+            assert_eq!(
+                asks,
+                code(answer.headers()).is_some_and(|it| it == "websocket_unavailable")
+            );
+            assert!(answer.headers()["connection"].to_str().unwrap().starts_with("close"));
+            (answer.status().as_u16(), code(answer.headers()))
+        }
         other => panic!("{url}: {:?}", other.err()),
     };
     let mut sender = http2(scene, target).await;
