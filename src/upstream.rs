@@ -295,9 +295,12 @@ pub enum Stage {
     /// The proxy in front of us refused the target; holds its word.
     #[error("the upstream proxy answered {0} instead of opening a tunnel")]
     ChainRefused(String),
-    /// The proxy in front of us could not be reached; holds the step that failed.
-    #[error("the upstream proxy could not be reached: {}", .0.replace("the upstream", "it"))]
-    ChainUnreachable(String),
+    /// The proxy in front of us could not be reached; holds the step that failed, unless it is TCP.
+    #[error(
+        "the upstream proxy could not be reached{}",
+        .0.as_deref().map(|step| format!(": {}", step.replace("the upstream", "it"))).unwrap_or_default()
+    )]
+    ChainUnreachable(Option<String>),
     /// The certificate of the proxy in front of us was not accepted; holds why.
     #[error("the upstream proxy's certificate was not accepted: {0}")]
     ChainUntrusted(Box<Distrust>),

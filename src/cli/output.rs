@@ -5,7 +5,7 @@
 //! and never when `NO_COLOR` is set.
 
 use std::fmt::Display;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
 
 use anstream::{eprintln, stderr, stdout};
@@ -163,6 +163,32 @@ pub(super) fn data(text: impl Display) {
     let _closed_pipe = writeln!(stdout().lock(), "{text}");
 }
 
+/// Breaks a text at spaces into lines of at most so many columns, where its words allow that.
+pub(super) fn wrapped(text: &str, columns: usize) -> String {
+    let mut out = String::new();
+    let mut column = 0;
+    for word in text.split(' ') {
+        let length = word.chars().count();
+        if column > 0 && column + 1 + length > columns {
+            out.push('\n');
+            column = 0;
+        } else if column > 0 {
+            out.push(' ');
+            column += 1;
+        }
+        out.push_str(word);
+        column += length;
+    }
+    out
+}
+
+/// The columns of the terminal that stdout is; `None` for a file or a pipe, in which nothing is broken.
+pub(super) fn columns() -> Option<usize> {
+    let stdout = std::io::stdout();
+    let size = stdout.is_terminal().then(|| rustix::termios::tcgetwinsize(&stdout).ok())??;
+    Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
+}
+
 /// Writes data to stdout as it is, without a line's end.
 pub(super) fn raw(text: &str) {
     let _closed_pipe = stdout().lock().write_all(text.as_bytes());
@@ -213,6 +239,20 @@ mod tests {
     #[test]
     fn what_others_write_moves_no_cursor() {
         assert_eq!(printable("a\u{1b}[2J\rb\u{9b}\n"), "a\u{fffd}[2J\u{fffd}b\u{fffd}\u{fffd}");
+    }
+
+    #[test]
+    fn lines_break_at_spaces() {
+        let table = [
+            ("", ""),
+            ("a bc def", "a bc def"),
+            ("aaaa bbbb cccc", "aaaa bbbb\ncccc"),
+            ("a-word-that-is-too-long b", "a-word-that-is-too-long\nb"),
+            ("gr\u{fc}n gelb ab", "gr\u{fc}n gelb\nab"),
+        ];
+        for (text, expected) in table {
+            assert_eq!(wrapped(text, 10), expected);
+        }
     }
 
     #[test]

@@ -325,7 +325,8 @@ impl UpstreamError {
         self.stage = match self.stage {
             Stage::Untrusted(why) => Stage::ChainUntrusted(why),
             ours @ Stage::Ourselves => ours,
-            other => Stage::ChainUnreachable(other.to_string()),
+            Stage::Tcp => Stage::ChainUnreachable(None),
+            other => Stage::ChainUnreachable(Some(other.to_string())),
         };
         self
     }

@@ -119,6 +119,9 @@ pub(super) fn credential(shown: &Shown, report: &mut Report) {
             format!("sign in again: {}", shown.name.how_to_sign_in())
         }
         State::Forbidden(_) => "see: valetkey check --managed".to_owned(),
+        State::Unreadable(_) if !shown.is_shared => {
+            "put the key where the credential's `source` says".to_owned()
+        }
         State::Unreadable(_) | State::Ok => "see: valetkey status".to_owned(),
     };
     let because = shown.reason().map(|reason| format!(": {reason}")).unwrap_or_default();

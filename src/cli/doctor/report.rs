@@ -92,19 +92,27 @@ impl Check {
     }
 
     /// As people read it. A sentence of several lines (mistakes of a configuration) stands below its line.
-    fn to_text(&self) -> String {
+    fn to_text(&self, columns: Option<usize>) -> String {
         let subject = self.subject.as_deref().map(|it| format!(" {it}")).unwrap_or_default();
+        let wrapped = |text: String| match columns {
+            Some(columns) => output::wrapped(&text, columns.saturating_sub(INDENT))
+                .replace('\n', &format!("\n{}", " ".repeat(INDENT))),
+            None => text,
+        };
         let name = format!("{}{subject}", self.id);
         let sentence = match self.sentence.trim_end() {
-            long if long.contains('\n') => format!("\n{long}"),
-            short => output::printable(short),
+            long if long.contains('\n') => format!("{name}:\n{long}"),
+            short => wrapped(format!("{name}: {}", output::printable(short))),
         };
-        let outcome = format!("{}{:<8}\u{1b}[0m", self.outcome.colour(), self.outcome.as_str());
         let fix =
-            self.fix.as_deref().map(|fix| format!("\n         Fix: {}", output::printable(fix)));
-        format!("{outcome} {name}: {sentence}{}", fix.unwrap_or_default())
+            self.fix.as_deref().map(|fix| wrapped(format!("Fix: {}", output::printable(fix))));
+        let fix = fix.map(|fix| format!("\n{}{fix}", " ".repeat(INDENT))).unwrap_or_default();
+        format!("{}{:<8}\u{1b}[0m {sentence}{fix}", self.outcome.colour(), self.outcome.as_str())
     }
 }
+
+/// Columns of the outcome and the space behind it.
+const INDENT: usize = 9;
 
 /// All checks so far.
 pub(super) struct Report {
@@ -120,7 +128,7 @@ impl Report {
 
     pub(super) fn add(&mut self, check: Check) {
         if self.speaks {
-            output::data(check.to_text());
+            output::data(check.to_text(output::columns()));
         }
         self.checks.push(check);
     }
