@@ -140,7 +140,11 @@ impl ProxyAuth for AskedAuth {
 fn header_of(login: &Secret) -> Result<HeaderValue, NoLogin> {
     let text = login.expose();
     let value = if text.contains(':') {
-        Zeroizing::new(format!("Basic {}", BASE64_STANDARD.encode(text)))
+        // Large enough from the start: a buffer that grows leaves copies behind.
+        let mut value = Zeroizing::new(String::with_capacity(BASIC.len() + text.len() / 3 * 4 + 4));
+        value.push_str(BASIC);
+        BASE64_STANDARD.encode_string(text, &mut value);
+        value
     } else if text.split_once(' ').is_some_and(|(scheme, token)| is_scheme(scheme, token)) {
         Zeroizing::new(text.to_owned())
     } else {
@@ -151,6 +155,8 @@ fn header_of(login: &Secret) -> Result<HeaderValue, NoLogin> {
     value.set_sensitive(true);
     Ok(value)
 }
+
+const BASIC: &str = "Basic ";
 
 fn is_scheme(scheme: &str, token: &str) -> bool {
     let fits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
