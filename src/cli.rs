@@ -15,6 +15,7 @@ mod logout;
 mod output;
 mod policies;
 mod process;
+mod programs;
 mod roots;
 mod run;
 mod running;

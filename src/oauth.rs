@@ -216,8 +216,9 @@ impl LoginError {
                 "paste all of it: http://127.0.0.1:…/auth/callback?code=…&state=…"
             }
             Self::NoAnswer(_) => "try again",
-            Self::Refused { .. } | Self::Nonsense(_) => {
-                "try again; behind a company's proxy this may be its page: ask whoever runs it, else the issuer"
+            Self::Refused { .. } => "try again; if it stays so, tell the issuer",
+            Self::Nonsense(_) => {
+                "try again; if it stays so, ask whoever runs your company's proxy: it may have answered itself"
             }
             Self::Unfit(_) => {
                 "see: valetkey check; and the credential's `issuer`, `grant` and `client_secret`"

@@ -109,6 +109,12 @@ impl Fingerprint {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
+    /// As `openssl x509 -fingerprint -sha256` and browsers show it: upper case, a colon between bytes.
+    pub fn with_colons(self) -> String {
+        let bytes: Vec<String> = self.0.iter().map(|byte| format!("{byte:02X}")).collect();
+        bytes.join(":")
+    }
+
     /// Reads what [`Fingerprint::to_hex`] wrote; `None` for anything else.
     pub fn from_hex(hex: &str) -> Option<Self> {
         if hex.len() != 64 || !hex.is_ascii() {
@@ -173,6 +179,8 @@ mod tests {
         let one = Secret::new("a").fingerprint();
         assert_eq!(Fingerprint::from_hex(&one.to_hex()), Some(one));
         assert_eq!(Fingerprint::from_hex("zz"), None);
+        let colons = one.with_colons();
+        assert_eq!((colons.len(), &colons[..6]), (95, "CA:97:"));
         assert_ne!(one, Secret::new("b").fingerprint());
     }
 }

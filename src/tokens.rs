@@ -411,3 +411,17 @@ pub enum TokenError {
     #[error("the login cannot be read or saved")]
     StoreUnavailable(#[source] Arc<StoreError>),
 }
+
+impl TokenError {
+    /// What to do about it.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::LoginRequired { hint, .. } | Self::Forbidden { hint, .. } => hint.clone(),
+            Self::IssuerUnavailable { trouble, .. } => trouble
+                .as_ref()
+                .and_then(|trouble| trouble.hint.clone())
+                .unwrap_or_else(|| "wait and try again; valetkey goes on trying by itself".into()),
+            Self::StoreUnavailable(_) => "see: valetkey status".to_owned(),
+        }
+    }
+}

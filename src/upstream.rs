@@ -24,7 +24,7 @@ use http_body::Body as _;
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::CertificateDer;
 
-use crate::origin::{Host, Origin, Target};
+use crate::origin::{Origin, Target};
 use crate::tasks::Tasks;
 use crate::tls::trust::Distrust;
 use body::{Again, Body, BodyError};
@@ -66,7 +66,7 @@ impl Upstream {
     ) -> Result<Response<Body>, UpstreamError> {
         if let Some(gate) = Gate::before(&mut request) {
             // Only on HTTP/1.1 does hyper hear a 100, and a body that nobody wanted ends the connection.
-            let response = self.send_once(origin, request).await?;
+            let response = Box::pin(self.send_once(origin, request)).await?;
             return Ok(response.map(|body| gate.until_end_of(body)));
         }
         let mut attempt = 1;
@@ -81,12 +81,10 @@ impl Upstream {
             let over = request.body_mut().over();
             let sent = deadline::head(over, HEAD_LIMIT, lease.try_send(request)).await;
             let failed = match sent.ok_or_else(|| UpstreamError::no_head(origin))? {
-                // No request of these asks for it, so whatever follows is not HTTP.
-                Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                    let failed = UpstreamError::new(Stage::Http, &origin.target);
-                    return Err(UpstreamError { left: true, ..failed });
+                Ok(response) => {
+                    expect_http(origin, response.status())?;
+                    return Ok(response.map(|body| lease.into_body(body)));
                 }
-                Ok(response) => return Ok(response.map(|body| lease.into_body(body))),
                 Err(failed) => failed,
             };
             let again = match failed.unsent {
@@ -113,7 +111,9 @@ impl Upstream {
         origin: &Origin,
         request: Request<Body>,
     ) -> Result<Response<Body>, UpstreamError> {
-        self.send_alone(origin, request, HEAD_LIMIT).await
+        let response = self.send_alone(origin, request, HEAD_LIMIT).await?;
+        expect_http(origin, response.status())?;
+        Ok(response)
     }
 
     /// Sends the handshake of an upgrade, once. After a 101 the connection is in the response's
@@ -149,15 +149,17 @@ impl Upstream {
             .map_err(|failed| UpstreamError::http(origin, failed.error, !failed.unprocessed))
     }
 
-    /// Connects as a request would, and looks at what the upstream shows.
+    /// Connects as a request would, and gives the certificates that the upstream shows, its own first; none
+    /// without TLS.
     ///
     /// # Errors
     ///
     /// [`UpstreamError`] with the step that failed.
-    pub async fn look(&self, origin: &Origin) -> Result<Look, UpstreamError> {
-        let stream = self.dialer.dial(origin).await?;
-        let certificates = dial::certificates(&stream);
-        Ok(Look { certificates, name: origin.target.host.clone() })
+    pub async fn look(
+        &self,
+        origin: &Origin,
+    ) -> Result<Vec<CertificateDer<'static>>, UpstreamError> {
+        Ok(dial::certificates(&self.dialer.dial(origin).await?))
     }
 
     /// A connection of one's own on which only HTTP/1.1 was offered.
@@ -190,15 +192,6 @@ impl Upstream {
     }
 }
 
-/// What an upstream shows.
-#[derive(Clone, Debug)]
-pub struct Look {
-    /// Its certificates, its own first, which were accepted; none without TLS.
-    pub certificates: Vec<CertificateDer<'static>>,
-    /// The name that they were accepted for.
-    pub name: Host,
-}
-
 /// What it takes to send a request once more: its head, and the means to have its body again.
 struct Repeat {
     head: Request<()>,
@@ -225,6 +218,17 @@ impl Repeat {
 /// How often a request that was not processed is tried: an idle connection may have died, and so may the
 /// one that was tried instead, hardly a third; and an upstream that refuses three streams has no room.
 const MOST_ATTEMPTS: u32 = 3;
+
+/// Fails for a 101 that no request has asked for: whatever follows it is not HTTP.
+fn expect_http(origin: &Origin, status: StatusCode) -> Result<(), UpstreamError> {
+    if status == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(UpstreamError {
+            left: true,
+            ..UpstreamError::new(Stage::Http, &origin.target)
+        });
+    }
+    Ok(())
+}
 
 /// Gives a request the form that its protocol wants: origin-form and `Host` for HTTP/1.1 (RFC 9112
 /// section 3.2.1), absolute form and no `Host` for HTTP/2 (RFC 9113 section 8.3.1).
@@ -308,7 +312,7 @@ pub enum Stage {
     #[error("the host name could not be resolved")]
     Dns,
     /// The connection ended before a response came, or spoke no HTTP.
-    #[error("the upstream closed the connection before it answered")]
+    #[error("the upstream gave no HTTP response")]
     Http,
     /// The connection leads back to this very proxy.
     #[error("the connection would lead back to this valetkey")]
@@ -325,6 +329,22 @@ pub enum Stage {
     /// The certificate was not accepted; holds why.
     #[error("the upstream's certificate was not accepted: {0}")]
     Untrusted(Box<Distrust>),
+}
+
+impl Stage {
+    /// Whether the proxy in front of us failed, whatever it was asked for; not that it refused one target.
+    pub fn is_of_the_chain(&self) -> bool {
+        matches!(
+            self,
+            Self::ChainAuth { .. }
+                | Self::ChainGarbage
+                | Self::ChainLogin(_)
+                | Self::ChainUnreachable(_)
+                | Self::ChainUntrusted(_)
+                | Self::Ourselves
+                | Self::Timeout(Step::Chain)
+        )
+    }
 }
 
 /// A step with a deadline. Its `Display` says that it was missed.

@@ -57,9 +57,7 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
             }
         }),
         Command::Print => print(typed, |root| output::raw(&root.pem())),
-        Command::Fingerprint => {
-            print(typed, |root| output::data(with_colons(&root.fingerprint().to_hex())))
-        }
+        Command::Fingerprint => print(typed, |root| output::data(root.fingerprint().with_colons())),
         Command::Install(arguments) => install::install(arguments, typed),
         Command::Uninstall(arguments) => install::uninstall(arguments, typed),
         Command::Rotate(arguments) => rotate::run(arguments, typed),
@@ -75,10 +73,4 @@ fn print(typed: &Typed, show: impl Fn(&Root)) -> Result<(), Failure> {
     let ca = LocalCa::open(&ca_dir(&config), &names, Clock::system()).map_err(output::hinted)?;
     ca.roots().iter().for_each(show);
     Ok(())
-}
-
-/// The form in which browsers and `openssl x509 -fingerprint` show it.
-fn with_colons(hex: &str) -> String {
-    let pairs: Vec<&str> = (0..hex.len()).step_by(2).filter_map(|at| hex.get(at..at + 2)).collect();
-    pairs.join(":").to_uppercase()
 }

@@ -15,6 +15,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::output::{self, Failure};
 use super::process::{self, Signals};
+use super::programs::Search;
 use super::start::{self, Started};
 use crate::client_env::ClientEnv;
 use crate::config::env::Environment;
@@ -118,7 +119,7 @@ impl<'a> Stage<'a> {
         let all_roots = home.path().join("client.pem");
         fs::write(&all_roots, fs::read_to_string(roots)? + world.ca_pem())?;
         let client_env = started.client_env(address, &own_env, home.path())?;
-        let has_curl = is_there("curl", env);
+        let has_curl = Search::new(env.get("PATH")).has("curl");
         output::data(format_args!("proxy {address}, pretend world {}", shown_address(world)));
         output::data(match has_curl {
             true => "client: the curl of this machine, and our own where curl cannot do it\n",
@@ -351,11 +352,6 @@ fn restrict(file: &Path) -> io::Result<()> {
 
 fn shown_address(world: &World) -> String {
     world.resolve().first().map(|(_, address)| address.to_string()).unwrap_or_default()
-}
-
-fn is_there(program: &str, env: &Environment) -> bool {
-    let path = env.text("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
 async fn within<T>(act: impl Future<Output = io::Result<T>>) -> Result<T, String> {

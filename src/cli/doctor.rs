@@ -36,6 +36,7 @@ pub(super) struct Arguments {
 /// Exits 0 when all is well, 1 with warnings, 2 when something has failed. The proxy need not run.
 pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, super::Failure> {
     let mut report = Report::new(!arguments.json);
+    process::harden();
     process::runtime()?.block_on(examine(arguments, typed, &mut report))?;
     if arguments.json {
         output::data(format_args!("{:#}", report.to_json()));
@@ -73,7 +74,9 @@ async fn examine(
         }
     };
     shown.iter().for_each(|shown| local::credential(shown, report));
-    runtimes::examine(&config, (&roots, &trust), typed, report).await;
+    if !report.has_failed("ca") {
+        runtimes::examine(&config, &trust, typed, report).await;
+    }
     let kinds = shown.iter().filter_map(|it| Some((it.name.clone(), it.status.kind?))).collect();
     let scene = Scene { rules: config.rules.with_kinds(kinds), config, trust, upstream };
     network::examine(&scene, report).await;

@@ -1,6 +1,5 @@
 //! Follows the files that say whom to trust, for as long as a proxy runs.
 
-use std::error::Error as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
@@ -34,8 +33,8 @@ async fn until_nobody_trusts(trust: Weak<UpstreamTrust>, places: Vec<PathBuf>, j
                 None
             }
             Ok(Err(error)) => {
-                let why = error.source().map(ToString::to_string).unwrap_or_default();
-                Some(format!("{error}: {why}; the roots from before stay in force"))
+                let why = output::chain_of(&error);
+                Some(format!("{why}; the roots from before stay in force"))
             }
             Err(_panicked) => None,
         };

@@ -129,7 +129,7 @@ fn not_started(program: &OsStr, error: &io::Error) -> u8 {
 }
 
 /// The variables of our environment that hold credentials, ours for the chain among them.
-fn variables_of_sources(config: &Config) -> impl Iterator<Item = &str> {
+pub(super) fn variables_of_sources(config: &Config) -> impl Iterator<Item = &str> {
     let of_chain = match &config.upstream.proxy_login {
         Some(LoginSpec::Source(source)) => Some(source),
         Some(LoginSpec::Command(_)) | None => None,

@@ -310,7 +310,7 @@ pub enum BadProxy {
     #[error("not a proxy: expected `http://`, `https://` or `socks5h://` with a host and a port")]
     Form,
     /// User or password are not text once they are percent-decoded.
-    #[error("user and password of the proxy are not UTF-8 text once `%xx` is decoded")]
+    #[error("user or password of the proxy hold what is no text once `%xx` is decoded")]
     Login,
 }
 

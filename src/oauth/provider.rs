@@ -205,7 +205,7 @@ impl Provider {
         let late =
             || RefreshError::NotSent("the issuer does not say where its endpoints are".into());
         let endpoints = found.map_err(|_| late())?;
-        let endpoints = endpoints.map_err(|error| RefreshError::NotSent(with_cause(&error)))?;
+        let endpoints = endpoints.map_err(|error| RefreshError::NotSent(trouble_of(&error)))?;
         let reply = match (self.dialect(), old.and_then(|old| old.refresh.as_ref())) {
             (Dialect::Codex, Some(token)) => {
                 let body = wire::refresh_request(&self.registration.client_id, reason, token);
@@ -314,7 +314,7 @@ fn unsent_or_not(error: CallError) -> RefreshError {
     RefreshError::NotSent(Trouble { why, hint })
 }
 
-fn with_cause(error: &LoginError) -> Trouble {
+fn trouble_of(error: &LoginError) -> Trouble {
     let why = match error {
         LoginError::Unreachable(cause) => cause.to_string(),
         other => other.to_string(),

@@ -91,7 +91,7 @@ pub(super) async fn forward(
 ) -> Result<Response<Body>, Rejection> {
     let (mut head, body) = Head::of(request);
     strip_hop_by_hop(&mut head.headers);
-    let (body, replay) = replay::keep(body, &connection.shared.replay);
+    let (body, replay) = replay::keep(body, &connection.shared.replay, replay::MOST_OTHER);
     let response = connection.send(head, body, upgrade.as_ref()).await?;
     replay.give_up();
     connection.finish(response, upgrade)
@@ -146,7 +146,8 @@ impl<'a> Signed<'a> {
         if login.is_some_and(|login| login != credential.kind()) {
             return Err(Rejection::Target("the login has just changed its kind: send it again"));
         }
-        let (body, replay) = replay::keep(body, &self.connection.shared.replay);
+        let (body, replay) =
+            replay::keep(body, &self.connection.shared.replay, replay::MOST_SIGNED);
         let mut response = self.attempt(head.clone(), body, &credential, upgrade.as_ref()).await?;
         if response.status() != StatusCode::UNAUTHORIZED || !self.source.can_refresh() {
             replay.give_up();
@@ -219,7 +220,8 @@ impl Intercepted {
         let upstream = &self.shared.upstream;
         Ok(match upgrade {
             Some(upgrade) => {
-                let answered = upstream.upgrade(&self.origin, request).await;
+                // Boxed, as what no warm request takes.
+                let answered = Box::pin(upstream.upgrade(&self.origin, request)).await;
                 answered.map_err(|error| upgrade.unanswered(error))?
             }
             None => upstream.send(&self.origin, request).await?,

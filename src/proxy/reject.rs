@@ -174,23 +174,15 @@ fn malformed(status: StatusCode) -> &'static str {
 const STORE_RETRY: Duration = Duration::from_secs(5);
 
 fn token_row(error: &TokenError) -> Row {
-    match error {
-        TokenError::LoginRequired { hint, .. } => {
-            Row(StatusCode::FORBIDDEN, "login_required", hint.clone())
+    let (status, code) = match error {
+        TokenError::LoginRequired { .. } => (StatusCode::FORBIDDEN, "login_required"),
+        TokenError::Forbidden { .. } => (StatusCode::FORBIDDEN, "policy_forbids"),
+        TokenError::IssuerUnavailable { .. } => {
+            (StatusCode::SERVICE_UNAVAILABLE, "issuer_unavailable")
         }
-        TokenError::Forbidden { hint, .. } => {
-            Row(StatusCode::FORBIDDEN, "policy_forbids", hint.clone())
-        }
-        TokenError::IssuerUnavailable { trouble, .. } => {
-            let hint = trouble.as_ref().and_then(|trouble| trouble.hint.clone());
-            let wait = || "wait and try again; valetkey goes on trying by itself".into();
-            let status = StatusCode::SERVICE_UNAVAILABLE;
-            Row(status, "issuer_unavailable", hint.unwrap_or_else(wait))
-        }
-        TokenError::StoreUnavailable(_) => {
-            Row(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", "see: valetkey status".into())
-        }
-    }
+        TokenError::StoreUnavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable"),
+    };
+    Row(status, code, error.hint())
 }
 
 fn upstream_row(error: &UpstreamError) -> Row {

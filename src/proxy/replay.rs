@@ -12,8 +12,12 @@ use hyper::body::Incoming;
 
 use crate::upstream::body::{Body, BodyError};
 
-/// Largest copy of one body.
-const MOST_PER_BODY: usize = 1 << 20;
+/// Largest copy of the body of a request that may be sent again after a 401.
+pub(super) const MOST_SIGNED: usize = 1 << 20;
+
+/// Largest copy of any other, which is sent again only when HTTP/2 says that it was not processed: these share
+/// the sum with the ones above and must leave room for them.
+pub(super) const MOST_OTHER: usize = 64 << 10;
 
 /// Largest sum of all copies.
 const MOST_IN_ALL: usize = 64 << 20;
@@ -33,13 +37,14 @@ impl Budget {
     }
 }
 
-/// The body as it is sent the first time, and the means to send it again.
-pub(super) fn keep(body: Incoming, budget: &Budget) -> (Body, Replay) {
+/// The body as it is sent the first time, and the means to send it again while its copy has at most so many
+/// bytes.
+pub(super) fn keep(body: Incoming, budget: &Budget, most: usize) -> (Body, Replay) {
     if body.is_end_stream() {
         return (Body::empty(), Replay(None));
     }
     let size = body.size_hint();
-    let copy = Copy { frames: Vec::new(), len: 0, budget: budget.clone() };
+    let copy = Copy { frames: Vec::new(), len: 0, most, budget: budget.clone() };
     let state = State { rest: Some(body), copy: Some(copy), turn: 0 };
     let shared = Arc::new(Mutex::new(state));
     let first = Sending { shared: shared.clone(), turn: 0, sent: 0, size };
@@ -89,6 +94,7 @@ struct State {
 struct Copy {
     frames: Vec<Frame<Bytes>>,
     len: usize,
+    most: usize,
     budget: Budget,
 }
 
@@ -97,7 +103,7 @@ impl Copy {
     fn push(&mut self, frame: &Frame<Bytes>) -> bool {
         let Some(copied) = duplicate(frame) else { return true };
         let len = copied.data_ref().map_or(0, Bytes::len);
-        if self.len + len > MOST_PER_BODY || !self.budget.take(len) {
+        if self.len + len > self.most || !self.budget.take(len) {
             return false;
         }
         self.len += len;

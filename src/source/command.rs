@@ -21,7 +21,9 @@ pub async fn tell(line: &str, variables: &[(&str, String)]) -> Result<Secret, So
     let mut command = Command::new("/bin/sh");
     command.args(["-c", line]).envs(variables.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
-    let output = tokio::time::timeout(LIMIT, command.output());
+    // What it says itself is for whoever started us.
+    let child = command.stderr(Stdio::inherit()).spawn().map_err(unreadable)?;
+    let output = tokio::time::timeout(LIMIT, child.wait_with_output());
     let output = output.await.map_err(|_late| unreadable(late()))?.map_err(unreadable)?;
     let told = Zeroizing::new(output.stdout);
     if !output.status.success() {

@@ -59,10 +59,7 @@ impl LocalCa {
         let now = clock.now();
         loop {
             let mut roots = root::load(dir)?;
-            let is_covered = |name: &Host| {
-                roots.iter().any(|root| root.can_sign(name, now, now + ROOT_REPLACED))
-            };
-            if !names.hosts().iter().all(is_covered) {
+            if !are_covered(&names, &roots, now) {
                 let number = root::next_number(&roots);
                 let Some(new) = root::make(dir, number, &names, now)? else { continue };
                 tracing::info!(number, names = names.hosts().len(), "made a root of the local CA");
@@ -70,6 +67,21 @@ impl LocalCa {
             }
             return Ok(Self::with(roots, names, clock, Keys::Folder(dir.to_owned())));
         }
+    }
+
+    /// The same as it is, without a change to the folder: `None` where [`LocalCa::open`] would make a root.
+    ///
+    /// # Errors
+    ///
+    /// As [`LocalCa::open`].
+    pub fn open_unchanged(
+        dir: &Path,
+        names: &[Host],
+        clock: Clock,
+    ) -> Result<Option<Self>, CaError> {
+        let (names, roots) = (Names::new(names), root::load(dir)?);
+        let is_complete = are_covered(&names, &roots, clock.now());
+        Ok(is_complete.then(|| Self::with(roots, names, clock, Keys::Folder(dir.to_owned()))))
     }
 
     /// A CA that is never written anywhere and ends with the process. No names: its root speaks for none.
@@ -157,6 +169,13 @@ impl LocalCa {
         let intermediates = Mutex::new(vec![None; roots.len()]);
         Self { roots, names, clock, keys, intermediates }
     }
+}
+
+/// Whether a root that lives long enough speaks for each of the names.
+fn are_covered(names: &Names, roots: &[Root], now: OffsetDateTime) -> bool {
+    let is_covered =
+        |name: &Host| roots.iter().any(|root| root.can_sign(name, now, now + ROOT_REPLACED));
+    names.hosts().iter().all(is_covered)
 }
 
 /// Why the local CA cannot be opened or cannot sign.

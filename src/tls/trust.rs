@@ -12,6 +12,7 @@ mod weak;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustls::client::danger::ServerCertVerifier;
@@ -19,13 +20,14 @@ use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, UnixTime};
 
-pub use self::distrust::{Distrust, UnknownIssuer};
+pub use self::distrust::Distrust;
 use self::distrust::{Remedy, issuer_of};
+use self::verify::Verifier;
 pub use self::verify::describe_failure;
-use self::verify::{Verifier, is_a_valetkey};
 pub use self::weak::{Weakness, weakness};
 use super::pem::{Bundle, PemError};
-use super::provider;
+use super::{is_a_valetkey, provider};
+use crate::clock::Clock;
 use crate::origin::Host;
 use crate::secret::Fingerprint;
 
@@ -129,10 +131,10 @@ impl UpstreamTrust {
         self.settings.bundle.as_deref()
     }
 
-    /// Who signed a chain that was accepted for this name, the server's own certificate first.
-    pub fn signer(&self, chain: &[CertificateDer<'_>], name: &Host) -> Signer {
-        let issuer = chain.last().map(issuer_of).unwrap_or_default();
-        if is_public(chain, name) { Signer::Public(issuer) } else { Signer::Private(issuer) }
+    /// Who signed certificates that were accepted for this name, the server's own first.
+    pub fn signer(&self, path: &[CertificateDer<'_>], name: &Host, clock: &Clock) -> Signer {
+        let issuer = path.last().map(issuer_of).unwrap_or_default();
+        if is_public(path, name, clock) { Signer::Public(issuer) } else { Signer::Private(issuer) }
     }
 
     /// What a change of the roots shows itself in: files, and folders whose entries count.
@@ -152,16 +154,17 @@ pub enum Signer {
     Private(String),
 }
 
-/// Whether Mozilla's roots alone vouch for the chain.
-fn is_public(chain: &[CertificateDer<'_>], name: &Host) -> bool {
+/// Whether Mozilla's roots alone vouch for the certificates.
+fn is_public(path: &[CertificateDer<'_>], name: &Host, clock: &Clock) -> bool {
     let mut roots = RootCertStore::empty();
     roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    let ([leaf, others @ ..], Some(name), Ok(verifier)) =
-        (chain, name.server_name(), webpki(roots))
+    let ([leaf, others @ ..], Some(name), Ok(verifier)) = (path, name.server_name(), webpki(roots))
     else {
         return false;
     };
-    verifier.verify_server_cert(leaf, others, &name, &[], UnixTime::now()).is_ok()
+    let seconds = u64::try_from(clock.now().unix_timestamp()).unwrap_or_default();
+    let now = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+    verifier.verify_server_cert(leaf, others, &name, &[], now).is_ok()
 }
 
 impl Roots {
@@ -246,7 +249,7 @@ fn system_certificates() -> Vec<CertificateDer<'static>> {
     found
 }
 
-/// The files and folders that [`system_certificates`] reads.
+/// What is written anew whenever the system's roots change: the one file of all, where there is one.
 fn system_places() -> Vec<PathBuf> {
     #[cfg(target_os = "linux")]
     let places = SYSTEM_FILES.iter().map(PathBuf::from).find(|path| path.exists());

@@ -64,20 +64,15 @@ impl Body {
     where
         B: HttpBody<Data = Bytes, Error = BodyError> + Send + 'static,
     {
-        Self::of(Kind::Boxed(UnsyncBoxBody::new(body), Some(Again(Arc::new(again)))))
+        Self::of(Kind::Boxed(UnsyncBoxBody::new(body), Some(Again::Made(Arc::new(again)))))
     }
 
     /// The means to have it again; `None` for one that passes only once.
     pub(super) fn again(&self) -> Option<Again> {
         match &self.kind {
             Kind::Boxed(_, again) => again.clone(),
-            Kind::Full(bytes) => {
-                let bytes = bytes.clone();
-                Some(Again(Arc::new(move || Some(Self::of(Kind::Full(bytes.clone()))))))
-            }
-            Kind::Incoming(body) => {
-                body.is_end_stream().then(|| Again(Arc::new(|| Some(Self::empty()))))
-            }
+            Kind::Full(bytes) => Some(Again::Full(bytes.clone())),
+            Kind::Incoming(body) => body.is_end_stream().then_some(Again::Full(None)),
         }
     }
 
@@ -100,12 +95,18 @@ impl Body {
 
 /// Gives a body from its beginning once more.
 #[derive(Clone)]
-pub(super) struct Again(Arc<dyn Fn() -> Option<Body> + Send + Sync>);
+pub(super) enum Again {
+    Full(Option<Bytes>),
+    Made(Arc<dyn Fn() -> Option<Body> + Send + Sync>),
+}
 
 impl Again {
     /// The body; `None` when it is not whole any more.
     pub(super) fn body(&self) -> Option<Body> {
-        (self.0)()
+        match self {
+            Self::Full(bytes) => Some(Body::of(Kind::Full(bytes.clone()))),
+            Self::Made(make) => make(),
+        }
     }
 }
 

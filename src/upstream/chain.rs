@@ -8,8 +8,9 @@ mod socks;
 use std::fmt;
 use std::sync::Arc;
 
+use super::{Stage, UpstreamError};
 use crate::origin::{ProxyScheme, Target};
-use auth::ProxyAuth;
+use auth::{NoLogin, ProxyAuth};
 use no_proxy::NoProxy;
 
 pub(super) use connect::{Conversation, Opened, open_tunnel};
@@ -47,6 +48,12 @@ impl Chain {
     /// The proxy to go through for a target.
     pub fn hop(&self, target: &Target) -> Option<&Hop> {
         self.0.as_ref().filter(|hop| !target.host.is_loopback() && !hop.direct.covers(target))
+    }
+}
+
+impl Hop {
+    pub(super) fn no_login(&self, error: NoLogin) -> UpstreamError {
+        UpstreamError::new(Stage::ChainLogin(error.0), &self.proxy)
     }
 }
 

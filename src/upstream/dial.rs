@@ -23,7 +23,6 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 use tower_service::Service;
 
-use super::chain::auth::NoLogin;
 use super::chain::{Chain, Conversation, Hop, Opened, open_socks, open_tunnel};
 use super::early::Early;
 use super::{Stage, Step, UpstreamError};
@@ -157,16 +156,14 @@ impl Dialer {
     }
 
     async fn socks_tunnel(&self, hop: &Hop, target: &Target) -> Result<Transport, UpstreamError> {
-        let login = |refused| async move {
-            hop.auth.login(refused).await.map_err(|error| hop.no_login(error))
-        };
-        let failed = match self.open_socks(hop, target, login(false).await?).await {
+        let shown = hop.auth.login(None).await.map_err(|error| hop.no_login(error))?;
+        let failed = match self.open_socks(hop, target, shown.as_ref()).await {
             Err(error) if matches!(error.stage, Stage::ChainAuth { was_shown: true, .. }) => error,
             outcome => return outcome,
         };
         // Once: what is new may be right.
-        match login(true).await? {
-            Some(new) => self.open_socks(hop, target, Some(new)).await,
+        match hop.auth.login(shown.as_ref()).await.map_err(|error| hop.no_login(error))? {
+            Some(new) => self.open_socks(hop, target, Some(&new)).await,
             None => Err(failed),
         }
     }
@@ -175,10 +172,10 @@ impl Dialer {
         &self,
         hop: &Hop,
         target: &Target,
-        login: Option<Secret>,
+        login: Option<&Secret>,
     ) -> Result<Transport, UpstreamError> {
         let mut tcp = self.tcp(&hop.proxy).await.map_err(UpstreamError::of_the_chain)?;
-        match open_socks(&mut tcp, target, login.as_ref()).await {
+        match open_socks(&mut tcp, target, login).await {
             Ok(()) => Ok(direct(tcp)),
             Err((stage, cause)) => {
                 let failed = UpstreamError::new(stage, &hop.proxy);
@@ -329,12 +326,6 @@ impl UpstreamError {
             other => Stage::ChainUnreachable(Some(other.to_string())),
         };
         self
-    }
-}
-
-impl Hop {
-    pub(super) fn no_login(&self, error: NoLogin) -> UpstreamError {
-        UpstreamError::new(Stage::ChainLogin(error.0), &self.proxy)
     }
 }
 

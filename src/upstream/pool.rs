@@ -97,7 +97,8 @@ impl Pool {
         let (state, dialled) = (Mutex::default(), Notify::new());
         let pool = Arc::new(OriginPool { state, dialled, tasks: self.tasks.clone() });
         origins.open.insert(origin.clone(), pool.clone());
-        self.tasks.spawn(tidy(Arc::downgrade(&self.origins), origin.clone()));
+        let entry = (origin.clone(), Arc::downgrade(&pool));
+        self.tasks.spawn(tidy(Arc::downgrade(&self.origins), entry));
         pool
     }
 
@@ -150,11 +151,11 @@ impl Drop for Dialling<'_> {
 }
 
 /// Closes what has idled for too long, and drops the entry of an origin to which nothing is open any more.
-async fn tidy(origins: Weak<Mutex<Origins>>, origin: Origin) {
+async fn tidy(origins: Weak<Mutex<Origins>>, entry: (Origin, Weak<OriginPool>)) {
     loop {
         tokio::time::sleep(TIDY_INTERVAL).await;
         let Some(origins) = origins.upgrade() else { return };
-        if forget_unused(&mut lock(&origins).open, &origin, Instant::now()) {
+        if forget_unused(&mut lock(&origins).open, &entry, Instant::now()) {
             return;
         }
     }
@@ -163,10 +164,12 @@ async fn tidy(origins: Weak<Mutex<Origins>>, origin: Origin) {
 /// One round of [`tidy`]; `true` when the entry is gone.
 fn forget_unused(
     origins: &mut HashMap<Origin, Arc<OriginPool>>,
-    origin: &Origin,
+    (origin, entry): &(Origin, Weak<OriginPool>),
     now: Instant,
 ) -> bool {
-    let Some(pool) = origins.get(origin) else { return true };
+    // Another may be in its place, of newer roots.
+    let known = origins.get(origin).filter(|pool| Arc::as_ptr(pool) == entry.as_ptr());
+    let Some(pool) = known else { return true };
     let is_empty = lock(&pool.state).tidy(now);
     // Whoever has another hold on it is dialling, waiting, or in an exchange on HTTP/1.1.
     let is_unused = is_empty && Arc::strong_count(pool) == 1;
@@ -355,9 +358,9 @@ mod tests {
         let pool = Pool::new(Tasks::new());
         let origin = Origin::https(Target::parse("api.example.com:443").unwrap());
         let now = Instant::now();
-        let forgotten = |now| forget_unused(&mut lock(&pool.origins).open, &origin, now);
-
         let in_use = pool.of(&origin, 0);
+        let entry = (origin.clone(), Arc::downgrade(&in_use));
+        let forgotten = |now| forget_unused(&mut lock(&pool.origins).open, &entry, now);
         assert!(!forgotten(now), "somebody is dialling");
         let (ours, _theirs) = tokio::io::duplex(1024);
         let (mut sender, connection) = http1::handshake(TokioIo::new(ours)).await.unwrap();
@@ -369,5 +372,8 @@ mod tests {
         assert!(pool.of(&origin, 0).state.lock().unwrap().http1.len() == 1);
         assert!(forgotten(now + IDLE_LIMIT + TIDY_INTERVAL));
         assert!(lock(&pool.origins).open.is_empty());
+        // One of newer roots in its place is looked after by another.
+        let newer = pool.of(&origin, 1);
+        assert!(forgotten(now) && Arc::ptr_eq(&newer, &pool.of(&origin, 1)));
     }
 }

@@ -59,7 +59,10 @@ async fn scripted(auth: Arc<dyn ProxyAuth>, answers: &[&'static str]) -> Scripte
 
 fn through(proxy: Target, auth: Arc<dyn ProxyAuth>) -> Upstream {
     let direct = NoProxy::default();
-    let chain = Chain::via(Hop { scheme: ProxyScheme::Http, proxy, auth, direct });
+    upstream_through(Chain::via(Hop { scheme: ProxyScheme::Http, proxy, auth, direct }))
+}
+
+fn upstream_through(chain: Chain) -> Upstream {
     let own = Vec::new();
     let settings = TrustSettings { mode: TrustMode::MozillaAndBundle, bundle: None, own };
     let trust = Arc::new(UpstreamTrust::load(settings).unwrap());
@@ -196,4 +199,51 @@ async fn a_loop_to_ourselves_is_refused() {
     let error = within(upstream.connect(&own)).await.map(drop).unwrap_err();
     assert_eq!(error.stage(), &Stage::Ourselves);
     assert!(scene.world.api().seen().is_empty());
+}
+
+/// A SOCKS server that takes this login and no other, and gives what is behind it.
+async fn socks(login: &'static [u8], auth: Arc<dyn ProxyAuth>) -> Upstream {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy = Target::parse(&listener.local_addr().unwrap().to_string()).unwrap();
+    Tasks::new().spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut offer = [0; 4];
+            stream.read_exact(&mut offer).await.unwrap();
+            assert_eq!(offer, [5, 2, 0, 2]);
+            stream.write_all(&[5, 2]).await.unwrap();
+            let mut shown = vec![0; login.len()];
+            stream.read_exact(&mut shown).await.unwrap();
+            let is_right = shown == login;
+            stream.write_all(&[1, u8::from(!is_right)]).await.unwrap();
+            if is_right {
+                let mut request = [0; 5 + 15 + 2];
+                stream.read_exact(&mut request).await.unwrap();
+                assert_eq!(request[5..20], *b"api.example.com");
+                stream.write_all(b"\x05\0\0\x01\0\0\0\0\0\0through").await.unwrap();
+            }
+        }
+    });
+    let direct = NoProxy::default();
+    let chain = Chain::via(Hop { scheme: ProxyScheme::Socks5h, proxy, auth, direct });
+    upstream_through(chain)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socks_login_that_has_changed_is_shown_once_more() {
+    let told = Arc::new(Mutex::new(vec!["u:new", "u:old"]));
+    let ask = move || {
+        let next = told.lock().unwrap().pop().map(Secret::new);
+        std::future::ready(next.ok_or_else(|| "nobody knows".to_owned())).boxed()
+    };
+    let upstream = socks(b"\x01\x01u\x03new", Arc::new(AskedAuth::new(Arc::new(ask)))).await;
+    let target = Target::parse("api.example.com:443").unwrap();
+    let mut stream = within(upstream.connect(&target)).await.unwrap();
+    let mut through = String::new();
+    within(stream.read_to_string(&mut through)).await.unwrap();
+    assert_eq!(through, "through");
+
+    let upstream = socks(b"\x01\x01u\x03new", basic("u:old")).await;
+    let error = within(upstream.connect(&target)).await.map(drop).unwrap_err();
+    assert_eq!(error.code(), "chain_auth");
+    assert!(error.to_string().contains("did not take the login"), "{error}");
 }

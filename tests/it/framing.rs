@@ -129,6 +129,15 @@ async fn an_upstream_has_sixteen_interim_responses() {
                 }
             });
             assert_eq!(answer.unwrap().status(), 502, "{alpn:?} {expects}");
+
+            // What follows a 101 that nobody asked for is not HTTP.
+            let (answer, ()) = tokio::join!(within(request()), async {
+                let mut stream = peer.accept().await;
+                read_head(&mut stream).await;
+                let answer = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n";
+                stream.write_all(answer).await.unwrap();
+            });
+            assert_eq!(answer.unwrap().status(), 502, "{alpn:?} {expects}");
         }
     }
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use serde_json::Value;
-use valetkey::sandbox::Settings;
+use valetkey::sandbox::{Defect, Settings};
 use valetkey::secret::Secret;
 
 use super::support::{Scene, done, program};
@@ -87,6 +87,8 @@ async fn nothing_is_broken() {
     ] {
         assert!(done.out.contains(words), "no {words:?} in {}", done.out);
     }
+    // To ask makes no local CA, and gives no program a key.
+    assert!(!scene.path(".local/share/valetkey/ca").exists());
     // Nobody was signed in for it.
     let seen = scene.world.api().seen();
     assert!(seen.iter().all(|seen| !seen.headers.contains_key("authorization")), "{seen:?}");
@@ -379,14 +381,12 @@ async fn b25_a_port_at_which_no_tls_is_spoken() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn b26_certificates_that_are_not_good() {
-    for (host, words) in [
-        ("expired.example.com", &["the certificate expired on", "whoever runs the upstream"][..]),
-        ("wrong-name.example.com", &["is for somebody-else.example"][..]),
-        ("untrusted.example.com", &["self-signed", "SHA-256"][..]),
-    ] {
-        let scene = upstream(|_, usual| rule(host) + &usual).await;
-        let target = format!("{host}:443");
-        assert_named(&scene, &[("tls", &target, "failed", words)]).await;
+    let scene = Scene::usual().await;
+    for defect in Defect::ALL {
+        scene.world.spoil("api.example.com", Some(defect));
+        let sentence = super::certificates::sentence(defect, "api.example.com");
+        let words: &[&str] = &[sentence.trim_end()];
+        assert_named(&scene, &[("tls", EXAMPLE, "failed", words)]).await;
     }
 }
 
@@ -397,6 +397,19 @@ async fn b27_websockets_that_do_not_get_through() {
     scene.world.api().require_login(false);
     let words = &["answered with 426", "Upgrade: websocket", "websocket_fallback"][..];
     assert_named(&scene, &[("websocket", CHATGPT, "warning", words)]).await;
+}
+
+/// What is reached directly is looked at though the chain opens nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn b29_a_chain_and_a_host_that_does_not_need_it() {
+    let scene = chained(None, |_| format!("http://127.0.0.1:{}", closed_port())).await;
+    let config = scene.path(".config/valetkey/config.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(config, text + &rule("no-such-host.invalid")).unwrap();
+    let scene = scene.with("NO_PROXY", "no-such-host.invalid");
+    let chain = ("chain", "", "failed", &["could not be reached"][..]);
+    let direct = ("dns", "no-such-host.invalid:443", "failed", &["could not be resolved"][..]);
+    assert_named(&scene, &[chain, direct]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

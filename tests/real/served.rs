@@ -109,25 +109,33 @@ impl Served {
         self.client.send(Visit::to(&target, HTTP1), request).await.unwrap()
     }
 
-    /// A WebSocket handshake over HTTP/2 (RFC 8441), whatever is answered.
+    /// A WebSocket handshake over HTTP/2, whatever is answered.
     pub(crate) async fn extended_connect(&self, host: &str) -> Response<Incoming> {
-        let target = format!("{host}:443");
-        let tls = self.client.greet(Visit::to(&target, HTTP2)).await.unwrap();
-        let tasks = Tasks::new();
-        let (mut sender, connection) =
-            hyper::client::conn::http2::handshake(tasks.clone(), TokioIo::new(tls)).await.unwrap();
-        tasks.spawn(connection);
-        // The first answer comes after the server's settings, which allow it.
-        let mut first = client::get("/");
-        *first.uri_mut() = format!("https://{host}/v1/first").parse().unwrap();
-        sender.send_request(first).await.unwrap();
-        let mut request: Request<ClientBody> = client::get("/");
-        *request.method_mut() = Method::CONNECT;
-        *request.uri_mut() = format!("https://{host}/v1/ws").parse().unwrap();
-        request.headers_mut().insert("sec-websocket-version", "13".parse().unwrap());
-        request.extensions_mut().insert(Protocol::from_static("websocket"));
-        sender.send_request(request).await.unwrap()
+        extended_connect(&self.client, &format!("{host}:443"), "/v1/ws").await
     }
+}
+
+/// A WebSocket handshake over HTTP/2 (RFC 8441), whatever is answered.
+pub(crate) async fn extended_connect(
+    client: &Client,
+    target: &str,
+    path: &str,
+) -> Response<Incoming> {
+    let tls = client.greet(Visit::to(target, HTTP2)).await.unwrap();
+    let (tasks, host) = (Tasks::new(), target.trim_end_matches(":443"));
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(tasks.clone(), TokioIo::new(tls)).await.unwrap();
+    tasks.spawn(connection);
+    // The first answer comes after the server's settings, which allow it.
+    let mut first = client::get("/");
+    *first.uri_mut() = format!("https://{host}/v1/first").parse().unwrap();
+    sender.send_request(first).await.unwrap();
+    let mut request: Request<ClientBody> = client::get("/");
+    *request.method_mut() = Method::CONNECT;
+    *request.uri_mut() = format!("https://{host}{path}").parse().unwrap();
+    request.headers_mut().insert("sec-websocket-version", "13".parse().unwrap());
+    request.extensions_mut().insert(Protocol::from_static("websocket"));
+    sender.send_request(request).await.unwrap()
 }
 
 /// Status, code, sentence and hint of one of our refusals.

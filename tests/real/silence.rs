@@ -1,7 +1,7 @@
 //! Streams that say nothing for long are never cut: not by a timer of ours, and not by a refresh.
 //!
-//! The timers that we own, none of which may count here: 10 s for a client's TLS handshake, for TCP and for the
-//! upstream's handshake (10 s each), 20 s for a name, 30 s for the chain and for the head of a CONNECT, 50 s for an idle
+//! The timers that we own, none of which may count here: 10 s each for a client's TLS handshake, for TCP and for the
+//! upstream's handshake, 20 s for a name, 30 s for the chain and for the head of a CONNECT, 50 s for an idle
 //! upstream connection, 60 s for the answer to a handshake and for TCP keep-alive, 15 and 30 s for HTTP/2's pings, 30 s
 //! for the second half of a tunnel, 180 s for an idle HTTP/1.1 connection of a client. (30 minutes for the head of a
 //! response begin before there is a stream.)
@@ -9,26 +9,23 @@
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use http::{Method, Request};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use hyper::ext::Protocol;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
-use valetkey::sandbox::client::{self, Client, ClientBody, HTTP1, HTTP2, Visit};
-use valetkey::tasks::Tasks;
+use valetkey::sandbox::client::{self, Client, HTTP1, HTTP2, Visit};
 
-use super::served::Serving;
+use super::served::{Serving, extended_connect};
 use super::support::{Scene, option_env_now};
 
 const CHATGPT: &str = "chatgpt.com:443";
 const TUNNELLED: &str = "other.example.com:443";
 const CODEX: &str = "/backend-api/codex";
 
-/// Longer than every timer above; an hour with `VALETKEY_TEST_SILENCE=3600 tests/run silence`.
+/// Longer than every timer above; an hour with `VALETKEY_TEST_SILENCE=3600 tests/run silent`.
 fn silence() -> Duration {
     let asked = option_env_now("VALETKEY_TEST_SILENCE").and_then(|text| text.parse().ok());
     Duration::from_secs(asked.unwrap_or(200))
@@ -47,23 +44,7 @@ async fn over_http1(client: &Client, target: &str) -> Socket {
 }
 
 async fn over_http2(client: &Client) -> Socket {
-    let tls = client.greet(Visit::to(CHATGPT, HTTP2)).await.unwrap();
-    let (tasks, io) = (Tasks::new(), TokioIo::new(tls));
-    let (mut sender, driver) =
-        hyper::client::conn::http2::handshake::<_, _, ClientBody>(tasks.clone(), io).await.unwrap();
-    tasks.spawn(driver);
-    // The first answer comes after the server's settings, which allow it.
-    let asked = |method: Method, path: &str| {
-        let mut request: Request<ClientBody> = client::get("/");
-        *request.uri_mut() = format!("https://chatgpt.com{CODEX}{path}").parse().unwrap();
-        *request.method_mut() = method;
-        request
-    };
-    sender.send_request(asked(Method::GET, "/models")).await.unwrap();
-    let mut connect = asked(Method::CONNECT, "/ws");
-    connect.headers_mut().insert("sec-websocket-version", "13".parse().unwrap());
-    connect.extensions_mut().insert(Protocol::from_static("websocket"));
-    let answer = sender.send_request(connect).await.unwrap();
+    let answer = extended_connect(client, CHATGPT, &format!("{CODEX}/ws")).await;
     assert_eq!(answer.status(), 200);
     let io = TokioIo::new(hyper::upgrade::on(answer).await.unwrap());
     let stream: Box<dyn Stream> = Box::new(io);

@@ -4,9 +4,10 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 
-use super::step::{Search, Step};
+use super::step::Step;
 use super::stores::{self, Entry, Found, PREFIX, Store};
 use crate::cli::output::Failure;
+use crate::cli::programs::Search;
 use crate::tls::ca::Root;
 
 /// How distributions keep their store.

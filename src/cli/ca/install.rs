@@ -120,10 +120,7 @@ fn each(
     let stores = Stores::present(kind, typed)?;
     for missing in &stores.missing {
         output::warning(missing.message());
-        missing
-            .first_hint()
-            .into_iter()
-            .for_each(|hint| output::words(format_args!("hint: {hint}")));
+        missing.first_hint().into_iter().for_each(output::hint);
     }
     for store in stores.all {
         output::words(store.name());

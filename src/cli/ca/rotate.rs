@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use super::stores::{self, Store, Stores};
-use super::with_colons;
 use crate::cli::Typed;
 use crate::cli::output::{self, Failure};
 use crate::cli::running;
@@ -75,7 +74,7 @@ impl Rotation<'_> {
         output::words(format_args!(
             "{verb} {}, SHA-256 {}",
             path.display(),
-            with_colons(&root.fingerprint().to_hex())
+            root.fingerprint().with_colons()
         ));
         output::data(path.display());
         if LocalCa::load_roots(self.dir).map_err(output::hinted)?.len() > 1 {
@@ -113,9 +112,7 @@ impl Rotation<'_> {
             }
         }
         if to_change {
-            output::words(
-                "hint: valetkey ca install puts the new one in and takes the old one out",
-            );
+            output::hint("valetkey ca install puts the new one in and takes the old one out");
         }
         for proxy in running::all(runtime_dir) {
             output::warning(format_args!(

@@ -2,10 +2,10 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, IsTerminal as _};
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::cli::output::{self, Failure};
+use crate::cli::programs::Search;
 
 /// A program with its arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,29 +146,6 @@ fn stdin() -> Stdio {
     if io::stdin().is_terminal() { Stdio::inherit() } else { Stdio::null() }
 }
 
-/// Where programs are looked for.
-#[derive(Clone, Debug)]
-pub(super) struct Search {
-    folders: Vec<PathBuf>,
-}
-
-impl Search {
-    /// In the folders of `PATH`.
-    pub(super) fn new(path: Option<&OsStr>) -> Self {
-        Self { folders: path.map(|path| std::env::split_paths(path).collect()).unwrap_or_default() }
-    }
-
-    /// The program as it is typed: its name, or its whole path where only root's `PATH` leads to it.
-    pub(super) fn find(&self, name: &str) -> Option<OsString> {
-        let is_in = |folder: &Path| folder.join(name).is_file();
-        if self.folders.iter().any(|folder| is_in(folder)) {
-            return Some(name.into());
-        }
-        let of_root = ["/usr/sbin", "/sbin"].map(Path::new);
-        of_root.into_iter().find(|folder| is_in(folder)).map(|folder| folder.join(name).into())
-    }
-}
-
 /// A word as a shell takes it for one.
 fn quoted(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "%+,-./:=@_".contains(c);
@@ -199,16 +176,6 @@ mod tests {
             assert_eq!(as_root.shown(false), format!("sudo {shown}"));
             assert_eq!(as_root.shown(true), shown);
         }
-    }
-
-    #[test]
-    fn programs_of_root_are_called_by_their_path() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("certutil"), "").unwrap();
-        let search = Search::new(Some(dir.path().as_os_str()));
-        assert_eq!(search.find("certutil"), Some("certutil".into()));
-        assert_eq!(search.find("no such program"), None);
-        assert_eq!(Search::new(None).find("certutil"), None);
     }
 
     #[test]

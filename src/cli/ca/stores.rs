@@ -6,9 +6,10 @@ use std::path::Path;
 use super::anchors::Anchors;
 use super::keychain::Keychain;
 use super::nss::{self, Nss};
-use super::step::{Search, Step};
+use super::step::Step;
 use crate::cli::Typed;
 use crate::cli::output::Failure;
+use crate::cli::programs::Search;
 use crate::tls::ca::Root;
 
 /// Which stores are meant.

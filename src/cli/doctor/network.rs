@@ -5,7 +5,7 @@ use std::error::Error as _;
 
 use futures_util::future::join_all;
 use http::header::USER_AGENT;
-use http::{HeaderValue, Request};
+use http::{HeaderValue, Method, Request};
 
 use super::Scene;
 use super::origin::{self, Met};
@@ -14,20 +14,18 @@ use crate::cli::credentials::Credentials;
 use crate::cli::{Failure, Typed};
 use crate::config::CredentialKind;
 use crate::origin::Origin;
-use crate::rules::{Action, Rule};
+use crate::rules::{Action, Found, Rule};
 use crate::tasks::Tasks;
 use crate::upstream::body::Body;
-use crate::upstream::{Stage, Step, UpstreamError};
+use crate::upstream::{Stage, UpstreamError};
 
 /// Every origin that a rule signs in, and every issuer.
 pub(super) async fn examine(scene: &Scene, report: &mut Report) {
     let asked = origins(scene);
     let met = join_all(asked.iter().map(|origin| origin::meet(scene, origin))).await;
-    let goes_on = chain(scene, &met, report);
-    if goes_on {
-        for met in &met {
-            met.report(scene, report);
-        }
+    let chain_works = chain(scene, &met, report);
+    for met in met.iter().filter(|met| chain_works || !met.goes_through_the_chain) {
+        met.report(scene, report);
     }
     clock(&met, report);
 }
@@ -46,7 +44,8 @@ fn chain(scene: &Scene, met: &[Met<'_>], report: &mut Report) -> bool {
         return true;
     }
     let failures = through.iter().filter_map(|met| met.failure());
-    let failures: Vec<&UpstreamError> = failures.filter(|error| is_of_the_chain(error)).collect();
+    let failures: Vec<&UpstreamError> =
+        failures.filter(|error| error.stage().is_of_the_chain()).collect();
     match failures.first() {
         Some(error) if failures.len() == through.len() => {
             let sentence = format!("{url} ({named_by}): {}", in_words(error));
@@ -55,7 +54,7 @@ fn chain(scene: &Scene, met: &[Met<'_>], report: &mut Report) -> bool {
         }
         _ => {
             let login = if scene.config.upstream.proxy_login.is_some() || url.login().is_some() {
-                ", and takes the login"
+                ", with a login"
             } else {
                 ""
             };
@@ -63,20 +62,6 @@ fn chain(scene: &Scene, met: &[Met<'_>], report: &mut Report) -> bool {
             true
         }
     }
-}
-
-/// Whether the chain failed whatever it was asked for.
-fn is_of_the_chain(error: &UpstreamError) -> bool {
-    matches!(
-        error.stage(),
-        Stage::ChainAuth { .. }
-            | Stage::ChainGarbage
-            | Stage::ChainLogin(_)
-            | Stage::ChainUnreachable(_)
-            | Stage::ChainUntrusted(_)
-            | Stage::Ourselves
-            | Stage::Timeout(Step::Chain)
-    )
 }
 
 /// The step that failed, and what the system said, which is the last of the causes.
@@ -120,7 +105,7 @@ fn origins(scene: &Scene) -> Vec<Asked> {
         };
         let Some(target) = rule.host.target() else { continue };
         let origin = Origin::https(target);
-        let websocket = rule.websocket_fallback.then(|| websocket_path(rule)).flatten();
+        let websocket = rule.websocket_fallback.then(|| websocket_path(scene, rule)).flatten();
         match asked.iter_mut().find(|it| it.origin == origin) {
             Some(known) => known.websocket = known.websocket.take().or(websocket),
             None => asked.push(Asked { origin, is_issuer, websocket }),
@@ -144,14 +129,18 @@ pub(super) struct Asked {
     pub(super) websocket: Option<String>,
 }
 
-/// A path at which a WebSocket may be asked for: Codex's own below the rule's first.
-fn websocket_path(rule: &Rule) -> Option<String> {
+/// A path at which a WebSocket may be asked for: the rule's first, or Codex's own below that.
+fn websocket_path(scene: &Scene, rule: &Rule) -> Option<String> {
     let first = rule.paths.first()?.to_string();
-    let bare = first.trim_end_matches('/');
-    Some(if bare.ends_with("/responses") { bare.to_owned() } else { format!("{bare}/responses") })
+    let bare = first.trim_end_matches('/').to_owned();
+    let credential = rule.action.uses().map(|uses| &uses.credential)?;
+    let is_codex =
+        matches!(scene.config.credentials.get(credential), Some(CredentialKind::Codex { .. }));
+    Some(if is_codex && !bare.ends_with("/responses") { bare + "/responses" } else { bare })
 }
 
-/// Sends a signed-in GET to each ruled host, and says what came of it.
+/// Sends a GET to each ruled host with each credential that rules have for it, as the rules would sign it in,
+/// and says what came of it.
 ///
 /// # Errors
 ///
@@ -167,27 +156,27 @@ pub(super) async fn sign_in(
     let tokens = credentials.tokens(false).await?;
     let mut asked = BTreeSet::new();
     for rule in scene.rules.iter().filter(|rule| scene.rules.is_in_force(rule)) {
-        let Action::Inject { uses, injection } = &rule.action else { continue };
-        let Some(target) = rule.host.target().filter(|target| asked.insert(target.clone())) else {
-            continue;
-        };
-        let Some(source) = tokens.source(&uses.credential) else { continue };
-        let subject = format!("{target} as {}", uses.credential);
-        let credential = match source.current().await {
-            Ok(credential) => credential,
-            Err(error) => {
-                let check = Check::failed("sign-in", error.to_string(), "see: valetkey status");
-                report.add(check.about(subject));
-                continue;
-            }
-        };
+        let Some(target) = rule.host.target() else { continue };
         let path = rule.paths.first().map_or_else(|| "/".to_owned(), ToString::to_string);
-        let mut request = request(&path);
-        let check = match injection.apply(request.headers_mut(), &credential) {
-            Ok(()) => signed_in(scene, &Origin::https(target), request).await,
-            Err(error) => Check::failed("sign-in", error.to_string(), "see: valetkey status"),
+        let origin = Origin::https(target);
+        // Another rule may cover that request, or forbid it.
+        let Found::Rule(rule) = scene.rules.find(&origin, &Method::GET, &path) else { continue };
+        let Action::Inject { uses, injection } = &rule.action else { continue };
+        let Some(source) = tokens.source(&uses.credential) else { continue };
+        if !asked.insert((origin.clone(), uses.credential.clone())) {
+            continue;
+        }
+        let check = match source.current().await {
+            Ok(credential) => {
+                let mut request = request(&path);
+                match injection.apply(request.headers_mut(), &credential) {
+                    Ok(()) => signed_in(scene, &origin, request).await,
+                    Err(error) => Check::failed("sign-in", error.to_string(), SEE_STATUS),
+                }
+            }
+            Err(error) => Check::failed("sign-in", error.to_string(), error.hint()),
         };
-        report.add(check.about(subject));
+        report.add(check.about(format!("{} as {}", origin.target, uses.credential)));
     }
     // A refresh that has begun is saved.
     jobs.finished().await;
@@ -214,6 +203,8 @@ pub(super) fn request(path: &str) -> Request<Body> {
     request.headers_mut().insert(USER_AGENT, agent);
     request
 }
+
+const SEE_STATUS: &str = "see: valetkey status";
 
 /// What clocks may differ by before a token looks expired that is not; RFC 7519 section 4.1.4 speaks of "a few
 /// minutes, no more", and a refresh comes at least five seconds before the expiry.

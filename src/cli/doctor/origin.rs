@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use http::header::DATE;
 use http::{Response, Version};
+use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
 use tokio_tungstenite::tungstenite::Error;
@@ -13,15 +14,16 @@ use super::Scene;
 use super::network::{Asked, in_words, request};
 use super::report::{Check, Report};
 use crate::clock::Clock;
-use crate::tls::trust::{Signer, UpstreamTrust};
+use crate::tls::trust::Signer;
 use crate::upstream::body::Body;
-use crate::upstream::{Look, Stage, Step, UpstreamError};
+use crate::upstream::{Stage, Step, UpstreamError};
 
 /// What came of asking an origin.
 pub(super) struct Met<'a> {
     asked: &'a Asked,
     pub(super) goes_through_the_chain: bool,
-    look: Result<Look, UpstreamError>,
+    /// The certificates that it showed.
+    look: Result<Vec<CertificateDer<'static>>, UpstreamError>,
     /// `None` when the certificate was not accepted, so nothing was asked.
     http: Option<Result<(Version, http::StatusCode), UpstreamError>>,
     websocket: Option<Result<u16, String>>,
@@ -90,7 +92,7 @@ impl Met<'_> {
 
     fn checks(&self, scene: &Scene) -> Vec<Check> {
         let mut checks = Vec::new();
-        let failed_at = self.failure().map(step_of);
+        let failed_at = self.failure().map(|error| self.step_of(error));
         // Behind a chain the first steps are the chain's.
         let ways = match self.goes_through_the_chain {
             true => &[("tunnel", "opened by the upstream proxy")][..],
@@ -105,10 +107,14 @@ impl Met<'_> {
         }
         match &self.look {
             Err(error) => {
-                checks.push(failed(step_of(error), error));
+                checks.push(failed(self.step_of(error), error));
                 return checks;
             }
-            Ok(look) => checks.push(certificate(look, &scene.trust)),
+            Ok(shown) => {
+                let signer =
+                    scene.trust.signer(shown, &self.asked.origin.target.host, &Clock::system());
+                checks.push(certificate(signer));
+            }
         }
         match &self.http {
             None => {}
@@ -119,6 +125,17 @@ impl Met<'_> {
         }
         checks.extend(self.websocket.as_ref().map(websocket_check));
         checks
+    }
+
+    /// The check that a failure belongs to. Behind a chain the first steps are one.
+    fn step_of(&self, error: &UpstreamError) -> &'static str {
+        match error.stage() {
+            Stage::Tls | Stage::Untrusted(_) | Stage::Timeout(Step::Tls) => "tls",
+            Stage::Http | Stage::Timeout(Step::Head) => "http",
+            _ if self.goes_through_the_chain => "tunnel",
+            Stage::Dns | Stage::Timeout(Step::Dns) => "dns",
+            _ => "tcp",
+        }
     }
 
     fn answer(&self, version: Version, status: http::StatusCode) -> Check {
@@ -135,8 +152,8 @@ impl Met<'_> {
 }
 
 /// Who signed the certificate that was seen.
-fn certificate(look: &Look, trust: &UpstreamTrust) -> Check {
-    match trust.signer(&look.certificates, &look.name) {
+fn certificate(signer: Signer) -> Check {
+    match signer {
         Signer::Public(issuer) => {
             Check::ok("tls", format!("certificate by `{issuer}`, a public CA"))
         }
@@ -173,23 +190,6 @@ fn websocket_check(outcome: &Result<u16, String>) -> Check {
 
 fn failed(id: &'static str, error: &UpstreamError) -> Check {
     Check::failed(id, in_words(error), error.hint())
-}
-
-/// The check that a failure belongs to.
-fn step_of(error: &UpstreamError) -> &'static str {
-    match error.stage() {
-        Stage::ChainAuth { .. }
-        | Stage::ChainGarbage
-        | Stage::ChainLogin(_)
-        | Stage::ChainRefused(_)
-        | Stage::ChainUnreachable(_)
-        | Stage::ChainUntrusted(_)
-        | Stage::Timeout(Step::Chain) => "tunnel",
-        Stage::Dns | Stage::Timeout(Step::Dns) => "dns",
-        Stage::Ourselves | Stage::Tcp | Stage::Timeout(Step::Tcp) => "tcp",
-        Stage::Tls | Stage::Untrusted(_) | Stage::Timeout(Step::Tls) => "tls",
-        Stage::Http | Stage::Timeout(Step::Head) => "http",
-    }
 }
 
 /// Longest wait for a handshake; a person waits for the doctor.

@@ -68,17 +68,13 @@ impl Check {
 
     /// A failure of something that every command would need.
     pub(super) fn of_failure(id: &'static str, failure: &Failure) -> Self {
-        Self::failed(id, failure.message(), failure.first_hint().unwrap_or("see above"))
+        Self::failed(id, failure.message(), failure.first_hint().unwrap_or("see: valetkey check"))
     }
 
     /// The same about one of several.
     pub(super) fn about(mut self, subject: impl ToString) -> Self {
         self.subject = Some(subject.to_string());
         self
-    }
-
-    pub(super) fn outcome(&self) -> Outcome {
-        self.outcome
     }
 
     fn to_json(&self) -> Value {
@@ -133,12 +129,17 @@ impl Report {
         self.checks.push(check);
     }
 
+    /// Whether a check with this id has failed.
+    pub(super) fn has_failed(&self, id: &str) -> bool {
+        self.checks.iter().any(|check| check.id == id && check.outcome == Outcome::Failed)
+    }
+
     fn count(&self, outcome: Outcome) -> usize {
         self.checks.iter().filter(|check| check.outcome == outcome).count()
     }
 
     fn worst(&self) -> Outcome {
-        self.checks.iter().map(Check::outcome).max().unwrap_or(Outcome::Ok)
+        self.checks.iter().map(|check| check.outcome).max().unwrap_or(Outcome::Ok)
     }
 
     /// 0 for nothing but ok, 1 with warnings, 2 with a failure.

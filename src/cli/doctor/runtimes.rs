@@ -21,14 +21,15 @@ use tokio::process::Command;
 use tokio_rustls::TlsAcceptor;
 
 use super::report::{Check, Report};
-use crate::cli::Typed;
+use crate::cli::programs::Search;
 use crate::cli::start::ca_dir;
+use crate::cli::{Failure, Typed, output, run};
 use crate::client_env::{ClientEnv, Facts};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::origin::Host;
 use crate::tasks::Tasks;
-use crate::tls::ca::{CaError, LocalCa, Root};
+use crate::tls::ca::LocalCa;
 use crate::tls::leaf::Leaves;
 use crate::tls::trust::UpstreamTrust;
 
@@ -106,7 +107,7 @@ fn wget(url: &str) -> Vec<String> {
 /// One check for each program that is found. Without a ruled host there is nothing to trust.
 pub(super) async fn examine(
     config: &Config,
-    (roots, trust): (&[Root], &UpstreamTrust),
+    trust: &UpstreamTrust,
     typed: &Typed,
     report: &mut Report,
 ) {
@@ -114,18 +115,19 @@ pub(super) async fn examine(
     else {
         return;
     };
-    let visited = match Visited::open(config, roots, &host).await {
-        Ok(visited) => visited,
-        // What is wrong with the CA has its own check.
-        Err(error) => return tracing::debug!(%error, "no certificate to show to programs"),
-    };
-    let folder = match tempfile::tempdir() {
-        Ok(folder) => folder,
-        Err(error) => {
-            let fix = "make room in the folder for temporary files";
-            return report.add(Check::failed("runtime", error.to_string(), fix));
-        }
-    };
+    if let Err(failure) = visit_all(config, (&host, trust), typed, report).await {
+        report.add(Check::of_failure("runtime", &failure));
+    }
+}
+
+async fn visit_all(
+    config: &Config,
+    (host, trust): (&Host, &UpstreamTrust),
+    typed: &Typed,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    let visited = Visited::open(config, host).await?;
+    let folder = tempfile::tempdir()?;
     let now = trust.now();
     let facts = Facts {
         proxy: visited.address,
@@ -135,9 +137,11 @@ pub(super) async fn examine(
         chain: "",
         bundle_path: None,
     };
-    let Ok(variables) = ClientEnv::write(&facts, &typed.env, folder.path()) else { return };
-    let found = RUNTIMES.iter().filter(|runtime| is_found(runtime.name, typed));
-    let visits = found.map(|runtime| visit(runtime, &host, &variables));
+    let variables = ClientEnv::write(&facts, &typed.env, folder.path())?;
+    let secret: Vec<&str> = run::variables_of_sources(config).collect();
+    let search = Search::new(typed.env.get("PATH"));
+    let found = RUNTIMES.iter().filter(|runtime| search.has(runtime.name));
+    let visits = found.map(|runtime| visit(runtime, host, (&variables, &secret)));
     for runtime in join_all(visits).await {
         let check = match (visited.has_seen(runtime.name), runtime.reads_variables) {
             (true, _) => Check::ok("runtime", "trusts the local CA under `valetkey run`"),
@@ -153,17 +157,20 @@ pub(super) async fn examine(
         };
         report.add(check.about(runtime.name));
     }
+    Ok(())
 }
 
-fn is_found(name: &str, typed: &Typed) -> bool {
-    let path = typed.env.get("PATH").map(std::env::split_paths);
-    path.into_iter().flatten().any(|folder| folder.join(name).is_file())
-}
-
-async fn visit<'a>(runtime: &'a Runtime, host: &Host, variables: &ClientEnv) -> &'a Runtime {
+async fn visit<'a>(
+    runtime: &'a Runtime,
+    host: &Host,
+    (variables, secret): (&ClientEnv, &[&str]),
+) -> &'a Runtime {
     let mut command = Command::new(runtime.name);
     command.args((runtime.arguments)(&format!("https://{host}/{}", runtime.name)));
     command.envs(variables.iter()).kill_on_drop(true);
+    for name in secret {
+        command.env_remove(name);
+    }
     // Git would ask for a password.
     command.env("GIT_TERMINAL_PROMPT", "0");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -172,33 +179,32 @@ async fn visit<'a>(runtime: &'a Runtime, host: &Host, variables: &ClientEnv) -> 
     runtime
 }
 
+/// The paths of the pages that were fetched.
+type Seen = Arc<Mutex<BTreeSet<String>>>;
+
 /// A proxy that opens tunnels to one host only, which is itself.
 struct Visited {
     address: SocketAddr,
     roots: Vec<CertificateDer<'static>>,
-    seen: Arc<Mutex<BTreeSet<String>>>,
+    seen: Seen,
 }
 
 impl Visited {
-    /// With a leaf of the local CA, or of one in memory where there is none yet.
-    async fn open(config: &Config, roots: &[Root], host: &Host) -> Result<Self, CaError> {
+    /// With a leaf of the local CA, or of one in memory where there is none that speaks for all rules yet: to
+    /// ask the doctor makes none.
+    async fn open(config: &Config, host: &Host) -> Result<Self, Failure> {
         let (names, clock) = (config.rules.constraints(), Clock::system());
-        let ca = match roots {
-            [] => LocalCa::ephemeral(&names, clock)?,
-            _ => LocalCa::open(&ca_dir(config), &names, clock)?,
+        let known = LocalCa::open_unchanged(&ca_dir(config), &names, clock.clone());
+        let ca = match known.map_err(output::hinted)? {
+            Some(ca) => ca,
+            None => LocalCa::ephemeral(&names, clock).map_err(output::hinted)?,
         };
         let roots = ca.roots().iter().map(|root| root.der().clone()).collect();
-        let acceptor = TlsAcceptor::from(Leaves::new(ca)?.server_config(host)?);
-        let listening = async {
-            let listener = TcpListener::bind("127.0.0.1:0").await?;
-            Ok((listener.local_addr()?, listener))
-        };
-        let (address, listener) = listening.await.map_err(|source| CaError::Io {
-            doing: "write",
-            path: "127.0.0.1:0".into(),
-            source,
-        })?;
-        let seen = Arc::<Mutex<BTreeSet<String>>>::default();
+        let leaves = Leaves::new(ca).map_err(output::hinted)?;
+        let acceptor = TlsAcceptor::from(leaves.server_config(host).map_err(output::hinted)?);
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let seen = Seen::default();
         let (noted, tasks) = (seen.clone(), Tasks::new());
         let serving = tasks.clone();
         tasks.spawn(async move {
@@ -214,8 +220,6 @@ impl Visited {
         seen.iter().any(|path| path.trim_start_matches('/').split('/').next() == Some(name))
     }
 }
-
-type Seen = Arc<Mutex<BTreeSet<String>>>;
 
 async fn tunnel(stream: TcpStream, acceptor: TlsAcceptor, seen: Seen) {
     let tasks = Tasks::new();

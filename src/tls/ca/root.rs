@@ -12,7 +12,6 @@ use rcgen::{BasicConstraints, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use time::{Duration, OffsetDateTime};
-use x509_parser::certificate::X509Certificate;
 use zeroize::Zeroizing;
 
 use super::CaError;
@@ -20,7 +19,7 @@ use super::intermediate::{authority, random_hex};
 use super::names::Names;
 use crate::origin::Host;
 use crate::secret::Fingerprint;
-use crate::tls::{ORGANISATION, pem};
+use crate::tls::{is_a_valetkey, pem};
 
 /// A root's certificate and where it lies. Never holds the key.
 #[derive(Clone, Debug)]
@@ -108,7 +107,7 @@ impl Root {
     fn of(der: CertificateDer<'static>) -> Result<Self, &'static str> {
         let (_, certificate) =
             x509_parser::parse_x509_certificate(&der).map_err(|_| "it is no X.509 certificate")?;
-        if !is_ours(&certificate) {
+        if !is_a_valetkey(certificate.subject()) {
             return Err("it was not made by a valetkey");
         }
         let constraints = certificate.name_constraints().ok().flatten();
@@ -145,12 +144,6 @@ impl Root {
         }
         Ok(key)
     }
-}
-
-/// Whether its subject is what valetkeys give their authorities.
-fn is_ours(certificate: &X509Certificate<'_>) -> bool {
-    let mut organisations = certificate.subject().iter_organization();
-    organisations.any(|it| it.as_str().is_ok_and(|name| name == ORGANISATION))
 }
 
 /// Reads the certificates of all roots in a folder, oldest first. No folder, no roots.

@@ -23,35 +23,23 @@ use crate::secret::Fingerprint;
 pub struct Distrust {
     sentence: String,
     hint: String,
-    issuer: Option<UnknownIssuer>,
-}
-
-/// An issuer that is not trusted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UnknownIssuer {
-    /// Its name as the certificate has it, else `(no name)`.
-    pub name: String,
-    /// SHA-256 of a certificate, as `openssl x509 -fingerprint -sha256` shows it.
-    pub sha256: String,
-    /// Whether that is the issuer's own certificate. Where the server did not send it, the fingerprint is that of
-    /// the last certificate on the way there that it did send.
-    pub was_sent: bool,
 }
 
 impl Distrust {
     /// What no setting changes: whoever runs the server must do something.
     pub(super) fn of_the_server(sentence: impl Into<String>) -> Self {
-        Self { sentence: sentence.into(), hint: ASK.to_owned(), issuer: None }
+        Self { sentence: sentence.into(), hint: ASK.to_owned() }
+    }
+
+    /// Another valetkey has answered in the server's place.
+    pub(super) fn of_a_valetkey() -> Self {
+        let hint = "check upstream.proxy and HTTPS_PROXY: another valetkey is in the way";
+        Self { hint: hint.to_owned(), ..Self::of_the_server(OURS) }
     }
 
     /// No certificate can be checked against the host's name, as for `a_b.example`.
     pub(crate) fn no_name() -> Self {
         Self::of_the_server("the certificate cannot be checked against this host name")
-    }
-
-    /// The issuer that was not trusted, where that is what is wrong.
-    pub fn issuer(&self) -> Option<&UnknownIssuer> {
-        self.issuer.as_ref()
     }
 
     /// What to do about it.
@@ -200,7 +188,7 @@ impl<'a> Path<'a> {
         let Some((der, top)) = self.0.last() else {
             return Distrust::of_error(&CertificateError::UnknownIssuer);
         };
-        let (name, sha256) = (name_of(top.issuer()), fingerprint(der));
+        let (name, sha256) = (name_of(top.issuer()), Fingerprint::of(der).with_colons());
         let was_sent = is_self_issued(top);
         let sentence = match (was_sent, self.0.len()) {
             (true, 1) => {
@@ -231,7 +219,7 @@ impl<'a> Path<'a> {
                 "{hint}; if it is a public CA's, ask whoever runs the upstream to send its intermediates"
             );
         }
-        Distrust { sentence, hint, issuer: Some(UnknownIssuer { name, sha256, was_sent }) }
+        Distrust { sentence, hint }
     }
 
     /// The first certificate that something is true of, in words.
@@ -269,7 +257,7 @@ impl<'a> Path<'a> {
             let bits = key.key_size();
             let of = self.at(at);
             (bits < LEAST_RSA_BITS).then(|| {
-                format!("{of} has an RSA key of {bits} bits, and fewer than 2048 are not accepted")
+                format!("{of} has an RSA key of {bits} bits, and fewer than {LEAST_RSA_BITS} are not accepted")
             })
         })
     }
@@ -358,13 +346,6 @@ fn shown(text: &str) -> String {
     shown
 }
 
-/// As `openssl x509 -fingerprint -sha256` shows it.
-fn fingerprint(der: &CertificateDer<'_>) -> String {
-    let hex = Fingerprint::of(der).to_hex().to_uppercase();
-    let bytes: Vec<&str> = (0..hex.len()).step_by(2).map(|at| &hex[at..at + 2]).collect();
-    bytes.join(":")
-}
-
 /// A name for the file that an issuer's certificate is kept in.
 fn file_name(issuer: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { ' ' };
@@ -401,5 +382,6 @@ pub(super) const WEAK_SIGNATURES: [(&str, &str); 3] = [
 ];
 
 const FOREIGN_KEY: &str = "the certificate's key is not the one that the server has";
+const OURS: &str = "the certificate was made by a valetkey, which is never trusted upstream";
 const ASK: &str = "ask whoever runs the upstream for a good certificate";
 const CLOCK: &str = "check this machine's clock; if it is right, ask whoever runs the upstream for a good certificate";

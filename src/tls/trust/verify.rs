@@ -5,10 +5,9 @@ use std::sync::Arc;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, OtherError, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use x509_parser::x509::X509Name;
 
 use super::distrust::{Distrust, Path, Remedy};
-use crate::tls::ORGANISATION;
+use crate::tls::is_a_valetkey;
 
 /// Asks another verifier; refuses what a valetkey signed, and tells of the others what is wrong with them.
 /// Remembers nothing.
@@ -35,7 +34,7 @@ impl ServerCertVerifier for Verifier {
     ) -> Result<ServerCertVerified, rustls::Error> {
         // Where the system's store decides, it may hold our roots: `ca install` puts them there.
         if intermediates.iter().chain([end_entity]).any(is_signed_by_a_valetkey) {
-            return Err(refused(Distrust::of_the_server(OURS)));
+            return Err(refused(Distrust::of_a_valetkey()));
         }
         self.inner
             .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
@@ -77,11 +76,6 @@ fn is_signed_by_a_valetkey(der: &CertificateDer<'_>) -> bool {
         .is_ok_and(|(_, certificate)| is_a_valetkey(certificate.issuer()))
 }
 
-/// Whether the name is that of a certificate authority that a valetkey made.
-pub(super) fn is_a_valetkey(name: &X509Name<'_>) -> bool {
-    name.iter_organization().any(|part| part.as_str() == Ok(ORGANISATION))
-}
-
 fn refused(distrust: Distrust) -> rustls::Error {
     CertificateError::Other(OtherError(Arc::new(distrust))).into()
 }
@@ -101,5 +95,3 @@ pub fn describe_failure(error: &rustls::Error) -> Option<Distrust> {
         _ => None,
     }
 }
-
-const OURS: &str = "the certificate was made by a valetkey, which is never trusted upstream";

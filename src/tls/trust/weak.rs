@@ -32,7 +32,7 @@ impl Weakness {
 }
 
 /// What is weak about a root, if anything is: a key that no signature of is accepted (RSA below 2,048 bits,
-/// or of another kind than RSA and the NIST curves up to P-521 and Ed25519), or a certificate signed with
+/// or of another kind than RSA, EC and Ed25519; the curve is not looked at), or a certificate signed with
 /// SHA-1 or MD5, whose owner likely signs servers' certificates so.
 pub fn weakness(root: &CertificateDer<'_>) -> Option<Weakness> {
     let (_, certificate) = x509_parser::parse_x509_certificate(root).ok()?;

@@ -1,12 +1,13 @@
 //! Shows the chain who we are: not at all, with a fixed login, or with one that is asked for when it is needed.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, ready};
 use http::HeaderValue;
+use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
 use crate::secret::Secret;
@@ -14,25 +15,36 @@ use crate::secret::Secret;
 /// How the chain is shown who we are. A scheme with several rounds on one connection (Negotiate) is one more
 /// implementation.
 pub trait ProxyAuth: Send + Sync {
-    /// What to send as `Proxy-Authorization` with the next CONNECT. `challenges` is empty for the first of a
-    /// connection, else what the proxy's 407 asked for (RFC 9110 section 11.7.1). `None`: nothing, or nothing
-    /// else.
+    /// What to send as `Proxy-Authorization` with the next CONNECT; `after` is what came of the one before.
+    /// `None`: nothing, or nothing else.
     ///
     /// # Errors
     ///
     /// [`NoLogin`] when there should be something and it is not to be had.
     fn authorization<'a>(
         &'a self,
-        challenges: &'a [String],
+        after: Option<Refused<'a>>,
     ) -> BoxFuture<'a, Result<Option<HeaderValue>, NoLogin>>;
 
-    /// User and password for SOCKS5 (RFC 1929), as `user:password`; after the proxy has `refused` them, others.
+    /// User and password for SOCKS5 (RFC 1929), as `user:password`; others than the ones that were `refused`.
     /// `None`: none, or no others.
     ///
     /// # Errors
     ///
     /// As [`ProxyAuth::authorization`].
-    fn login(&self, refused: bool) -> BoxFuture<'_, Result<Option<Secret>, NoLogin>>;
+    fn login<'a>(
+        &'a self,
+        refused: Option<&'a Secret>,
+    ) -> BoxFuture<'a, Result<Option<Secret>, NoLogin>>;
+}
+
+/// A CONNECT that the proxy has answered with a 407.
+#[derive(Clone, Copy)]
+pub struct Refused<'a> {
+    /// What was shown with it.
+    pub shown: Option<&'a HeaderValue>,
+    /// What the answer asks for (RFC 9110 section 11.7.1).
+    pub challenges: &'a [String],
 }
 
 /// Why there is nothing to show. Quotes no secret.
@@ -47,12 +59,15 @@ pub struct NoAuth;
 impl ProxyAuth for NoAuth {
     fn authorization<'a>(
         &'a self,
-        _challenges: &'a [String],
+        _after: Option<Refused<'a>>,
     ) -> BoxFuture<'a, Result<Option<HeaderValue>, NoLogin>> {
         ready(Ok(None)).boxed()
     }
 
-    fn login(&self, _refused: bool) -> BoxFuture<'_, Result<Option<Secret>, NoLogin>> {
+    fn login<'a>(
+        &'a self,
+        _refused: Option<&'a Secret>,
+    ) -> BoxFuture<'a, Result<Option<Secret>, NoLogin>> {
         ready(Ok(None)).boxed()
     }
 }
@@ -78,14 +93,17 @@ impl BasicAuth {
 impl ProxyAuth for BasicAuth {
     fn authorization<'a>(
         &'a self,
-        challenges: &'a [String],
+        after: Option<Refused<'a>>,
     ) -> BoxFuture<'a, Result<Option<HeaderValue>, NoLogin>> {
         // It was sent, and will not become better.
-        ready(Ok(challenges.is_empty().then(|| self.header.clone()))).boxed()
+        ready(Ok(after.is_none().then(|| self.header.clone()))).boxed()
     }
 
-    fn login(&self, refused: bool) -> BoxFuture<'_, Result<Option<Secret>, NoLogin>> {
-        ready(Ok((!refused).then(|| self.login.clone()))).boxed()
+    fn login<'a>(
+        &'a self,
+        refused: Option<&'a Secret>,
+    ) -> BoxFuture<'a, Result<Option<Secret>, NoLogin>> {
+        ready(Ok(refused.is_none().then(|| self.login.clone()))).boxed()
     }
 }
 
@@ -105,34 +123,46 @@ impl AskedAuth {
         Self { ask, last: Mutex::default() }
     }
 
-    /// What was told last; after that was refused, what is told now. `None` where it is the same, which would
-    /// be refused once more.
-    async fn current(&self, refused: bool) -> Result<Option<Secret>, NoLogin> {
-        let lock = || self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = lock().clone();
-        if let (Some(last), false) = (&last, refused) {
+    /// What was told last, unless it was refused; then what is told now. `None` where that was refused too.
+    ///
+    /// One asks for all that come meanwhile.
+    async fn other_than(
+        &self,
+        is_refused: impl Fn(&Secret) -> bool,
+    ) -> Result<Option<Secret>, NoLogin> {
+        let mut last = self.last.lock().await;
+        if let Some(last) = last.as_ref().filter(|last| !is_refused(last)) {
             return Ok(Some(last.clone()));
         }
         let told = (self.ask)().await.map_err(NoLogin)?;
-        *lock() = Some(told.clone());
-        Ok(Some(told).filter(|told| last.is_none_or(|it| it.fingerprint() != told.fingerprint())))
+        *last = Some(told.clone());
+        Ok(Some(told).filter(|told| !is_refused(told)))
     }
 
-    async fn header(&self, refused: bool) -> Result<Option<HeaderValue>, NoLogin> {
-        self.current(refused).await?.as_ref().map(header_of).transpose()
+    async fn header(&self, after: Option<Refused<'_>>) -> Result<Option<HeaderValue>, NoLogin> {
+        let is_refused = |login: &Secret| {
+            let shown = after.and_then(|after| after.shown);
+            shown.is_some_and(|shown| header_of(login).is_ok_and(|header| header == *shown))
+        };
+        self.other_than(is_refused).await?.as_ref().map(header_of).transpose()
     }
 }
 
 impl ProxyAuth for AskedAuth {
     fn authorization<'a>(
         &'a self,
-        challenges: &'a [String],
+        after: Option<Refused<'a>>,
     ) -> BoxFuture<'a, Result<Option<HeaderValue>, NoLogin>> {
-        self.header(!challenges.is_empty()).boxed()
+        self.header(after).boxed()
     }
 
-    fn login(&self, refused: bool) -> BoxFuture<'_, Result<Option<Secret>, NoLogin>> {
-        self.current(refused).boxed()
+    fn login<'a>(
+        &'a self,
+        refused: Option<&'a Secret>,
+    ) -> BoxFuture<'a, Result<Option<Secret>, NoLogin>> {
+        let refused = refused.map(Secret::fingerprint);
+        let is_refused = move |login: &Secret| refused == Some(login.fingerprint());
+        async move { self.other_than(is_refused).await }.boxed()
     }
 }
 
@@ -198,21 +228,47 @@ mod tests {
         let ask = {
             let told = told.clone();
             move || {
-                let next = told.lock().unwrap().pop().map(Secret::new);
-                ready(next.ok_or_else(|| "no more".to_owned())).boxed()
+                let told = told.clone();
+                let next = async move { told.lock().await.pop().map(Secret::new) };
+                next.map(|next| next.ok_or_else(|| "no more".to_owned())).boxed()
             }
         };
         let auth = AskedAuth::new(Arc::new(ask));
-        let refused = ["Basic".to_owned()];
-        let header = |login| Some(header_of(&Secret::new(login)).unwrap());
-        assert_eq!(auth.authorization(&[]).await.unwrap(), header("u:1"));
-        assert_eq!(auth.authorization(&[]).await.unwrap(), header("u:1"), "nobody was asked");
-        assert_eq!(auth.authorization(&refused).await.unwrap(), header("u:2"));
-        assert_eq!(auth.authorization(&refused).await.unwrap(), None, "the same is not sent twice");
-        assert_eq!(auth.authorization(&refused).await.unwrap(), header("u:3"));
-        assert_eq!(auth.authorization(&refused).await, Err(NoLogin("no more".to_owned())));
+        let header = |login: &str| header_of(&Secret::new(login)).unwrap();
+        let challenges = ["Basic".to_owned()];
+        let after = async |shown: &str| {
+            let shown = header(shown);
+            let refused = Refused { shown: Some(&shown), challenges: &challenges };
+            auth.authorization(Some(refused)).await
+        };
+        assert_eq!(auth.authorization(None).await.unwrap(), Some(header("u:1")));
+        assert_eq!(
+            auth.authorization(None).await.unwrap(),
+            Some(header("u:1")),
+            "nobody was asked"
+        );
+        assert_eq!(after("u:1").await.unwrap(), Some(header("u:2")));
+        assert_eq!(after("u:1").await.unwrap(), Some(header("u:2")), "who comes late asks nobody");
+        assert_eq!(after("u:2").await.unwrap(), None, "the same is not sent twice");
+        assert_eq!(after("u:2").await.unwrap(), Some(header("u:3")));
+        assert_eq!(after("u:3").await, Err(NoLogin("no more".to_owned())));
         let fixed = BasicAuth::new(Secret::new("u:p")).unwrap();
-        assert_eq!(fixed.authorization(&[]).await.unwrap(), header("u:p"));
-        assert_eq!(fixed.authorization(&refused).await.unwrap(), None);
+        assert_eq!(fixed.authorization(None).await.unwrap(), Some(header("u:p")));
+        let refused = Refused { shown: None, challenges: &challenges };
+        assert_eq!(fixed.authorization(Some(refused)).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn one_asks_for_all() {
+        let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = asked.clone();
+        let ask = move || {
+            count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            tokio::task::yield_now().map(|()| Ok(Secret::new("u:p"))).boxed()
+        };
+        let auth = AskedAuth::new(Arc::new(ask));
+        let all = (0..20).map(|_| auth.login(None));
+        assert!(futures_util::future::join_all(all).await.iter().all(Result::is_ok));
+        assert_eq!(asked.load(std::sync::atomic::Ordering::SeqCst), 1);
     }
 }

@@ -9,6 +9,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Hop;
+use super::auth::Refused;
 use crate::origin::Target;
 use crate::tasks::Tasks;
 use crate::upstream::body::Body;
@@ -33,16 +34,17 @@ impl Conversation {
     /// What is said before the proxy has asked for anything.
     pub(in crate::upstream) async fn begin(hop: &Hop) -> Result<Self, UpstreamError> {
         let authorization =
-            hop.auth.authorization(&[]).await.map_err(|error| hop.no_login(error))?;
+            hop.auth.authorization(None).await.map_err(|error| hop.no_login(error))?;
         Ok(Self { authorization, rounds: 0 })
     }
 
     /// Finds something else to say after a 407.
     async fn go_on(&mut self, hop: &Hop, headers: &HeaderMap) -> Result<(), UpstreamError> {
         let challenges = challenges(headers);
+        let refused = Refused { shown: self.authorization.as_ref(), challenges: &challenges };
         let next = match self.rounds {
             MOST_ROUNDS.. => None,
-            _ => hop.auth.authorization(&challenges).await.map_err(|error| hop.no_login(error))?,
+            _ => hop.auth.authorization(Some(refused)).await.map_err(|it| hop.no_login(it))?,
         };
         let Some(next) = next else {
             let was_shown = self.authorization.is_some();

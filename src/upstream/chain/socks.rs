@@ -69,7 +69,9 @@ where
             }
         }
         (VERSION, NONE_ACCEPTABLE, _) => {
-            Err((asks("a login that was not offered", login.is_some()), None))
+            let other = if login.is_some() { "another kind of login" } else { "a login" };
+            // Nothing was shown: the kinds are agreed on first.
+            Err((asks(other, false), None))
         }
         _ => Err((Stage::ChainGarbage, None)),
     }
@@ -201,8 +203,8 @@ mod tests {
     async fn what_fails_is_told_apart() {
         let refused = |words: &str| Stage::ChainRefused(words.to_owned());
         let table: [(&[u8], Option<&str>, Stage); 8] = [
-            (b"\x05\xff", None, asks("a login that was not offered", false)),
-            (b"\x05\xff", Some("u:p"), asks("a login that was not offered", true)),
+            (b"\x05\xff", None, asks("a login", false)),
+            (b"\x05\xff", Some("u:p"), asks("another kind of login", false)),
             (b"\x05\x02\x01\x01", Some("u:p"), asks("user and password", true)),
             (b"\x05\x00\x05\x02\x00\x01", None, refused("not allowed by its rules")),
             (b"\x05\x00\x05\x63\x00\x01", None, refused("reply 99")),

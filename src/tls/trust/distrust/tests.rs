@@ -167,20 +167,12 @@ fn each_defect_has_a_sentence() {
         (vec![], "the server shows no certificate".into()),
     ];
     for (chain, expected) in table {
-        let sent = chain.len();
         let distrust = outcome(chain).unwrap();
         assert_eq!(distrust.to_string(), expected);
-        let names_an_issuer = distrust.issuer().is_some();
-        assert_eq!(names_an_issuer, expected.contains("SHA-256"), "{expected}");
+        let names_an_issuer = expected.contains("SHA-256");
         let is_a_matter_of_trust = names_an_issuer || expected.contains("bears the name");
         assert_eq!(is_a_matter_of_trust, distrust.hint().contains("corp.pem"), "{expected}");
         assert!(!distrust.hint().is_empty() && !expected.contains('\n'));
-        let was_sent = distrust.issuer().is_some_and(|it| it.was_sent);
-        assert_eq!(
-            was_sent,
-            expected.contains("(SHA-256 ") && !expected.contains("of the"),
-            "{sent} {expected}"
-        );
     }
     let other_key =
         said(&trust, &server(vec![leaf(&corp)], &KeyPair::generate().unwrap())).unwrap();
@@ -309,7 +301,7 @@ fn the_hint_is_the_line_that_would_add_it() {
         };
         let distrust = said(&trust, &server(chain.clone(), &key)).unwrap();
         assert!(distrust.hint().contains(expected), "{mode:?}: {}", distrust.hint());
-        assert_eq!(distrust.issuer().unwrap().name, "Other Root, Inc.");
+        assert!(distrust.to_string().contains("`Other Root, Inc.`"), "{distrust}");
     }
 }
 
