@@ -399,23 +399,34 @@ impl UpstreamError {
     pub fn hint(&self) -> Cow<'static, str> {
         let fixed = match &self.stage {
             Stage::ChainAuth { was_shown: false, .. } => {
-                "put user and password into the proxy's URL, or set upstream.proxy_login"
+                "put user and password into the proxy's URL, or set upstream.proxy_login, which also counts in \
+                 a shell behind `valetkey env`"
             }
-            Stage::ChainAuth { was_shown: true, .. } | Stage::ChainLogin(_) => {
+            Stage::ChainAuth { was_shown: true, .. } => {
                 "check user and password: in the proxy's URL, or upstream.proxy_login"
             }
-            Stage::ChainGarbage | Stage::ChainUnreachable(_) => {
-                "check upstream.proxy in the configuration, or HTTPS_PROXY"
+            Stage::ChainLogin(_) => {
+                "give it one line, user:password, where upstream.proxy_login says"
+            }
+            Stage::ChainUnreachable(Some(step)) if step.contains("TLS") => {
+                "check upstream.proxy or HTTPS_PROXY: a proxy that speaks no TLS itself is http://"
+            }
+            Stage::ChainGarbage | Stage::ChainUnreachable(_) | Stage::Timeout(Step::Chain) => {
+                "check upstream.proxy or HTTPS_PROXY: the address, and the kind (http, https, socks5h)"
             }
             Stage::ChainRefused(_) => {
                 "check the host name; ask whoever runs the upstream proxy to allow this host"
             }
-            Stage::Dns => "check the host name, and whether this network resolves it",
+            Stage::Dns => {
+                "check the host name and this network; behind a company's proxy set upstream.proxy or HTTPS_PROXY"
+            }
             Stage::Http | Stage::Timeout(_) | Stage::Tls => "try again",
             Stage::Ourselves => {
                 "check upstream.proxy and HTTPS_PROXY: they must not name this valetkey"
             }
-            Stage::Tcp => "check the network, and whether a proxy is needed: upstream.proxy",
+            Stage::Tcp => {
+                "check the network; behind a company's proxy set upstream.proxy or HTTPS_PROXY"
+            }
             Stage::ChainUntrusted(why) | Stage::Untrusted(why) => {
                 return Cow::Owned(why.hint().to_owned());
             }

@@ -7,7 +7,7 @@ use super::credentials;
 use super::output::{self, Failure};
 use super::start::WayOut;
 use super::{Typed, process, status};
-use crate::config::Config;
+use crate::config::{Config, LoginSpec};
 use crate::tokens::State;
 
 /// What `check` takes.
@@ -24,8 +24,17 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
         return show_managed(&config);
     }
     let mut wrong = Vec::new();
-    if let Err(failure) = WayOut::of(&config, &typed.env) {
-        wrong.push(failure);
+    let way_out = match WayOut::of(&config, &typed.env) {
+        Ok(way_out) => Some(way_out),
+        Err(failure) => {
+            wrong.push(failure);
+            None
+        }
+    };
+    if let Some(LoginSpec::Source(source)) = &config.upstream.proxy_login
+        && let Err(error) = credentials::source_of(source, &typed.env).load_text()
+    {
+        wrong.push(output::hinted(error).about("upstream.proxy_login"));
     }
     for (name, kind) in &config.credentials {
         if let Some(source) = kind.source()
@@ -34,7 +43,14 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
             wrong.push(output::hinted(error).about(&format!("credential `{name}`")));
         }
     }
-    for shown in process::runtime()?.block_on(status::read(typed, &config)).unwrap_or_default() {
+    let shown = match way_out {
+        Some(way_out) => {
+            let reading = status::read_through(typed, &config, way_out.upstream);
+            process::runtime()?.block_on(reading).unwrap_or_default()
+        }
+        None => Vec::new(),
+    };
+    for shown in shown {
         if let (true, State::Unreadable(why)) = (shown.is_shared, &shown.status.state) {
             wrong.push(Failure::new(format!("credential `{}`: {why}", shown.name)));
         }

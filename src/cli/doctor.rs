@@ -23,6 +23,10 @@ use report::{Check, Report};
 
 /// What `doctor` takes.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "It needs no running proxy, and changes nothing. Exit code: 0 all is well, 1 there are warnings, \
+                        2 something has failed."
+)]
 pub(super) struct Arguments {
     /// Print one JSON object
     #[arg(long)]
@@ -52,10 +56,16 @@ async fn examine(
     typed: &Typed,
     report: &mut Report,
 ) -> Result<(), super::Failure> {
+    if let Err(errors) = Config::load(&typed.overrides, &typed.env) {
+        report.add(local::mistakes(&errors));
+        report.leaves_out("logins, bundle, proxy and hosts");
+        return Ok(());
+    }
     let config = match typed.config() {
         Ok(config) => config,
         Err(failure) => {
             report.add(Check::of_failure("configuration", &failure));
+            report.leaves_out("logins, bundle, proxy and hosts");
             return Ok(());
         }
     };
@@ -63,13 +73,20 @@ async fn examine(
     report.add(local::managed(&config));
     report.add(local::running(&config, typed));
     let roots = local::local_ca(&config, report);
-    let Some(trust) = bundle(&config, &roots, report) else { return Ok(()) };
-    let Some(upstream) = way_out(&config, typed, &trust, report) else { return Ok(()) };
+    let Some(trust) = bundle(&config, &roots, report) else {
+        report.leaves_out("logins, proxy and hosts");
+        return Ok(());
+    };
+    let Some(upstream) = way_out(&config, typed, &trust, report) else {
+        report.leaves_out("logins and hosts");
+        return Ok(());
+    };
 
     let shown = match status::read_through(typed, &config, upstream.clone()).await {
         Ok(shown) => shown,
         Err(failure) => {
             report.add(Check::of_failure("store", &failure));
+            report.leaves_out("the proxy and hosts");
             return Ok(());
         }
     };
@@ -78,7 +95,10 @@ async fn examine(
         runtimes::examine(&config, &trust, typed, report).await;
     }
     let kinds = shown.iter().filter_map(|it| Some((it.name.clone(), it.status.kind?))).collect();
-    let scene = Scene { rules: config.rules.with_kinds(kinds), config, trust, upstream };
+    let names_http_proxy =
+        ["http_proxy", "HTTP_PROXY"].iter().any(|name| typed.env.get(name).is_some());
+    let rules = config.rules.with_kinds(kinds);
+    let scene = Scene { rules, config, trust, upstream, names_http_proxy };
     network::examine(&scene, report).await;
     if arguments.sign_in {
         network::sign_in(&scene, typed, report).await?;
@@ -93,6 +113,8 @@ struct Scene {
     rules: Rules,
     trust: Arc<UpstreamTrust>,
     upstream: Upstream,
+    /// Whether there is an `HTTP_PROXY`, which people take for one that counts here.
+    names_http_proxy: bool,
 }
 
 /// The roots that are trusted upstream.

@@ -172,7 +172,17 @@ fn proxy_login(
             None
         }
         Some(line) => Some(LoginSpec::Command(line.to_owned())),
-        None => source(table, "proxy_login", path).map(|source| LoginSpec::Source(source.value)),
+        None if text.value.starts_with("env:") || text.value.starts_with("file:") => {
+            source(table, "proxy_login", path).map(|source| LoginSpec::Source(source.value))
+        }
+        None => {
+            // Likely the login itself.
+            table.mistakes().hide(&text.place);
+            let expected =
+                "expected `file:/path`, `env:NAME` or `command:…`, never the login itself";
+            table.mistakes().add(&text.place, expected);
+            None
+        }
     }
 }
 

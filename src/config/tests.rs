@@ -107,7 +107,7 @@ fn every_mistake_is_pointed_at() {
             "[upstream]\ntrust = 'all'\nproxy = 'ftp://x'\nca_bundle = 3",
             &[
                 "2:9 'all' | expected `system+bundle` or `bundle` or `system` or `mozilla+bundle`",
-                "3:9 'ftp://x' | not a proxy: expected `http://`, `https://` or `socks5h://` with \
+                "3:9 'ftp://x' | not a proxy: expected `http://`, `https://`, `socks5h://` or `socks5://` with \
                  a host and a port",
                 "4:13 3 | expected a string, found an integer",
             ],
@@ -345,7 +345,7 @@ fn mistakes_of_all_layers_come_together() {
         "2.toml:1:15  | invalid literal string, expected `'`",
         "VALETKEY_LISTEN:1:1 localhost | expected an IP address and a port, as in `127.0.0.1:8377`",
         "VALETKEY_UPSTREAM_PROXY:1:1 ******************@:1 | not a proxy: expected `http://`, \
-         `https://` or `socks5h://` with a host and a port",
+         `https://`, `socks5h://` or `socks5://` with a host and a port",
     ];
     assert_eq!(found, expected);
 }

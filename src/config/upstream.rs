@@ -245,10 +245,16 @@ impl ProxyUrl {
     ///
     /// [`BadProxy`] for anything else.
     pub fn parse(text: &str) -> Result<Self, BadProxy> {
+        if text.contains('\\') {
+            return Err(BadProxy::Backslash);
+        }
         let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
         let full = Zeroizing::new(full);
         let url = Url::parse(&full).map_err(|_| BadProxy::Form)?;
         let (scheme, default_port) = ProxyScheme::of(url.scheme()).ok_or(BadProxy::Form)?;
+        if !matches!(url.path(), "" | "/") {
+            return Err(BadProxy::Path);
+        }
         let host = Host::parse_typed(url.host_str().unwrap_or("")).map_err(|_| BadProxy::Form)?;
         let port = url.port().unwrap_or(default_port);
         if port == 0 {
@@ -307,8 +313,16 @@ impl fmt::Debug for ProxyUrl {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadProxy {
     /// It is no such URL.
-    #[error("not a proxy: expected `http://`, `https://` or `socks5h://` with a host and a port")]
+    #[error(
+        "not a proxy: expected `http://`, `https://`, `socks5h://` or `socks5://` with a host and a port"
+    )]
     Form,
+    /// A backslash, which a URL reads as a slash.
+    #[error("a backslash in a proxy's user must be written as `%5C`")]
+    Backslash,
+    /// It names a file, as automatic configurations do.
+    #[error("a proxy's URL has no path: PAC files are not read")]
+    Path,
     /// User or password are not text once they are percent-decoded.
     #[error("user or password of the proxy hold what is no text once `%xx` is decoded")]
     Login,
@@ -370,6 +384,8 @@ mod tests {
         for (text, login) in logins {
             assert_eq!(ProxyUrl::parse(text).unwrap().login(), login, "{text}");
         }
+        assert_eq!(ProxyUrl::parse("http://CORP\\me:x@proxy"), Err(BadProxy::Backslash));
+        assert_eq!(ProxyUrl::parse("http://corp/proxy.pac"), Err(BadProxy::Path));
         for text in ["http://me:%ff@proxy.corp", "http://me:a%0d%0ab@proxy.corp"] {
             assert_eq!(ProxyUrl::parse(text), Err(BadProxy::Login), "{text}");
         }

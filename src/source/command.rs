@@ -16,7 +16,7 @@ use crate::secret::{Secret, UnfitSecret};
 ///
 /// [`SourceError`] for one that fails, takes too long or prints no text. None quotes what it printed.
 pub async fn tell(line: &str, variables: &[(&str, String)]) -> Result<Secret, SourceError> {
-    let place = || "the command".to_owned();
+    let place = || "the output of the command".to_owned();
     let unreadable = |reason| SourceError::Unreadable { place: place(), reason };
     let mut command = Command::new("/bin/sh");
     command.args(["-c", line]).envs(variables.iter().map(|(name, value)| (name, value)));

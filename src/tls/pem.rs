@@ -16,6 +16,8 @@ pub struct Bundle {
     pub certificates: Vec<CertificateDer<'static>>,
     /// One sentence for each block that was left out.
     pub notices: Vec<String>,
+    /// Whether the file takes one more block of text at its end.
+    pub is_text: bool,
 }
 
 /// Reads every certificate of a file. Text around the blocks is ignored; so are, with a notice, blocks
@@ -32,7 +34,8 @@ pub fn read(file: &[u8]) -> Result<Bundle, PemError> {
     if matches!(file, [0x30, length, ..] if *length > 0x80) {
         return read_der(file);
     }
-    let mut bundle = Bundle::default();
+    let is_text = !matches!(file, [0xff, 0xfe, ..] | [0xfe, 0xff, ..]);
+    let mut bundle = Bundle { is_text, ..Bundle::default() };
     for block in blocks(&text_of(file))? {
         match block.certificate()? {
             Content::Certificate(der) => bundle.certificates.push(der),
@@ -135,11 +138,13 @@ pub enum Container {
 }
 
 impl Container {
-    /// What turns it into PEM, to be typed.
+    /// What turns it into a file that can be named instead, to be typed.
     pub fn converter(self) -> &'static str {
         match self {
-            Self::Pkcs7 => "openssl pkcs7 -print_certs -in FILE (-inform der if it is not text)",
-            Self::Pkcs12 => "openssl pkcs12 -nokeys -in FILE",
+            Self::Pkcs7 => {
+                "openssl pkcs7 -print_certs -in FILE -out company.pem (with -inform der if it is not text)"
+            }
+            Self::Pkcs12 => "openssl pkcs12 -nokeys -in FILE -out company.pem",
         }
     }
 }

@@ -172,7 +172,7 @@ impl Roots {
         let is_foreign = |der: &CertificateDer<'_>| !is_of_a_valetkey(der, &settings.own);
         let mut system = system_certificates();
         system.retain(is_foreign);
-        let Bundle { certificates: mut bundle, notices } = match &settings.bundle {
+        let Bundle { certificates: mut bundle, notices, is_text } = match &settings.bundle {
             Some(path) => bundle::read(path)?,
             None => Bundle::default(),
         };
@@ -180,6 +180,7 @@ impl Roots {
         let remedy = Remedy {
             // A bundle of ours counts as none.
             bundle: settings.bundle.clone().filter(|_| !bundle.is_empty()),
+            is_text,
             counts: settings.mode != TrustMode::System,
         };
         let inner = verifier(settings.mode, &system, &bundle)?;

@@ -20,7 +20,10 @@ async fn assert_named(scene: &Scene, culprits: &[Culprit<'_>]) {
     let report: Value = serde_json::from_str(&done.out).unwrap_or_else(|_| panic!("{done:?}"));
     let text = |check: &Value, key: &str| check[key].as_str().unwrap_or_default().to_owned();
     let all = report["checks"].as_array().unwrap();
-    let unwell: Vec<&Value> = all.iter().filter(|check| check["status"] != "ok").collect();
+    // Which programs there are, and how old, is a matter of the machine.
+    let is_about = |check: &&Value| check["id"] != "runtime" || check["subject"] == "curl";
+    let unwell: Vec<&Value> =
+        all.iter().filter(|check| check["status"] != "ok").filter(is_about).collect();
     let found: Vec<_> =
         unwell.iter().map(|it| (text(it, "id"), text(it, "subject"), text(it, "status"))).collect();
     let expected: Vec<_> = culprits
@@ -35,8 +38,12 @@ async fn assert_named(scene: &Scene, culprits: &[Culprit<'_>]) {
             assert!(said.contains(word), "no {word:?} in: {said}");
         }
     }
-    let status = culprits.iter().map(|(_, _, status, _)| if *status == "failed" { 2 } else { 1 });
-    assert_eq!(done.status, status.max().unwrap_or(0), "{done:?}");
+    let status = |check: &Value| match check["status"].as_str() {
+        Some("failed") => 2,
+        Some("warning") => 1,
+        _ => 0,
+    };
+    assert_eq!(done.status, all.iter().map(status).max().unwrap(), "{done:?}");
 }
 
 /// A scene with this instead of the usual `[upstream]`, which is given.
@@ -80,10 +87,10 @@ async fn nothing_is_broken() {
         "ok       runtime ",
         "ok       tls chatgpt.com:443: certificate by `Sandbox Root`, no public CA",
         "ok       http api.example.com:443: HTTP/2",
-        "ok       websocket chatgpt.com:443: the handshake gets through",
+        "ok       websocket chatgpt.com:443: refused with 401 without a credential, so not known",
         "ok       issuer auth.openai.com:443: ",
         "ok       clock: ",
-        " ok, 0 with a warning, 0 failed",
+        ", 0 failed",
     ] {
         assert!(done.out.contains(words), "no {words:?} in {}", done.out);
     }
@@ -103,8 +110,7 @@ async fn nothing_is_broken_behind_an_inspecting_proxy() {
             .await;
     assert_named(&scene, &[]).await;
     let done = done(scene.valetkey(&["doctor"]).spawn().unwrap()).await;
-    for words in ["answers, and takes the login", "`Company Root`, no public CA: a TLS-inspecting"]
-    {
+    for words in ["answers, with a login", "`Company Root`, no public CA: a TLS-inspecting"] {
         assert!(done.out.contains(words), "no {words:?} in {}", done.out);
     }
     assert_eq!(scene.world.connections(), 0, "something went past the proxy");
@@ -114,11 +120,14 @@ async fn nothing_is_broken_behind_an_inspecting_proxy() {
 async fn a_signed_in_request_is_sent_when_it_is_asked_for() {
     let scene = Scene::usual().await;
     let done = done(scene.valetkey(&["doctor", "--sign-in"]).spawn().unwrap()).await;
-    assert_eq!(done.status, 0, "{done:?}");
-    let said = "ok       sign-in chatgpt.com:443 as openai: answered 200";
-    assert!(done.out.contains(said), "{}", done.out);
+    assert!(done.status < 2, "{done:?}");
+    for words in
+        ["ok       sign-in chatgpt.com:443 as openai: answered 200", "as openai: the handshake was"]
+    {
+        assert!(done.out.contains(words), "no {words:?} in {}", done.out);
+    }
     let signed_in = |seen: &&valetkey::sandbox::Seen| seen.headers.contains_key("authorization");
-    assert_eq!(scene.world.api().seen().iter().filter(signed_in).count(), 2);
+    assert_eq!(scene.world.api().seen().iter().filter(signed_in).count(), 3);
     scene.assert_no_secret("the doctor's report", &done.out);
 
     let scene = Scene::usual().await.with("EXAMPLE_TOKEN", "vk-canary-of-nobody");
@@ -362,7 +371,7 @@ async fn led(target: &str, elsewhere: impl FnOnce(&Scene) -> String) -> Scene {
 #[tokio::test(flavor = "multi_thread")]
 async fn b23_a_host_that_takes_no_connection() {
     let scene = led(EXAMPLE, |_| format!("127.0.0.1:{}", closed_port())).await;
-    let words = &["could not be reached", "refused", "whether a proxy is needed"][..];
+    let words = &["could not be reached", "refused", "set upstream.proxy or HTTPS_PROXY"][..];
     assert_named(&scene, &[("tcp", EXAMPLE, "failed", words)]).await;
 }
 

@@ -9,7 +9,7 @@ use super::roots_in;
 use crate::cli::status::{Shown, in_words};
 use crate::cli::{Typed, running};
 use crate::clock::Clock;
-use crate::config::{BundleSetting, Config};
+use crate::config::{BundleSetting, Config, ConfigErrors, Mistake, Trust};
 use crate::store;
 use crate::tls::ca::Root;
 use crate::tls::trust::{UpstreamTrust, Weakness, weakness};
@@ -22,6 +22,18 @@ pub(super) fn configuration(config: &Config) -> Check {
     let (rules, credentials) = (rules.len(), config.credentials.len());
     let counts = [counted(rules, "rule"), counted(credentials, "credential")].join(", ");
     Check::ok("configuration", format!("{read}: {counts}"))
+}
+
+/// Every mistake with its place.
+pub(super) fn mistakes(errors: &ConfigErrors) -> Check {
+    let line = |mistake: &Mistake| {
+        let place = mistake.position().map(|(line, column)| format!(":{line}:{column}"));
+        let (file, place) = (mistake.file().unwrap_or("settings"), place.unwrap_or_default());
+        let hint = mistake.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
+        format!("{file}{place}: {mistake}{hint}")
+    };
+    let lines: Vec<String> = errors.mistakes().iter().map(line).collect();
+    Check::failed("configuration", lines.join("; "), "see each under its line: valetkey check")
 }
 
 fn counted(count: usize, what: &str) -> String {
@@ -46,8 +58,8 @@ pub(super) fn managed(config: &Config) -> Check {
 /// Whether a proxy runs, which nothing here needs.
 pub(super) fn running(config: &Config, typed: &Typed) -> Check {
     match running::find(&config.paths.runtime_dir, &typed.env) {
-        Some(proxy) => Check::ok("proxy", format!("runs at {} (pid {})", proxy.proxy, proxy.pid)),
-        None => Check::ok("proxy", "does not run, which `valetkey run` does not need"),
+        Some(proxy) => Check::ok("serve", format!("runs at {} (pid {})", proxy.proxy, proxy.pid)),
+        None => Check::ok("serve", "not running, which neither this nor `valetkey run` needs"),
     }
 }
 
@@ -86,24 +98,34 @@ pub(super) fn bundle(config: &Config, trust: &UpstreamTrust, report: &mut Report
     let (bundle, system) = (roots.bundle().len(), roots.system().len());
     let setting =
         config.upstream.ca_bundles.iter().find(|it| Some(&*it.path) == trust.bundle_path());
-    report.add(Check::ok(
-        "bundle",
-        match setting {
-            None => format!("none; the system has {}", counted(system, "root")),
-            Some(BundleSetting { path, named_by }) => format!(
-                "{} ({named_by}): {}, beside {system} of the system",
-                path.display(),
-                counted(bundle, "root")
-            ),
-        },
-    ));
+    let beside = match config.upstream.trust {
+        Trust::Bundle => "and no others (trust = \"bundle\")".to_owned(),
+        Trust::MozillaAndBundle => "beside Mozilla's list".to_owned(),
+        Trust::System | Trust::SystemAndBundle => {
+            format!("beside {} of the system", counted(system, "root"))
+        }
+    };
+    report.add(match setting {
+        None => Check::ok("bundle", format!("none; {}", beside.trim_start_matches("beside "))),
+        Some(BundleSetting { path, named_by }) if config.upstream.trust == Trust::System => {
+            let sentence = format!("{} ({named_by}) is not used", path.display());
+            let fix = "upstream.trust says \"system\": set it to \"system+bundle\"";
+            Check::warning("bundle", sentence, fix)
+        }
+        Some(BundleSetting { path, named_by }) => {
+            let roots = counted(bundle, "root");
+            Check::ok("bundle", format!("{} ({named_by}): {roots}, {beside}", path.display()))
+        }
+    });
     for notice in roots.notices() {
         report.add(Check::warning("bundle", notice, "leave it out of the file, or make it right"));
     }
     // The list of public CAs has old roots whose owners sign with newer ones.
     let own = roots.bundle().iter().filter(|root| !roots.system().contains(root));
-    let weak = own.filter_map(weakness);
-    let useless = roots.system().iter().filter_map(weakness).filter(Weakness::is_certain);
+    let now = Clock::system().now();
+    let weak = own.filter_map(|root| weakness(root, now));
+    let useless =
+        roots.system().iter().filter_map(|root| weakness(root, now)).filter(Weakness::is_certain);
     for weakness in weak.chain(useless) {
         let fix =
             "ask your company for a root with a newer key (RSA of 2048 bits or more, SHA-256)";

@@ -34,7 +34,11 @@ pub(super) async fn examine(scene: &Scene, report: &mut Report) {
 /// once and not for each origin.
 fn chain(scene: &Scene, met: &[Met<'_>], report: &mut Report) -> bool {
     let Some(proxy) = scene.config.upstream.proxies.first() else {
-        report.add(Check::ok("chain", "none: upstreams are reached directly"));
+        let note = match scene.names_http_proxy {
+            true => " (HTTP_PROXY is for plain HTTP, and not read)",
+            false => "",
+        };
+        report.add(Check::ok("chain", format!("none: upstreams are reached directly{note}")));
         return true;
     };
     let (url, named_by) = (&proxy.url, proxy.named_by);
@@ -51,6 +55,12 @@ fn chain(scene: &Scene, met: &[Met<'_>], report: &mut Report) -> bool {
             let sentence = format!("{url} ({named_by}): {}", in_words(error));
             report.add(Check::failed("chain", sentence, error.hint()));
             false
+        }
+        _ if !through.iter().any(|met| met.has_met_the_chain()) => {
+            let sentence = format!("{url} ({named_by}) was not asked: no name was resolved here");
+            let fix = "write socks5h:// in the place of socks5://";
+            report.add(Check::warning("chain", sentence, fix));
+            true
         }
         _ => {
             let login = if scene.config.upstream.proxy_login.is_some() || url.login().is_some() {
@@ -166,17 +176,27 @@ pub(super) async fn sign_in(
         if !asked.insert((origin.clone(), uses.credential.clone())) {
             continue;
         }
-        let check = match source.current().await {
-            Ok(credential) => {
-                let mut request = request(&path);
-                match injection.apply(request.headers_mut(), &credential) {
-                    Ok(()) => signed_in(scene, &origin, request).await,
-                    Err(error) => Check::failed("sign-in", error.to_string(), SEE_STATUS),
-                }
+        let subject = format!("{} as {}", origin.target, uses.credential);
+        let credential = match source.current().await {
+            Ok(credential) => credential,
+            Err(error) => {
+                let check = Check::failed("sign-in", error.to_string(), error.hint());
+                report.add(check.about(subject));
+                continue;
             }
-            Err(error) => Check::failed("sign-in", error.to_string(), error.hint()),
         };
-        report.add(check.about(format!("{} as {}", origin.target, uses.credential)));
+        let mut request = request(&path);
+        if let Err(error) = injection.apply(request.headers_mut(), &credential) {
+            let check = Check::failed("sign-in", error.to_string(), "see: valetkey status");
+            report.add(check.about(subject));
+            continue;
+        }
+        let fields = request.headers().clone();
+        report.add(signed_in(scene, &origin, request).await.about(&subject));
+        if let Some(path) = rule.websocket_fallback.then(|| websocket_path(scene, rule)).flatten() {
+            let opened = origin::websocket(scene, &origin, &path, &fields).await;
+            report.add(origin::websocket_check(&opened, true).about(subject));
+        }
     }
     // A refresh that has begun is saved.
     jobs.finished().await;
@@ -184,7 +204,12 @@ pub(super) async fn sign_in(
 }
 
 async fn signed_in(scene: &Scene, origin: &Origin, request: Request<Body>) -> Check {
-    match scene.upstream.send(origin, request).await {
+    let answered = scene.upstream.send(origin, request).await;
+    if let Some(page) = answered.as_ref().ok().and_then(origin::page_of_a_proxy) {
+        let sentence = format!("not known: the proxy in between answered itself ({page})");
+        return Check::warning("sign-in", sentence, "ask whoever runs it to allow this host");
+    }
+    match answered {
         Ok(answer) if matches!(answer.status().as_u16(), 401 | 403) => Check::failed(
             "sign-in",
             format!("the credential was refused with {}", answer.status()),
@@ -203,8 +228,6 @@ pub(super) fn request(path: &str) -> Request<Body> {
     request.headers_mut().insert(USER_AGENT, agent);
     request
 }
-
-const SEE_STATUS: &str = "see: valetkey status";
 
 /// What clocks may differ by before a token looks expired that is not; RFC 7519 section 4.1.4 speaks of "a few
 /// minutes, no more", and a refresh comes at least five seconds before the expiry.

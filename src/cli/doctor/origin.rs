@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::header::DATE;
-use http::{Response, Version};
+use http::{HeaderMap, Response, StatusCode, Version};
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
@@ -14,6 +14,7 @@ use super::Scene;
 use super::network::{Asked, in_words, request};
 use super::report::{Check, Report};
 use crate::clock::Clock;
+use crate::origin::Origin;
 use crate::tls::trust::Signer;
 use crate::upstream::body::Body;
 use crate::upstream::{Stage, Step, UpstreamError};
@@ -25,7 +26,7 @@ pub(super) struct Met<'a> {
     /// The certificates that it showed.
     look: Result<Vec<CertificateDer<'static>>, UpstreamError>,
     /// `None` when the certificate was not accepted, so nothing was asked.
-    http: Option<Result<(Version, http::StatusCode), UpstreamError>>,
+    http: Option<Result<Answer, UpstreamError>>,
     websocket: Option<Result<u16, String>>,
     /// How far its clock is ahead of ours.
     pub(super) skew: Option<time::Duration>,
@@ -43,11 +44,13 @@ pub(super) async fn meet<'a>(scene: &Scene, asked: &'a Asked) -> Met<'a> {
     }
     let answered = scene.upstream.send(origin, request("/")).await;
     met.skew = answered.as_ref().ok().and_then(skew);
-    met.http = Some(answered.map(|answer| (answer.version(), answer.status())));
+    met.http = Some(answered.map(|answer| Answer {
+        version: answer.version(),
+        status: answer.status(),
+        page: page_of_a_proxy(&answer),
+    }));
     if let Some(path) = &asked.websocket {
-        let asking = tokio::time::timeout(WEBSOCKET_LIMIT, websocket(scene, asked, path));
-        let late = || Err("no answer in time".to_owned());
-        met.websocket = Some(asking.await.unwrap_or_else(|_late| late()));
+        met.websocket = Some(websocket(scene, origin, path, &HeaderMap::new()).await);
     }
     met
 }
@@ -58,19 +61,29 @@ fn skew(answer: &Response<Body>) -> Option<time::Duration> {
     Some(theirs - Clock::system().now())
 }
 
-/// Shakes hands for a WebSocket, and closes it at once; the status of the answer.
-async fn websocket(scene: &Scene, asked: &Asked, path: &str) -> Result<u16, String> {
-    let url = format!("wss://{}{path}", asked.origin.authority());
-    let request = url.into_client_request().map_err(|error| error.to_string())?;
-    let stream = scene.upstream.open(&asked.origin).await.map_err(|error| in_words(&error))?;
-    match Box::pin(tokio_tungstenite::client_async(request, stream)).await {
-        Ok((mut socket, answer)) => {
-            let _gone = socket.close(None).await;
-            Ok(answer.status().as_u16())
+/// Shakes hands for a WebSocket with these fields besides its own, and closes it at once; the status of the answer.
+pub(super) async fn websocket(
+    scene: &Scene,
+    origin: &Origin,
+    path: &str,
+    fields: &HeaderMap,
+) -> Result<u16, String> {
+    let url = format!("wss://{}{path}", origin.authority());
+    let mut request = url.into_client_request().map_err(|error| error.to_string())?;
+    request.headers_mut().extend(fields.clone());
+    let asking = async {
+        let stream = scene.upstream.open(origin).await.map_err(|error| in_words(&error))?;
+        match Box::pin(tokio_tungstenite::client_async(request, stream)).await {
+            Ok((mut socket, answer)) => {
+                let _gone = socket.close(None).await;
+                Ok(answer.status().as_u16())
+            }
+            Err(Error::Http(answer)) => Ok(answer.status().as_u16()),
+            Err(error) => Err(error.to_string()),
         }
-        Err(Error::Http(answer)) => Ok(answer.status().as_u16()),
-        Err(error) => Err(error.to_string()),
-    }
+    };
+    let late = |_| Err("no answer in time".to_owned());
+    tokio::time::timeout(WEBSOCKET_LIMIT, asking).await.unwrap_or_else(late)
 }
 
 impl Met<'_> {
@@ -80,6 +93,12 @@ impl Met<'_> {
             (Err(error), _) | (Ok(_), Some(Err(error))) => Some(error),
             _ => None,
         }
+    }
+
+    /// Whether the chain has answered, be it with a refusal.
+    pub(super) fn has_met_the_chain(&self) -> bool {
+        let refused = |error: &UpstreamError| matches!(error.stage(), Stage::ChainRefused(_));
+        self.failure().is_none_or(|error| refused(error) || self.step_of(error) != "tunnel")
     }
 
     /// One check for each step, up to the one that failed.
@@ -96,11 +115,15 @@ impl Met<'_> {
         // Behind a chain the first steps are the chain's.
         let ways = match self.goes_through_the_chain {
             true => &[("tunnel", "opened by the upstream proxy")][..],
-            false => &[("dns", "the name resolves"), ("tcp", "takes connections")],
+            false if scene.config.upstream.proxies.is_empty() => &DIRECT[..],
+            false => &DIRECT_BESIDE_A_CHAIN[..],
         };
         for (id, sentence) in ways {
             if failed_at == Some(id) {
-                checks.extend(self.failure().map(|error| failed(id, error)));
+                checks.extend(self.failure().map(|error| match error.stage() {
+                    Stage::Dns if *id == "tunnel" => Check::failed(id, in_words(error), SOCKS5H),
+                    _ => failed(id, error),
+                }));
                 return checks;
             }
             checks.push(Check::ok(id, *sentence));
@@ -121,9 +144,9 @@ impl Met<'_> {
             Some(Err(error)) => {
                 checks.push(failed(if self.asked.is_issuer { "issuer" } else { "http" }, error))
             }
-            Some(Ok((version, status))) => checks.push(self.answer(*version, *status)),
+            Some(Ok(answer)) => checks.push(self.answer(answer)),
         }
-        checks.extend(self.websocket.as_ref().map(websocket_check));
+        checks.extend(self.websocket.as_ref().map(|it| websocket_check(it, false)));
         checks
     }
 
@@ -138,17 +161,36 @@ impl Met<'_> {
         }
     }
 
-    fn answer(&self, version: Version, status: http::StatusCode) -> Check {
+    fn answer(&self, answer: &Answer) -> Check {
         let id = if self.asked.is_issuer { "issuer" } else { "http" };
-        let protocol = if version == Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" };
-        let sentence =
-            format!("{protocol}; a request without a credential got {}", status.as_u16());
+        let protocol = if answer.version == Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" };
+        let (status, code) = (answer.status, answer.status.as_u16());
+        if let Some(page) = &answer.page {
+            let sentence =
+                format!("{protocol}; {code} with a page of the proxy in between ({page})");
+            return Check::warning(id, sentence, "ask whoever runs it to allow this host");
+        }
+        let sentence = format!("{protocol}; a request without a credential got {code}");
         if status.is_server_error() {
             let fix = "wait and try again; if it stays so, ask whoever runs the upstream";
             return Check::warning(id, sentence, fix);
         }
         Check::ok(id, sentence)
     }
+}
+
+/// What a request without a credential got.
+struct Answer {
+    version: Version,
+    status: StatusCode,
+    page: Option<String>,
+}
+
+/// What tells that a refusal is a page that a proxy in between has put in the upstream's place.
+pub(super) fn page_of_a_proxy(answer: &Response<Body>) -> Option<String> {
+    let is_refusal = answer.status() == StatusCode::FORBIDDEN || answer.status().is_server_error();
+    let squid = answer.headers().get("x-squid-error").filter(|_| is_refusal)?;
+    Some(format!("X-Squid-Error: {}", squid.to_str().unwrap_or("?")))
 }
 
 /// Who signed the certificate that was seen.
@@ -167,17 +209,20 @@ fn certificate(signer: Signer) -> Check {
     }
 }
 
-fn websocket_check(outcome: &Result<u16, String>) -> Check {
+pub(super) fn websocket_check(outcome: &Result<u16, String>, is_signed_in: bool) -> Check {
     let fix = "ask whoever runs the proxies in between to let `Upgrade: websocket` pass; until then Codex goes on \
                over HTTP (websocket_fallback)";
     match outcome {
         Ok(101) => Check::ok("websocket", "opens"),
-        // RFC 6455 section 4.2.2 has servers say so before they switch.
+        // Any request would be refused so, and also what a proxy has made of a handshake.
+        Ok(status @ (401 | 403 | 429)) if is_signed_in => Check::failed(
+            "websocket",
+            format!("the handshake was refused with {status}"),
+            "sign in again, or ask what the account may use",
+        ),
         Ok(status @ (401 | 403 | 429)) => Check::ok(
             "websocket",
-            format!(
-                "the handshake gets through; it was refused with {status} without a credential"
-            ),
+            format!("refused with {status} without a credential, so not known: --sign-in tries it"),
         ),
         Ok(status) => Check::warning(
             "websocket",
@@ -191,6 +236,15 @@ fn websocket_check(outcome: &Result<u16, String>) -> Check {
 fn failed(id: &'static str, error: &UpstreamError) -> Check {
     Check::failed(id, in_words(error), error.hint())
 }
+
+const DIRECT: [(&str, &str); 2] = [("dns", "the name resolves"), ("tcp", "takes connections")];
+const DIRECT_BESIDE_A_CHAIN: [(&str, &str); 2] = [
+    ("dns", "reached without the proxy (NO_PROXY); the name resolves"),
+    ("tcp", "takes connections"),
+];
+
+const SOCKS5H: &str =
+    "write socks5h://, with which the proxy resolves names, in the place of socks5://";
 
 /// Longest wait for a handshake; a person waits for the doctor.
 const WEBSOCKET_LIMIT: Duration = Duration::from_secs(15);

@@ -87,7 +87,7 @@ impl Check {
         })
     }
 
-    /// As people read it. A sentence of several lines (mistakes of a configuration) stands below its line.
+    /// As people read it. A sentence of several lines (mistakes of a managed file) stands below its line.
     fn to_text(&self, columns: Option<usize>) -> String {
         let subject = self.subject.as_deref().map(|it| format!(" {it}")).unwrap_or_default();
         let wrapped = |text: String| match columns {
@@ -115,11 +115,13 @@ pub(super) struct Report {
     checks: Vec<Check>,
     /// Whether each is shown as it comes.
     speaks: bool,
+    /// What was not looked at, because what it depends on has failed.
+    left_out: Option<&'static str>,
 }
 
 impl Report {
     pub(super) fn new(speaks: bool) -> Self {
-        Self { checks: Vec::new(), speaks }
+        Self { checks: Vec::new(), speaks, left_out: None }
     }
 
     pub(super) fn add(&mut self, check: Check) {
@@ -132,6 +134,11 @@ impl Report {
     /// Whether a check with this id has failed.
     pub(super) fn has_failed(&self, id: &str) -> bool {
         self.checks.iter().any(|check| check.id == id && check.outcome == Outcome::Failed)
+    }
+
+    /// Says what was not looked at.
+    pub(super) fn leaves_out(&mut self, what: &'static str) {
+        self.left_out = Some(what);
     }
 
     fn count(&self, outcome: Outcome) -> usize {
@@ -154,11 +161,14 @@ impl Report {
     pub(super) fn summary(&self) -> String {
         let [ok, warnings, failed] =
             [Outcome::Ok, Outcome::Warning, Outcome::Failed].map(|outcome| self.count(outcome));
-        format!("\n{ok} ok, {warnings} with a warning, {failed} failed")
+        let left_out = self.left_out.map(|what| format!("; not looked at: {what}"));
+        let left_out = left_out.unwrap_or_default();
+        format!("\n{ok} ok, {warnings} with a warning, {failed} failed{left_out}")
     }
 
     pub(super) fn to_json(&self) -> Value {
         let checks: Vec<Value> = self.checks.iter().map(Check::to_json).collect();
-        json!({ "version": 1, "status": self.worst().as_str(), "checks": checks })
+        let status = self.worst().as_str();
+        json!({ "version": 1, "status": status, "checks": checks, "left_out": self.left_out })
     }
 }

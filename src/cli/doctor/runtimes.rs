@@ -85,13 +85,15 @@ fn git(url: &str) -> Vec<String> {
     ["ls-remote", url].map(str::to_owned).into()
 }
 
-/// `fetch` of older versions knows no proxy, so the tunnel is asked for by hand.
+/// Older versions know no proxy. Where `fetch` does not come here, the tunnel is asked for by hand, to tell that
+/// from trust.
 fn node(url: &str) -> Vec<String> {
     let script = "const [proxy, url] = [new URL(process.env.HTTPS_PROXY), new URL(process.argv[1])];\
-                  require('http').request({ host: proxy.hostname, port: proxy.port, method: 'CONNECT', \
-                  path: url.hostname + ':443' }).on('connect', (_, socket) => require('https').get(\
-                  { host: url.hostname, path: url.pathname, socket, agent: false }, () => process.exit(0))\
-                  .on('error', () => process.exit(1))).end();";
+                  const byHand = () => require('http').request({ host: proxy.hostname, port: proxy.port, \
+                  method: 'CONNECT', path: url.hostname + ':443' }).on('connect', (_, socket) => \
+                  require('https').get({ host: url.hostname, path: url.pathname + '/by-hand', socket, \
+                  agent: false }, () => process.exit(0)).on('error', () => process.exit(1))).end();\
+                  fetch(url).then(() => process.exit(0), byHand);";
     ["-e", script, url].map(str::to_owned).into()
 }
 
@@ -143,16 +145,20 @@ async fn visit_all(
     let found = RUNTIMES.iter().filter(|runtime| search.has(runtime.name));
     let visits = found.map(|runtime| visit(runtime, host, (&variables, &secret)));
     for runtime in join_all(visits).await {
-        let check = match (visited.has_seen(runtime.name), runtime.reads_variables) {
-            (true, _) => Check::ok("runtime", "trusts the local CA under `valetkey run`"),
-            (false, true) => Check::warning(
+        let check = match visited.seen_of(runtime.name) {
+            Seen::Page => Check::ok("runtime", "trusts the local CA under `valetkey run`"),
+            Seen::ByHand => Check::warning(
+                "runtime",
+                "trusts the local CA, but reads no HTTPS_PROXY: what it fetches goes past valetkey",
+                "use a version that knows NODE_USE_ENV_PROXY (24), or undici's EnvHttpProxyAgent",
+            ),
+            Seen::Nothing if runtime.reads_variables => Check::warning(
                 "runtime",
                 "does not trust the local CA under `valetkey run`",
                 runtime.fix,
             ),
-            // As it is with all of its kind, and nothing is wrong here.
-            (false, false) => {
-                Check::ok("runtime", format!("reads no variable for its roots: {}", runtime.fix))
+            Seen::Nothing => {
+                Check::warning("runtime", "reads no variable that says whom to trust", runtime.fix)
             }
         };
         report.add(check.about(runtime.name));
@@ -180,13 +186,13 @@ async fn visit<'a>(
 }
 
 /// The paths of the pages that were fetched.
-type Seen = Arc<Mutex<BTreeSet<String>>>;
+type Paths = Arc<Mutex<BTreeSet<String>>>;
 
 /// A proxy that opens tunnels to one host only, which is itself.
 struct Visited {
     address: SocketAddr,
     roots: Vec<CertificateDer<'static>>,
-    seen: Seen,
+    paths: Paths,
 }
 
 impl Visited {
@@ -204,24 +210,39 @@ impl Visited {
         let acceptor = TlsAcceptor::from(leaves.server_config(host).map_err(output::hinted)?);
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let seen = Seen::default();
-        let (noted, tasks) = (seen.clone(), Tasks::new());
+        let paths = Paths::default();
+        let (noted, tasks) = (paths.clone(), Tasks::new());
         let serving = tasks.clone();
         tasks.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 serving.spawn(tunnel(stream, acceptor.clone(), noted.clone()));
             }
         });
-        Ok(Self { address, roots, seen })
+        Ok(Self { address, roots, paths })
     }
 
-    fn has_seen(&self, name: &str) -> bool {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.iter().any(|path| path.trim_start_matches('/').split('/').next() == Some(name))
+    /// What a program has fetched.
+    fn seen_of(&self, name: &str) -> Seen {
+        let paths = self.paths.lock().unwrap_or_else(PoisonError::into_inner);
+        let has = |page: &String| paths.iter().any(|path| path.starts_with(page.as_str()));
+        match (has(&format!("/{name}/by-hand")), has(&format!("/{name}"))) {
+            (true, _) => Seen::ByHand,
+            (false, true) => Seen::Page,
+            (false, false) => Seen::Nothing,
+        }
     }
 }
 
-async fn tunnel(stream: TcpStream, acceptor: TlsAcceptor, seen: Seen) {
+/// How far a program has come.
+enum Seen {
+    /// To its page.
+    Page,
+    /// To its page, once the tunnel was asked for by hand.
+    ByHand,
+    Nothing,
+}
+
+async fn tunnel(stream: TcpStream, acceptor: TlsAcceptor, seen: Paths) {
     let tasks = Tasks::new();
     let service = service_fn(move |request: Request<Incoming>| {
         let (acceptor, seen) = (acceptor.clone(), seen.clone());
@@ -239,7 +260,7 @@ async fn tunnel(stream: TcpStream, acceptor: TlsAcceptor, seen: Seen) {
 }
 
 /// Answers every request, and notes its path. One that comes has trusted our certificate.
-async fn page(stream: hyper::upgrade::Upgraded, acceptor: TlsAcceptor, seen: Seen) {
+async fn page(stream: hyper::upgrade::Upgraded, acceptor: TlsAcceptor, seen: Paths) {
     let Ok(tls) = acceptor.accept(TokioIo::new(stream)).await else { return };
     let is_http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
     let service = service_fn(move |request: Request<Incoming>| {

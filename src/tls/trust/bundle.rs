@@ -20,7 +20,7 @@ pub(super) fn read(path: &Path) -> Result<Bundle, TrustError> {
     }
     let mut all = Bundle::default();
     for file in files_in(path)? {
-        let Bundle { certificates, notices } = read_file(&file)?;
+        let Bundle { certificates, notices, .. } = read_file(&file)?;
         // OpenSSL's hashed folders hold every certificate twice: by name, and as a link to it.
         for certificate in certificates {
             if !all.certificates.contains(&certificate) {

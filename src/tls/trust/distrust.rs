@@ -137,26 +137,32 @@ impl std::error::Error for Distrust {}
 pub(super) struct Remedy {
     /// The bundle in force.
     pub(super) bundle: Option<PathBuf>,
+    /// Whether one more certificate can be appended to it.
+    pub(super) is_text: bool,
     /// Whether the mode lets a bundle count.
     pub(super) counts: bool,
 }
 
 impl Remedy {
     fn hint(&self, name: &str) -> String {
-        let trust = "if you trust that issuer, as one trusts the company's own CA,";
+        let trust = "if it is the CA of your company, whose proxy then inspects TLS, get its certificate from your IT,";
         match (&self.bundle, self.counts) {
             (_, false) => format!(
-                "{trust} put its certificate into the system's store; or set upstream.trust = \"system+bundle\" \
+                "{trust} put it into the system's store; or set upstream.trust = \"system+bundle\" \
                  and upstream.ca_bundle"
             ),
             (None, true) => format!(
-                "{trust} save its certificate as PEM and set upstream.ca_bundle; under [upstream] of the \
+                "{trust} save it as PEM and set upstream.ca_bundle; under [upstream] of the \
                  configuration: ca_bundle = \"/path/to/{}.pem\"",
                 file_name(name)
             ),
             (Some(bundle), true) if bundle.is_dir() => {
                 format!("{trust} put its certificate as PEM into the folder {}", bundle.display())
             }
+            (Some(bundle), true) if !self.is_text => format!(
+                "{trust} put both into a folder, and name that in the place of {}",
+                bundle.display()
+            ),
             (Some(bundle), true) => {
                 format!("{trust} append its certificate as PEM to the bundle {}", bundle.display())
             }

@@ -177,9 +177,15 @@ fn roots_that_are_trusted_in_vain() {
         ("root.der", None),
         ("proxy.crt", None),
     ];
+    let now = Clock::system().now();
+    let later = now + Duration::days(365 * 200);
+    let root = trust_in(TrustMode::Bundle, &sample("root.der")).unwrap().now().bundle()[0].clone();
+    assert!(
+        weakness(&root, later).unwrap().to_string().contains("Example Corp Root CA expired on 21")
+    );
     for (name, expected) in table {
         let trust = trust_in(TrustMode::Bundle, &sample(name)).unwrap();
-        let said = weakness(&trust.now().bundle()[0]).map(|weakness| weakness.to_string());
+        let said = weakness(&trust.now().bundle()[0], now).map(|weakness| weakness.to_string());
         let is_right = match (&said, expected) {
             (Some(said), Some(expected)) => said.starts_with(expected),
             (said, expected) => said.is_none() && expected.is_none(),
