@@ -1,34 +1,32 @@
 //! Connects: TCP, the chain, TLS, each with its deadline; the only caller of connect.
 
+mod race;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
-use std::pin::Pin;
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::Uri;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::connect::dns::{GaiAddrs, GaiResolver, Name};
-use hyper_util::rt::TokioIo;
+use rustix::net::sockopt::set_tcp_keepidle;
 use rustls::ClientConfig;
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::Semaphore;
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
-use tower_service::Service;
 
+use self::race::{in_turns, race};
 use super::chain::{Chain, Conversation, Hop, Opened, open_socks, open_tunnel};
 use super::early::Early;
 use super::{Stage, Step, UpstreamError};
 use crate::origin::{Host, Origin, ProxyScheme, Scheme, Target};
 use crate::secret::Secret;
-use crate::tasks::Tasks;
+use crate::tasks::{Tasks, detached};
 use crate::tls::trust::{Alpn, Distrust, UpstreamTrust, describe_failure};
 
 /// Bytes to and from a target before any TLS of ours: TCP, or a tunnel through the chain, whose first
@@ -44,8 +42,7 @@ pub struct Dialer {
     trust: Arc<UpstreamTrust>,
     chain: Chain,
     resolve: BTreeMap<Target, Target>,
-    tcp: HttpConnector<Resolver>,
-    resolver: Resolver,
+    lookups: Arc<Semaphore>,
     tasks: Tasks,
     /// Where this very proxy listens.
     own: ArcSwap<Vec<SocketAddr>>,
@@ -55,16 +52,9 @@ impl Dialer {
     /// A dialer with this trust and chain. `resolve` says where to connect instead of to a target,
     /// like curl's `--connect-to`; names in TLS and HTTP stay, and the chain is not used for those.
     pub fn new(trust: Arc<UpstreamTrust>, chain: Chain, resolve: BTreeMap<Target, Target>) -> Self {
-        let resolver = Resolver(GaiResolver::new());
-        let mut tcp = HttpConnector::new_with_resolver(resolver.clone());
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_keepalive(Some(KEEPALIVE));
-        tcp.set_connect_timeout(Some(CONNECT_LIMIT));
-        // RFC 8305 section 5 recommends 250 ms; the connector's own default is 300.
-        tcp.set_happy_eyeballs_timeout(Some(Duration::from_millis(250)));
+        let lookups = Arc::new(Semaphore::new(MOST_LOOKUPS));
         let (tasks, own) = (Tasks::new(), ArcSwap::default());
-        Self { trust, chain, resolve, tcp, resolver, tasks, own }
+        Self { trust, chain, resolve, lookups, tasks, own }
     }
 
     /// Refuses connections to this address from now on: a listener of our own, and a loop.
@@ -186,29 +176,41 @@ impl Dialer {
 
     /// The target by an address, for a proxy that is not to resolve names.
     async fn resolved(&self, target: &Target) -> Result<Target, UpstreamError> {
-        let Host::Name(name) = &target.host else { return Ok(target.clone()) };
-        let unresolved =
-            |error: Unresolved| UpstreamError::new(error.stage(), target).because(error);
-        let name = name.parse().map_err(|_| UpstreamError::new(Stage::Dns, target))?;
-        let mut addresses = self.resolver.clone().call(name).await.map_err(unresolved)?;
-        let address = addresses.next().ok_or_else(|| UpstreamError::new(Stage::Dns, target))?;
+        let addresses = self.addresses(target).await?;
+        let address = addresses.first().ok_or_else(|| UpstreamError::new(Stage::Dns, target))?;
         Ok(Target { host: Host::Ip(address.ip()), port: target.port })
     }
 
+    /// All addresses of a place, in the system's order. Looked up on a thread that nobody waits for: the system's
+    /// resolver cannot be told to stop.
+    async fn addresses(&self, place: &Target) -> Result<Vec<SocketAddr>, UpstreamError> {
+        let (name, port) = match &place.host {
+            Host::Ip(address) => return Ok(vec![SocketAddr::new(*address, place.port)]),
+            Host::Name(name) => (name.clone(), place.port),
+        };
+        let looking_up = async {
+            let turn = Arc::clone(&self.lookups).acquire_owned().await.map_err(io::Error::other)?;
+            let found = detached("lookup", move || {
+                let _turn = turn;
+                (&*name, port).to_socket_addrs().map(Vec::from_iter)
+            })?;
+            found.await.map_err(io::Error::other)?
+        };
+        let unresolved = |error: io::Error| UpstreamError::new(Stage::Dns, place).because(error);
+        limited(DNS_LIMIT, (place, Step::Dns), async { looking_up.await.map_err(unresolved) }).await
+    }
+
     async fn tcp(&self, place: &Target) -> Result<TcpStream, UpstreamError> {
-        let connected = self.tcp.clone().call(uri(place)?).await;
-        let stream = connected.map(TokioIo::into_inner).map_err(|error| {
-            let unresolved = causes(&error).find_map(|cause| cause.downcast_ref::<Unresolved>());
-            let late = causes(&error)
-                .filter_map(|cause| cause.downcast_ref::<io::Error>())
-                .any(|cause| cause.kind() == io::ErrorKind::TimedOut);
-            let stage = match (unresolved, late) {
-                (Some(unresolved), _) => unresolved.stage(),
-                (None, true) => Stage::Timeout(Step::Tcp),
-                (None, false) => Stage::Tcp,
+        let addresses = in_turns(self.addresses(place).await?);
+        let failed = |error: io::Error| {
+            let stage = match error.kind() {
+                io::ErrorKind::TimedOut => Stage::Timeout(Step::Tcp),
+                _ => Stage::Tcp,
             };
             UpstreamError::new(stage, place).because(error)
-        })?;
+        };
+        let connecting = async { race(addresses, open).await.map_err(failed) };
+        let stream = limited(CONNECT_LIMIT, (place, Step::Tcp), connecting).await?;
         if self.leads_back(&stream) {
             return Err(UpstreamError::new(Stage::Ourselves, place));
         }
@@ -233,8 +235,12 @@ impl Dialer {
 /// Longest time for a name: two servers that are each asked twice for 5 s, as resolv.conf(5) has it.
 const DNS_LIMIT: Duration = Duration::from_secs(20);
 
+/// Most names that are looked up at a time, each on a thread that may hang: as many as the runtime would give to
+/// such work. Waiting for one's turn counts as looking up.
+const MOST_LOOKUPS: usize = 512;
+
 /// Longest time for one TCP connection: two retransmissions of the first packet (1 s and 2 s after it,
-/// RFC 6298 section 2) and room for several addresses.
+/// RFC 6298 section 2) and room for two dozen addresses, which begin one soon after the other.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 /// Longest time for the TLS handshake, the same as for the client's.
@@ -247,6 +253,17 @@ const CHAIN_LIMIT: Duration = Duration::from_secs(30);
 /// When a silent TCP connection is probed: below the five minutes after which common NAT and company
 /// firewalls forget it.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+
+async fn open(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_nodelay(true)?;
+    socket.set_keepalive(true)?;
+    set_tcp_keepidle(&socket, KEEPALIVE)?;
+    socket.connect(address).await
+}
 
 fn direct(tcp: TcpStream) -> Transport {
     Early::new(Bytes::new(), Either::Left(tcp))
@@ -303,19 +320,6 @@ async fn limited<T>(
     }
 }
 
-fn uri(target: &Target) -> Result<Uri, UpstreamError> {
-    format!("http://{target}/").parse().map_err(|error: http::uri::InvalidUri| {
-        UpstreamError::new(Stage::Dns, target).because(error)
-    })
-}
-
-/// The error and everything below it.
-fn causes<'a>(
-    error: &'a (dyn std::error::Error + 'static),
-) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
-    std::iter::successors(Some(error), |error| error.source())
-}
-
 impl UpstreamError {
     /// The same failure, on the way to the proxy in front of us.
     fn of_the_chain(mut self) -> Self {
@@ -326,46 +330,5 @@ impl UpstreamError {
             other => Stage::ChainUnreachable(Some(other.to_string())),
         };
         self
-    }
-}
-
-/// The system's resolver, with a limit of time and an error that can be told from others.
-#[derive(Clone)]
-struct Resolver(GaiResolver);
-
-#[derive(Debug, thiserror::Error)]
-enum Unresolved {
-    #[error("name lookup failed")]
-    Failed(#[source] io::Error),
-    #[error("name lookup took too long")]
-    Late,
-}
-
-impl Unresolved {
-    fn stage(&self) -> Stage {
-        match self {
-            Self::Failed(_) => Stage::Dns,
-            Self::Late => Stage::Timeout(Step::Dns),
-        }
-    }
-}
-
-impl Service<Name> for Resolver {
-    type Response = GaiAddrs;
-    type Error = Unresolved;
-    type Future = Pin<Box<dyn Future<Output = Result<GaiAddrs, Unresolved>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Unresolved>> {
-        self.0.poll_ready(cx).map_err(Unresolved::Failed)
-    }
-
-    fn call(&mut self, name: Name) -> Self::Future {
-        let looking_up = tokio::time::timeout(DNS_LIMIT, self.0.call(name));
-        Box::pin(async move {
-            match looking_up.await {
-                Ok(found) => found.map_err(Unresolved::Failed),
-                Err(_late) => Err(Unresolved::Late),
-            }
-        })
     }
 }
