@@ -20,6 +20,8 @@ mod codex;
 mod company;
 #[cfg(target_os = "linux")]
 mod corporate;
+#[cfg(target_os = "linux")]
+mod dialling;
 mod doctor;
 #[cfg(target_os = "linux")]
 mod http2_peers;
