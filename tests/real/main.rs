@@ -24,6 +24,8 @@ mod corporate;
 mod dialling;
 mod doctor;
 #[cfg(target_os = "linux")]
+mod early;
+#[cfg(target_os = "linux")]
 mod http2_peers;
 #[cfg(target_os = "linux")]
 mod keyring;
