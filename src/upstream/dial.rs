@@ -254,6 +254,7 @@ const CHAIN_LIMIT: Duration = Duration::from_secs(30);
 /// firewalls forget it.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
+#[expect(clippy::disallowed_methods, reason = "the only way out")]
 async fn open(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,

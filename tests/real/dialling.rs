@@ -5,12 +5,13 @@ mod network;
 
 use std::future::Future;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use futures_util::future::{join, join_all};
-use futures_util::stream;
+use futures_util::stream::{self, FuturesUnordered};
 use http::{Method, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
@@ -150,6 +151,10 @@ async fn every_address_of_a_host_has_its_chance() {
     });
     join_all(reached).await;
 
+    for literal in [ALIVE4, ALIVE6].map(|address| SocketAddr::new(address, 443).to_string()) {
+        within(5, &literal, desk.client.tunnel(&literal)).await.unwrap();
+    }
+
     let unreachable = "the upstream could not be reached";
     let both = &[SIGNED_IN, TUNNELLED][..];
     let ruled = &both[..1];
@@ -264,11 +269,11 @@ async fn an_upstream_that_thinks_and_a_body_that_trickles_have_time() {
     let thinking = async {
         let held =
             rows.iter().map(|(host, alpn)| desk.client.get(Visit::to(host, alpn), "/v1/hold"));
-        let mut held = Box::pin(join_all(held));
-        let early = tokio::time::timeout(Duration::from_secs(15), &mut held).await;
+        let mut held: FuturesUnordered<_> = held.collect();
+        let early = tokio::time::timeout(Duration::from_secs(15), held.next()).await;
         assert!(early.is_err(), "somebody lost patience: {early:?}");
         rows.iter().for_each(|_| api.release());
-        for answer in within(5, "what was held", held).await {
+        while let Some(answer) = within(5, "what was held", held.next()).await {
             assert_eq!(answer.unwrap().status(), StatusCode::OK);
         }
     };
