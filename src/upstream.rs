@@ -417,14 +417,15 @@ impl UpstreamError {
             Stage::ChainRefused(_) => {
                 "check the host name; ask whoever runs the upstream proxy to allow this host"
             }
-            Stage::Dns => {
+            Stage::Dns | Stage::Timeout(Step::Dns) => {
                 "check the host name and this network; behind a company's proxy set upstream.proxy or HTTPS_PROXY"
             }
-            Stage::Http | Stage::Timeout(_) | Stage::Tls => "try again",
+            Stage::Http | Stage::Timeout(Step::Head | Step::Tls) | Stage::Tls => "try again",
             Stage::Ourselves => {
                 "check upstream.proxy and HTTPS_PROXY: they must not name this valetkey"
             }
-            Stage::Tcp => {
+            // A network that wants a proxy drops what does not go through it.
+            Stage::Tcp | Stage::Timeout(Step::Tcp) => {
                 "check the network; behind a company's proxy set upstream.proxy or HTTPS_PROXY"
             }
             Stage::ChainUntrusted(why) | Stage::Untrusted(why) => {

@@ -26,7 +26,7 @@ use self::network::{
     SILENT4, door, is_inside, names, rudeness, silence,
 };
 use super::served::{Serving, told};
-use super::support::{Scene, program};
+use super::support::{Scene, done, program};
 
 /// Below this domain every host is signed in, below the other one it is tunnelled.
 const SIGNED_IN: &str = "example.com";
@@ -111,11 +111,11 @@ impl Desk {
         }
     }
 
-    /// Status, code and sentence of the refusal for a host.
-    async fn refusal(&self, host: &str, path: &str) -> (u16, String, String) {
-        let (status, code, sentence, _) = told(&self.get(host, path).await);
-        println!("{status} {code}: {sentence}");
-        (status, code, sentence)
+    /// Status, code, sentence and hint of the refusal for a host.
+    async fn refusal(&self, host: &str, path: &str) -> (u16, String, String, String) {
+        let (status, code, sentence, hint) = told(&self.get(host, path).await);
+        println!("{status} {code}: {sentence}; {hint}");
+        (status, code, sentence, hint)
     }
 }
 
@@ -172,9 +172,9 @@ async fn every_address_of_a_host_has_its_chance() {
     ] {
         for domain in domains {
             let host = format!("{label}.{domain}");
-            let refusal = within(5, &host, desk.refusal(&host, path)).await;
+            let told = within(5, &host, desk.refusal(&host, path)).await;
             let sentence = format!("{sentence} ({host}:443)");
-            assert_eq!(refusal, (502, code.to_owned(), sentence), "{host}");
+            assert_eq!((told.0, told.1, told.2), (502, code.to_owned(), sentence), "{host}");
         }
     }
 }
@@ -185,69 +185,59 @@ async fn what_never_answers_is_told_by_its_step() {
         return;
     }
     let desk = Desk::usual().await;
-    let behind = |proxy: String| Desk::new(Settings::default(), Box::leak(proxy.into_boxed_str()));
-    let silent = format!("no-tls.{SIGNED_IN}:443");
-    let [http, https, socks] = ["http", "https", "socks5h"].map(|it| format!("{it}://{silent}"));
-    let (http, https, socks) = (behind(http).await, behind(https).await, behind(socks).await);
-    let dead = behind(format!("http://dead.{SIGNED_IN}:443")).await;
-    let nameless = behind(format!("http://silent.{SIGNED_IN}:443")).await;
-
-    let unreachable = |step: &str| {
-        (502, "chain_unreachable", format!("the upstream proxy could not be reached: {step}"))
+    let behind = async |scheme: &str, label: &str| {
+        let proxy = format!("{scheme}://{label}.{SIGNED_IN}:443");
+        Desk::new(Settings::default(), &proxy).await
     };
-    let late = |sentence: &str| (504, "deadline", sentence.to_owned());
+    let (http, https) = (behind("http", "no-tls").await, behind("https", "no-tls").await);
+    let socks = behind("socks5h", "no-tls").await;
+    let (dead, nameless) = (behind("http", "dead").await, behind("http", "silent").await);
+
+    let late = |sentence: &str, hint| (504, "deadline", sentence.to_owned(), hint);
     let (both, ruled) = (&[SIGNED_IN, TUNNELLED][..], &[SIGNED_IN][..]);
-    let no_connection = late("the upstream took no connection in time");
-    let no_tunnel = late("the upstream proxy opened no tunnel in time");
-    let no_name = late("the host name was not resolved in time");
-    let no_tls = late("the upstream did not end the TLS handshake in time");
+    let no_tcp = late("the upstream took no connection in time", "whether a proxy is needed");
+    let no_name = late("the host name was not resolved in time", "whether this network resolves");
+    let no_tls = late("the upstream did not end the TLS handshake in time", "try again");
+    let no_tunnel = late("the upstream proxy opened no tunnel in time", "check upstream.proxy");
+    let unreachable = |step: &str| {
+        let sentence = format!("the upstream proxy could not be reached: {step}");
+        (502, "chain_unreachable", sentence, "check upstream.proxy")
+    };
+    let no_chain = unreachable("it took no connection in time");
+    let no_chain_name = unreachable("the host name was not resolved in time");
+    let no_chain_tls = unreachable("it did not end the TLS handshake in time");
+    // From where, which host, within how many seconds; and the proxy that is to be blamed.
     let far = "v4-only";
     let table = [
-        (&desk, "dead", both, 15, None, no_connection.clone()),
-        (&desk, "half-dead", both, 15, None, no_connection),
+        (&desk, "dead", both, 15, None, no_tcp.clone()),
+        (&desk, "half-dead", both, 15, None, no_tcp),
         (&desk, "silent", both, 25, None, no_name),
         (&desk, "no-tls", ruled, 15, None, no_tls),
         (&http, far, both, 35, Some("no-tls"), no_tunnel.clone()),
         (&socks, far, both, 35, Some("no-tls"), no_tunnel),
-        (
-            &https,
-            far,
-            both,
-            15,
-            Some("no-tls"),
-            unreachable("it did not end the TLS handshake in time"),
-        ),
-        (&dead, far, both, 15, Some("dead"), unreachable("it took no connection in time")),
-        (
-            &nameless,
-            far,
-            both,
-            25,
-            Some("silent"),
-            unreachable("the host name was not resolved in time"),
-        ),
+        (&https, far, both, 15, Some("no-tls"), no_chain_tls),
+        (&dead, far, both, 15, Some("dead"), no_chain),
+        (&nameless, far, both, 25, Some("silent"), no_chain_name),
     ];
     let rows = table.iter().flat_map(|(desk, label, domains, limit, place, refusal)| {
         domains.iter().map(move |domain| async move {
             let host = format!("{label}.{domain}");
             let place = place.map_or(host.clone(), |place| format!("{place}.{SIGNED_IN}"));
-            let (status, code, sentence) = refusal;
+            let (status, code, sentence, hint) = refusal;
             let expected = (*status, (*code).to_owned(), format!("{sentence} ({place}:443)"));
-            assert_eq!(
-                within(*limit, &host, desk.refusal(&host, "/v1/x")).await,
-                expected,
-                "{host}"
-            );
+            let told = within(*limit, &host, desk.refusal(&host, "/v1/x")).await;
+            assert_eq!((told.0, told.1, told.2), expected, "{host}");
+            assert!(told.3.contains(hint), "{host}: {}", told.3);
         })
     });
     let program = async {
         let Some(curl) = program("curl") else { return };
         let url = format!("https://silent.{SIGNED_IN}/v1/x");
         let fetch = ["run", "--", &curl, "-sS", "--max-time", "2", &url];
-        let fetched = within(15, "the end of a program", async {
-            super::support::done(desk.scene.valetkey(&fetch).spawn().unwrap()).await
-        });
-        assert_eq!(fetched.await.status, 28, "curl should have lost patience");
+        let fetched = done(desk.scene.valetkey(&fetch).spawn().unwrap());
+        // What it asked for is still looked up when it ends, and nobody waits for that.
+        let fetched = within(15, "the end of a program", fetched).await;
+        assert_eq!(fetched.status, 28, "curl should have lost patience: {fetched:?}");
     };
     join(join_all(rows), program).await;
     // In a tunnel it is for the client to lose patience.
