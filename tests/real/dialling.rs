@@ -167,7 +167,7 @@ async fn every_address_of_a_host_has_its_chance() {
             "v4-only",
             "/v1/close-before-head",
             ruled,
-            ("upstream_closed", "the upstream closed the connection before it answered"),
+            ("upstream_closed", "the upstream gave no HTTP response"),
         ),
     ] {
         for domain in domains {
@@ -195,8 +195,10 @@ async fn what_never_answers_is_told_by_its_step() {
 
     let late = |sentence: &str, hint| (504, "deadline", sentence.to_owned(), hint);
     let (both, ruled) = (&[SIGNED_IN, TUNNELLED][..], &[SIGNED_IN][..]);
-    let no_tcp = late("the upstream took no connection in time", "whether a proxy is needed");
-    let no_name = late("the host name was not resolved in time", "whether this network resolves");
+    let no_tcp =
+        late("the upstream took no connection in time", "set upstream.proxy or HTTPS_PROXY");
+    let no_name =
+        late("the host name was not resolved in time", "check the host name and this network");
     let no_tls = late("the upstream did not end the TLS handshake in time", "try again");
     let no_tunnel = late("the upstream proxy opened no tunnel in time", "check upstream.proxy");
     let unreachable = |step: &str| {
