@@ -44,10 +44,11 @@ pub(super) fn keep(body: Incoming, budget: &Budget, most: usize) -> (Body, Repla
         return (Body::empty(), Replay(None));
     }
     let size = body.size_hint();
-    let copy = Copy { frames: Vec::new(), len: 0, most, budget: budget.clone() };
-    let state = State { rest: Some(body), copy: Some(copy), turn: 0 };
+    let copy =
+        Copy { frames: Vec::new(), len: 0, most, budget: budget.clone(), is_given_up: false };
+    let state = State { rest: Some(body), copy: Some(copy), turn: 0, sent: 0 };
     let shared = Arc::new(Mutex::new(state));
-    let first = Sending { shared: shared.clone(), turn: 0, sent: 0, size };
+    let first = Sending { shared: shared.clone(), turn: 0, size };
     let replay = Replay(Some(shared));
     (replay.repeatable(first), replay)
 }
@@ -57,10 +58,14 @@ pub(super) fn keep(body: Incoming, budget: &Budget, most: usize) -> (Body, Repla
 pub(super) struct Replay(Option<Arc<Mutex<State>>>);
 
 impl Replay {
-    /// Gives the copy up: the first sending goes on alone.
+    /// Gives the copy up: the sending that is under way goes on alone.
     pub(super) fn give_up(self) {
         if let Some(shared) = &self.0 {
-            lock(shared).copy = None;
+            let mut state = lock(shared);
+            if let Some(copy) = &mut state.copy {
+                copy.is_given_up = true;
+            }
+            state.let_go();
         }
     }
 
@@ -69,12 +74,12 @@ impl Replay {
     pub(super) fn again(&self) -> Option<Body> {
         let Some(shared) = &self.0 else { return Some(Body::empty()) };
         let mut state = lock(shared);
-        state.copy.as_ref()?;
-        state.turn += 1;
+        state.copy.as_ref().filter(|copy| !copy.is_given_up)?;
+        (state.turn, state.sent) = (state.turn + 1, 0);
         let turn = state.turn;
         drop(state);
         let shared = shared.clone();
-        Some(self.repeatable(Sending { shared, turn, sent: 0, size: SizeHint::default() }))
+        Some(self.repeatable(Sending { shared, turn, size: SizeHint::default() }))
     }
 
     fn repeatable(&self, sending: Sending) -> Body {
@@ -89,6 +94,19 @@ struct State {
     copy: Option<Copy>,
     /// Which sending may read on.
     turn: usize,
+    /// How many frames of the copy that sending has passed on.
+    sent: usize,
+}
+
+impl State {
+    /// Drops a copy that was given up, but not before what is under way has passed all of it: a second
+    /// sending has its beginning from nowhere else.
+    fn let_go(&mut self) {
+        if self.copy.as_ref().is_some_and(|copy| copy.is_given_up && self.sent >= copy.frames.len())
+        {
+            self.copy = None;
+        }
+    }
 }
 
 struct Copy {
@@ -96,6 +114,8 @@ struct Copy {
     len: usize,
     most: usize,
     budget: Budget,
+    /// Whether it may not be sent once more.
+    is_given_up: bool,
 }
 
 impl Copy {
@@ -126,8 +146,6 @@ fn duplicate(frame: &Frame<Bytes>) -> Option<Frame<Bytes>> {
 struct Sending {
     shared: Arc<Mutex<State>>,
     turn: usize,
-    /// How many frames of the copy this sending has passed on.
-    sent: usize,
     size: SizeHint,
 }
 
@@ -149,9 +167,11 @@ impl HttpBody for Sending {
         if state.turn != this.turn {
             return Poll::Ready(Some(Err(Superseded.into())));
         }
-        if let Some(frame) = state.copy.as_ref().and_then(|copy| copy.frames.get(this.sent)) {
-            this.sent += 1;
-            return Poll::Ready(duplicate(frame).map(Ok));
+        if let Some(frame) = state.copy.as_ref().and_then(|copy| copy.frames.get(state.sent)) {
+            let frame = duplicate(frame);
+            state.sent += 1;
+            state.let_go();
+            return Poll::Ready(frame.map(Ok));
         }
         let Some(rest) = &mut state.rest else { return Poll::Ready(None) };
         let frame = std::task::ready!(Pin::new(rest).poll_frame(cx));
@@ -160,7 +180,7 @@ impl HttpBody for Sending {
                 if state.copy.as_mut().is_some_and(|copy| !copy.push(frame)) {
                     state.copy = None;
                 }
-                this.sent += 1;
+                state.sent = state.copy.as_ref().map_or(0, |copy| copy.frames.len());
             }
             Some(Err(_)) => state.copy = None,
             None => state.rest = None,
@@ -172,7 +192,7 @@ impl HttpBody for Sending {
         let state = lock(&self.shared);
         let copied = state.copy.as_ref().map_or(0, |copy| copy.frames.len());
         let rest_ended = state.rest.as_ref().is_none_or(HttpBody::is_end_stream);
-        state.turn == self.turn && rest_ended && self.sent >= copied
+        state.turn == self.turn && rest_ended && state.sent >= copied
     }
 
     fn size_hint(&self) -> SizeHint {

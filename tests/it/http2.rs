@@ -130,6 +130,67 @@ async fn it_is_sent_three_times_at_most_and_never_without_its_whole_body() {
     playing.abort();
 }
 
+/// Reads a body to its end; `None` when it broke off.
+async fn read_all(mut body: h2::RecvStream) -> Option<usize> {
+    let mut read = 0;
+    while let Some(data) = body.data().await {
+        let len = data.ok()?.len();
+        read += len;
+        body.flow_control().release_capacity(len).unwrap();
+    }
+    Some(read)
+}
+
+/// Refuses a request whose body it has read, takes it the second time, and gives the head of the answer
+/// before it reads the body; what it then reads, once it is asked to.
+async fn refuse_then_answer_early(
+    peer: Peer,
+    len: usize,
+    go_on: Arc<tokio::sync::Notify>,
+) -> Option<usize> {
+    let mut first = h2::server::Builder::new();
+    first.initial_window_size(4 << 20).initial_connection_window_size(4 << 20);
+    let mut refusing = first.handshake::<_, Bytes>(peer.accept().await).await.unwrap();
+    let (request, mut respond) = refusing.accept().await.unwrap().unwrap();
+    let refusal = Tasks::new().spawn(async move {
+        let mut body = request.into_body();
+        let mut read = 0;
+        while read < len {
+            read += body.data().await.unwrap().unwrap().len();
+        }
+        respond.send_reset(h2::Reason::REFUSED_STREAM);
+    });
+    let _driven = Tasks::new().spawn(async move { while refusing.accept().await.is_some() {} });
+    refusal.await.unwrap();
+    let mut taking = h2::server::handshake(peer.accept().await).await.unwrap();
+    let (request, mut respond) = taking.accept().await.unwrap().unwrap();
+    let _driven = Tasks::new().spawn(async move { while taking.accept().await.is_some() {} });
+    let mut answer = respond.send_response(Response::new(()), false).unwrap();
+    go_on.notified().await;
+    let read = read_all(request.into_body()).await;
+    answer.send_data(Bytes::new(), true).unwrap();
+    read
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_sent_again_is_whole_though_the_answer_begins_before_its_end() {
+    const LEN: usize = 1_000_000;
+    for alpn in [HTTP1, HTTP2] {
+        let (scene, peer) = Peer::scene(HTTP2).await;
+        let go_on = Arc::new(tokio::sync::Notify::new());
+        let playing = Tasks::new().spawn(refuse_then_answer_early(peer, LEN, go_on.clone()));
+        let frames = (0..10).map(|_| Ok(Frame::data(Bytes::from(vec![b'x'; LEN / 10]))));
+        // No length is told, which would have shown the hole.
+        let mut request = client::post("/v1/x", "");
+        *request.body_mut() = StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync();
+        let answer = within(scene.client.send(Visit::to(PEER, alpn), request)).await.unwrap();
+        // The client has the head, so the proxy has given the copy up.
+        go_on.notify_one();
+        assert_eq!(within(gather(answer)).await.unwrap().status(), 200, "{alpn:?}");
+        assert_eq!(within(playing).await.unwrap(), Some(LEN), "{alpn:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_goes_away_is_never_chosen_again_while_its_streams_end() {
     let (scene, peer) = Peer::scene(HTTP2).await;
