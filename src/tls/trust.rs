@@ -5,6 +5,7 @@
 
 mod bundle;
 mod distrust;
+mod fit;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -21,7 +22,7 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, UnixTime};
 
 pub use self::distrust::Distrust;
-use self::distrust::{Remedy, issuer_of};
+use self::distrust::{Remedy, is_self_issued, issuer_of};
 use self::verify::Verifier;
 pub use self::verify::describe_failure;
 pub use self::weak::{Weakness, weakness};
@@ -172,19 +173,32 @@ impl Roots {
         let is_foreign = |der: &CertificateDer<'_>| !is_of_a_valetkey(der, &settings.own);
         let mut system = system_certificates();
         system.retain(is_foreign);
-        let Bundle { certificates: mut bundle, notices, is_text } = match &settings.bundle {
+        let Bundle { certificates: mut bundle, mut notices, is_text } = match &settings.bundle {
             Some(path) => bundle::read(path)?,
             None => Bundle::default(),
         };
         bundle.retain(is_foreign);
+        let now = Clock::system().now();
+        notices.extend(bundle.iter().filter_map(|der| fit::notice(der, now)));
         let remedy = Remedy {
             // A bundle of ours counts as none.
             bundle: settings.bundle.clone().filter(|_| !bundle.is_empty()),
             is_text,
             counts: settings.mode != TrustMode::System,
         };
-        let inner = verifier(settings.mode, &system, &bundle)?;
-        let verifier: Arc<dyn ServerCertVerifier> = Arc::new(Verifier::over(inner, remedy));
+        let is_fit = |der: &&CertificateDer<'static>| fit::unfitness(der, now).is_none();
+        let [fit_system, fit_bundle] =
+            [&system, &bundle].map(|all| all.iter().filter(is_fit).cloned().collect::<Vec<_>>());
+        let selves = match settings.mode {
+            TrustMode::System => Vec::new(),
+            _ => bundle.iter().filter(|der| is_self_issued_der(der)).cloned().collect(),
+        };
+        let inner = match verifier(settings.mode, &fit_system, &fit_bundle) {
+            // A server's own certificate alone is enough to reach that server.
+            Err(TrustError::Nothing) if !selves.is_empty() => None,
+            inner => Some(inner?),
+        };
+        let verifier: Arc<dyn ServerCertVerifier> = Arc::new(Verifier::over(inner, selves, remedy));
         Ok(Self {
             any: client_config(verifier.clone(), &[b"h2", b"http/1.1"])?,
             http1: client_config(verifier, &[b"http/1.1"])?,
@@ -274,6 +288,10 @@ fn is_of_a_valetkey(der: &CertificateDer<'_>, own: &[Fingerprint]) -> bool {
     })
 }
 
+fn is_self_issued_der(der: &CertificateDer<'_>) -> bool {
+    x509_parser::parse_x509_certificate(der).is_ok_and(|(_, it)| is_self_issued(&it))
+}
+
 fn verifier(
     mode: TrustMode,
     system: &[CertificateDer<'static>],
@@ -330,7 +348,7 @@ fn client_config(
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(TrustError::Tls)?
-        // "Dangerous" is any verifier but rustls' own; ours only adds refusals to it.
+        // "Dangerous" is any verifier but rustls' own; ours adds refusals to it, and servers' own certificates.
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_no_client_auth();

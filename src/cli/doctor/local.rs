@@ -122,10 +122,8 @@ pub(super) fn bundle(config: &Config, trust: &UpstreamTrust, report: &mut Report
     }
     // The list of public CAs has old roots whose owners sign with newer ones.
     let own = roots.bundle().iter().filter(|root| !roots.system().contains(root));
-    let now = Clock::system().now();
-    let weak = own.filter_map(|root| weakness(root, now));
-    let useless =
-        roots.system().iter().filter_map(|root| weakness(root, now)).filter(Weakness::is_certain);
+    let weak = own.filter_map(weakness);
+    let useless = roots.system().iter().filter_map(weakness).filter(Weakness::is_certain);
     for weakness in weak.chain(useless) {
         let fix =
             "ask your company for a root with a newer key (RSA of 2048 bits or more, SHA-256)";

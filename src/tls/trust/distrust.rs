@@ -303,7 +303,7 @@ impl<'a> Path<'a> {
     }
 }
 
-fn is_self_issued(certificate: &X509Certificate<'_>) -> bool {
+pub(super) fn is_self_issued(certificate: &X509Certificate<'_>) -> bool {
     is_issued_by(certificate, certificate)
 }
 

@@ -3,7 +3,6 @@
 use std::fmt;
 
 use rustls_pki_types::CertificateDer;
-use time::OffsetDateTime;
 use x509_parser::oid_registry::{Oid, asn1_rs::oid};
 use x509_parser::prelude::X509Certificate;
 use x509_parser::public_key::PublicKey;
@@ -23,7 +22,6 @@ enum Reason {
     ShortKey(usize),
     OldDigest(&'static str),
     OtherKey,
-    Expired(OffsetDateTime),
 }
 
 impl Weakness {
@@ -34,15 +32,15 @@ impl Weakness {
 }
 
 /// What is weak about a root, if anything is: a key that no signature of is accepted (RSA below 2,048 bits,
-/// or of another kind than RSA, EC and Ed25519; the curve is not looked at), one that has expired, or a certificate signed with
+/// or of another kind than RSA, EC and Ed25519; the curve is not looked at), or a certificate signed with
 /// SHA-1 or MD5, whose owner likely signs servers' certificates so.
-pub fn weakness(root: &CertificateDer<'_>, now: OffsetDateTime) -> Option<Weakness> {
+pub fn weakness(root: &CertificateDer<'_>) -> Option<Weakness> {
     let (_, certificate) = x509_parser::parse_x509_certificate(root).ok()?;
-    let reason = reason(&certificate, now)?;
+    let reason = reason(&certificate)?;
     Some(Weakness { name: name_of(certificate.subject()), reason })
 }
 
-fn reason(certificate: &X509Certificate<'_>, now: OffsetDateTime) -> Option<Reason> {
+fn reason(certificate: &X509Certificate<'_>) -> Option<Reason> {
     match certificate.public_key().parsed() {
         Ok(PublicKey::RSA(key)) if key.key_size() < LEAST_RSA_BITS => {
             return Some(Reason::ShortKey(key.key_size()));
@@ -50,10 +48,6 @@ fn reason(certificate: &X509Certificate<'_>, now: OffsetDateTime) -> Option<Reas
         Ok(PublicKey::RSA(_) | PublicKey::EC(_)) => {}
         _ if certificate.public_key().algorithm.algorithm == ED25519 => {}
         _ => return Some(Reason::OtherKey),
-    }
-    let not_after = certificate.validity().not_after.to_datetime();
-    if not_after < now {
-        return Some(Reason::Expired(not_after));
     }
     let signed_with = certificate.signature_algorithm.algorithm.to_id_string();
     let (_, digest) = WEAK_SIGNATURES.iter().find(|(known, _)| *known == signed_with)?;
@@ -70,12 +64,6 @@ impl fmt::Display for Weakness {
             Reason::OldDigest(digest) => write!(
                 f,
                 "is signed with {digest}: if it signs servers' certificates so, they are not accepted"
-            ),
-            // A trust anchor has no dates for rustls (RFC 5280 section 6.1.1 d).
-            Reason::Expired(at) => write!(
-                f,
-                "expired on {}: other programs refuse what it signs, and servers should have a newer one",
-                at.date()
             ),
             Reason::OtherKey => f.write_str("has a kind of key of which no signature is accepted"),
         }
