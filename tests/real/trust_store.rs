@@ -487,7 +487,7 @@ async fn who_is_not_root_goes_through_sudo_or_is_shown_what_to_type() {
     let shown = machine.ca_fails(&["install"]).await;
     println!("{}", shown.err);
     let file = format!("valetkey-{NOBODY}-");
-    assert!(steps(&shown)[0].starts_with("sudo install -m 644 "), "{shown:?}");
+    assert!(steps(&shown)[0].starts_with("sudo install -m 644 -T -- /dev/stdin "), "{shown:?}");
     assert!(steps(&shown)[0].contains(&file), "{shown:?}");
     assert_eq!(steps(&shown)[1], "sudo update-ca-certificates");
     let line = steps(&shown)[..2].join(" && ");
@@ -510,6 +510,42 @@ async fn who_is_not_root_goes_through_sudo_or_is_shown_what_to_type() {
     let at_terminal = machine.run_ok(&["script", "-qefc", &typed, "/dev/null"]).await;
     assert!(at_terminal.out.contains("sudo may ask for your password"), "{at_terminal:?}");
     assert!(machine.local().is_empty());
+
+    // Another program of the user's puts a link to a file of root's in the place of the root.
+    let (secret, kept) = (machine.own("sudoers/secret"), machine.scene.path("kept.pem"));
+    fs::write(&secret, "# root's alone\n").unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o440)).unwrap();
+    let root = machine.root(1);
+    fs::copy(&root, &kept).unwrap();
+    let swap = format!(
+        "#!/bin/sh\ncase \"$*\" in *install*) ln -sf '{}' '{}';; esac\nexec /usr/bin/sudo \"$@\"\n",
+        secret.display(),
+        root.display()
+    );
+    let bin = machine.scene.path("bin");
+    fs::create_dir(&bin).unwrap();
+    fs::write(bin.join("sudo"), swap).unwrap();
+    fs::set_permissions(bin.join("sudo"), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("PATH={}:{}", bin.display(), std::env!("PATH"));
+    let line = machine.ca_line(&["install", "--store", "system"]);
+    let installed = machine.run_ok(&[&["env", &path], &*line].concat()).await;
+    assert!(fs::symlink_metadata(&root).unwrap().is_symlink(), "nothing was tried: {installed:?}");
+    let lies = fs::read_to_string(machine.own("local").join(&machine.local()[0])).unwrap();
+    assert_eq!(lies, fs::read_to_string(kept).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_in_the_place_of_a_root_is_replaced() {
+    let Some(machine) = Machine::new().await else { return };
+    machine.ca(&["install", "--store", "system"]).await;
+    let place = machine.own("local").join(&machine.local()[0]);
+    let elsewhere = machine.own("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    fs::remove_file(&place).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &place).unwrap();
+    machine.ca(&["install", "--store", "system"]).await;
+    assert!(fs::symlink_metadata(&place).unwrap().is_file());
+    assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -111,9 +111,10 @@ impl Store for Anchors {
 
     fn changing(&self, add: &[Root], remove: &[Entry]) -> Vec<Step> {
         let copied = add.iter().filter_map(|root| {
-            let copy = [OsString::from("install"), "-m".into(), "644".into()];
-            let files = [root.path()?.into(), self.path(&self.file_name(root))];
-            Some(Step::as_root(copy.into_iter().chain(files)))
+            // `-T`: a link to a folder that has this name is replaced, and not gone into.
+            let copy = ["install", "-m", "644", "-T", "--", "/dev/stdin"].map(OsString::from);
+            let line = copy.into_iter().chain([self.path(&self.file_name(root))]);
+            Some(Step::as_root(line).fed(root.pem(), root.path()?))
         });
         let mut steps: Vec<_> = copied.collect();
         if !remove.is_empty() {
@@ -212,7 +213,7 @@ mod tests {
             let shown = |add: &[Root], remove: &[Entry]| -> Vec<_> {
                 store.changing(add, remove).iter().map(|step| step.shown(false)).collect()
             };
-            let install = format!("sudo install -m 644 {file} {folder}/{ours}");
+            let install = format!("sudo install -m 644 -T -- /dev/stdin {folder}/{ours} < {file}");
             assert_eq!(
                 shown(std::slice::from_ref(root), &[]),
                 [install, format!("sudo {program}{added}")]

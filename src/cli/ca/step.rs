@@ -1,8 +1,9 @@
 //! A step: one command, shown as a person would type it and then carried out.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{self, IsTerminal as _};
-use std::process::{Command, Stdio};
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 
 use crate::cli::output::{self, Failure};
 use crate::cli::programs::Search;
@@ -12,12 +13,21 @@ use crate::cli::programs::Search;
 pub(super) struct Step {
     line: Vec<OsString>,
     as_root: bool,
+    fed: Option<Fed>,
+}
+
+/// What a program reads from its standard input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Fed {
+    text: String,
+    /// Where a person has the same.
+    file: OsString,
 }
 
 impl Step {
     /// A step that its user may do.
     pub(super) fn new<A: Into<OsString>>(line: impl IntoIterator<Item = A>) -> Self {
-        Self { line: line.into_iter().map(Into::into).collect(), as_root: false }
+        Self { line: line.into_iter().map(Into::into).collect(), as_root: false, fed: None }
     }
 
     /// A step that root alone may do.
@@ -25,11 +35,20 @@ impl Step {
         Self { as_root: true, ..Self::new(line) }
     }
 
+    /// The same with this text, which lies in a file, on its standard input. Root then opens no file of the user's,
+    /// in whose place another program could have put a link to one of root's.
+    #[must_use]
+    pub(super) fn fed(self, text: String, file: &Path) -> Self {
+        Self { fed: Some(Fed { text, file: file.into() }), ..self }
+    }
+
     /// As it is typed by somebody who is root already, or is not.
     pub(super) fn shown(&self, is_root: bool) -> String {
         let sudo = (self.as_root && !is_root).then(|| "sudo".to_owned());
         let words = self.line.iter().map(|word| quoted(&word.to_string_lossy()));
-        sudo.into_iter().chain(words).collect::<Vec<_>>().join(" ")
+        // The shell opens it, before there is a root.
+        let fed = self.fed.iter().map(|fed| format!("< {}", quoted(&fed.file.to_string_lossy())));
+        sudo.into_iter().chain(words).chain(fed).collect::<Vec<_>>().join(" ")
     }
 }
 
@@ -101,7 +120,7 @@ impl Hands {
         let Some(program) = line.next() else { return Ok(()) };
         let mut command = Command::new(program);
         // Both ask for passwords at the terminal itself. What they tell is shown when it matters.
-        let done = command.args(line).stdin(stdin()).output();
+        let done = output_of(command.args(line), step.fed.as_ref().map(|fed| &*fed.text));
         let shown = step.shown(self.is_root);
         let done = done.map_err(|error| Failure::new(format!("`{shown}`: {error}")))?;
         if done.status.success() {
@@ -141,6 +160,17 @@ fn sudo_is_silent() -> bool {
     sudo.status().is_ok_and(|status| status.success())
 }
 
+fn output_of(command: &mut Command, fed: Option<&str>) -> io::Result<Output> {
+    let Some(text) = fed else { return command.stdin(stdin()).output() };
+    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = piped.spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // One that ends without reading says itself why. A certificate fits into the pipe, so nobody waits here.
+        drop(stdin.write_all(text.as_bytes()));
+    }
+    child.wait_with_output()
+}
+
 /// A program that asks without a terminal gets an end of file and not our input.
 fn stdin() -> Stdio {
     if io::stdin().is_terminal() { Stdio::inherit() } else { Stdio::null() }
@@ -176,6 +206,8 @@ mod tests {
             assert_eq!(as_root.shown(false), format!("sudo {shown}"));
             assert_eq!(as_root.shown(true), shown);
         }
+        let fed = Step::as_root(["tee", "/x"]).fed("text".to_owned(), Path::new("/a b"));
+        assert_eq!(fed.shown(false), "sudo tee /x < '/a b'");
     }
 
     #[test]
