@@ -28,6 +28,12 @@ pub(super) fn chain(config: &UpstreamConfig, env: &Environment) -> Result<Chain,
         let entry = output::printable(&entry);
         output::warning(format_args!("no_proxy: `{entry}` is no host, address or range"));
     }
+    if config.login_is_elsewhere {
+        let (url, named_by) = (&setting.url, setting.named_by);
+        output::warning(format_args!(
+            "upstream.proxy_login is not shown to {url} ({named_by}): its file names another proxy"
+        ));
+    }
     let proxy = setting.url.target().clone();
     let auth = auth(setting, config.proxy_login.as_ref(), env)?;
     Ok(Chain::via(Hop { scheme: setting.url.scheme(), proxy, auth, direct }))

@@ -601,6 +601,27 @@ fn where_the_login_of_the_chain_comes_from() {
 }
 
 #[test]
+fn a_login_is_for_the_proxy_of_its_own_file() {
+    let bound = "[upstream]\nproxy = 'http://corp:1'\nproxy_login = 'env:L'\n";
+    let free = "[upstream]\nproxy_login = 'env:L'\n";
+    type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], bool);
+    let table: &[Row<'_>] = &[
+        (bound, &[], true),
+        (bound, &[(env::UPSTREAM_PROXY, "http://corp:1")], true),
+        (bound, &[(env::UPSTREAM_PROXY, "http://evil:1")], false),
+        (bound, &[(env::UPSTREAM_PROXY, "http://corp:2")], false),
+        (bound, &[(env::UPSTREAM_PROXY, "socks5h://corp:1")], false),
+        (bound, &[(env::UPSTREAM_PROXY, "env"), ("HTTPS_PROXY", "http://evil:1")], false),
+        (free, &[("HTTPS_PROXY", "http://any:1")], true),
+    ];
+    for (file, variables, counts) in table {
+        let upstream = load(&[file], variables).unwrap().upstream;
+        assert_eq!(upstream.proxy_login.is_some(), *counts, "{variables:?}");
+        assert_eq!(upstream.login_is_elsewhere, !counts, "{variables:?}");
+    }
+}
+
+#[test]
 fn a_running_valetkey_is_no_proxy_unless_it_was_asked_for() {
     let is_valetkey = |target: &Target| target.host.is_loopback() && target.port == 8377;
     let here = "http://127.0.0.1:8377";

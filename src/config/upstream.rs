@@ -27,6 +27,8 @@ pub struct UpstreamConfig {
     pub proxies: Vec<ProxySetting>,
     /// The login for the chain; counts before the one in its URL.
     pub proxy_login: Option<LoginSpec>,
+    /// There is a login, for another proxy than the one in use: it is not shown to this one.
+    pub login_is_elsewhere: bool,
     /// Hosts that are reached without the chain, whoever named it: the value of `no_proxy`, else
     /// `NO_PROXY`. Empty means none.
     pub no_proxy: String,
@@ -65,11 +67,18 @@ impl UpstreamConfig {
         for layer in layers.iter().rev().filter(|_| is_free) {
             resolve.extend(layer.resolve.clone());
         }
+        let proxies = proxies(layers, env, mistakes);
+        let mut logins = layers.iter().filter(|layer| layer.proxy_login.is_some()).peekable();
+        let has_login = logins.peek().is_some();
+        let proxy_login = logins
+            .find(|layer| is_for(layer, &proxies))
+            .and_then(|layer| layer.proxy_login.clone());
         Self {
             trust: trust.map(|trust| trust.value).unwrap_or_default(),
             ca_bundles,
-            proxies: proxies(layers, env, mistakes),
-            proxy_login: layers.iter().find_map(|layer| layer.proxy_login.clone()),
+            login_is_elsewhere: has_login && proxy_login.is_none(),
+            proxies,
+            proxy_login,
             no_proxy: no_proxy.map(|(_, value)| value).unwrap_or_default(),
             resolve,
         }
@@ -133,6 +142,15 @@ fn proxies(layers: &[Layer], env: &Environment, mistakes: &Mistakes) -> Vec<Prox
                 Some(ProxySetting { url, named_by })
             })
             .collect(),
+    }
+}
+
+/// Whether the login of a file is for these proxies: one beside a proxy is for that proxy alone, whatever a
+/// variable names; one beside none is for whichever is used.
+fn is_for(layer: &Layer, proxies: &[ProxySetting]) -> bool {
+    match &layer.proxy {
+        Some(ProxyChoice::Url(own)) => proxies.iter().all(|proxy| proxy.url.is_at(own)),
+        Some(ProxyChoice::Env | ProxyChoice::None) | None => true,
     }
 }
 
@@ -280,7 +298,12 @@ impl ProxyUrl {
 
     /// Whether this is the other one, which names no user, with or without a login.
     fn is_same(&self, other: &Self) -> bool {
-        (self.scheme, &self.target) == (other.scheme, &other.target) && other.login.is_none()
+        self.is_at(other) && other.login.is_none()
+    }
+
+    /// Whether both are the same proxy, whoever logs in.
+    fn is_at(&self, other: &Self) -> bool {
+        (self.scheme, &self.target) == (other.scheme, &other.target)
     }
 }
 
