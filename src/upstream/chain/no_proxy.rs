@@ -19,7 +19,7 @@
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::origin::{Host, Target};
 
@@ -90,7 +90,7 @@ impl Hosts {
         }
         let bare = text.strip_prefix('[').and_then(|it| it.strip_suffix(']')).unwrap_or(text);
         if let Ok(range) = bare.parse::<IpNet>() {
-            return Some(Self::Range(range));
+            return Some(Self::Range(canonical(range)));
         }
         if let Ok(address) = bare.parse::<IpAddr>() {
             return Some(Self::Range(address.to_canonical().into()));
@@ -120,6 +120,20 @@ impl Hosts {
             _ => false,
         }
     }
+}
+
+/// A range of IPv4-mapped addresses as the IPv4 range that it is: targets are compared in that form.
+fn canonical(range: IpNet) -> IpNet {
+    let mapped = || {
+        let length = range.prefix_len().checked_sub(96)?;
+        match range.network().to_canonical() {
+            IpAddr::V4(address) if matches!(range, IpNet::V6(_)) => {
+                Ipv4Net::new(address, length).ok().map(IpNet::V4)
+            }
+            _ => None,
+        }
+    };
+    mapped().unwrap_or(range)
 }
 
 #[cfg(test)]
@@ -152,6 +166,8 @@ mod tests {
             ("fd00::/8", &["[fd12::1]:443"], &["[fe80::1]:443"]),
             ("::ffff:10.1.2.3", &["10.1.2.3:443"], &["10.1.2.4:443"]),
             ("10.1.2.3", &["[::ffff:10.1.2.3]:443"], &[]),
+            ("::ffff:10.0.0.0/104", &["10.1.2.3:443"], &["11.0.0.1:443", "[fd12::1]:443"]),
+            ("::ffff:0:0/96", &["10.1.2.3:443", "[::ffff:11.0.0.1]:1"], &["[fd12::1]:443"]),
             ("<local>", &["intranet:443"], &["a.example:443", "10.1.2.3:443"]),
             ("b\u{fc}cher.example", &["xn--bcher-kva.example:443"], &["bcher.example:443"]),
         ];
