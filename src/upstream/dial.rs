@@ -224,9 +224,11 @@ impl Dialer {
             return false;
         }
         let (Ok(peer), Ok(here)) = (stream.peer_addr(), stream.local_addr()) else { return false };
+        // An IPv4 address may be written as one of IPv6 (RFC 4291 section 2.5.5.2).
+        let (there, here) = (peer.ip().to_canonical(), here.ip().to_canonical());
         own.iter().any(|own| {
-            let is_there =
-                own.ip() == peer.ip() || (own.ip().is_unspecified() && peer.ip() == here.ip());
+            let listens = own.ip().to_canonical();
+            let is_there = listens == there || (listens.is_unspecified() && there == here);
             own.port() == peer.port() && is_there
         })
     }

@@ -195,6 +195,12 @@ async fn a_loop_to_ourselves_is_refused() {
     let target = Target::parse("api.example.com:443").unwrap();
     let error = within(upstream.connect(&target)).await.map(drop).unwrap_err();
     assert_eq!((error.stage(), error.code()), (&Stage::Ourselves, "upstream_loop"));
+    // A name may lead to the same place written as an address of IPv6.
+    let mapped = format!("[::ffff:{}]:{}", scene.address.ip(), scene.address.port());
+    let disguised = through(Target::parse(&mapped).unwrap(), Arc::new(NoAuth));
+    disguised.avoid(scene.address);
+    let error = within(disguised.connect(&target)).await.map(drop).unwrap_err();
+    assert_eq!(error.stage(), &Stage::Ourselves, "{mapped}");
     // So is a target that leads here, for which there is no chain.
     let error = within(upstream.connect(&own)).await.map(drop).unwrap_err();
     assert_eq!(error.stage(), &Stage::Ourselves);
