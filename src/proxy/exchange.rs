@@ -15,7 +15,7 @@ use crate::headers::strip_hop_by_hop;
 use crate::origin::Origin;
 use crate::rules::{Action, Found, Rule, Unmatched};
 use crate::tokens::{TokenError, TokenSource};
-use crate::upstream::body::Body;
+use crate::upstream::body::{Body, Inbound};
 
 /// Answers one request: with the upstream's response, or with a refusal that explains itself.
 pub(super) async fn exchange(
@@ -107,8 +107,9 @@ pub(super) struct Head {
 
 impl Head {
     /// Takes a request apart.
-    pub(super) fn of(request: Request<Incoming>) -> (Self, Incoming) {
+    pub(super) fn of(request: Request<Incoming>) -> (Self, Inbound) {
         let (parts, body) = request.into_parts();
+        let body = Inbound::new(body, parts.version);
         (Self { method: parts.method, uri: parts.uri, headers: parts.headers }, body)
     }
 }

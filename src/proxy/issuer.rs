@@ -17,7 +17,7 @@ use crate::headers::strip_hop_by_hop;
 use crate::rules::Use;
 use crate::secret::Secret;
 use crate::tokens::Whose;
-use crate::upstream::body::Body;
+use crate::upstream::body::{Body, Inbound};
 
 /// Longest token request that is looked at; a real one is below 4 KiB.
 const MOST_BODY: usize = 64 * 1024;
@@ -67,7 +67,7 @@ pub(super) async fn answer(
     }
 }
 
-async fn gather(body: Incoming) -> Result<Bytes, Rejection> {
+async fn gather(body: Inbound) -> Result<Bytes, Rejection> {
     match Limited::new(body, MOST_BODY).collect().await {
         Ok(whole) => Ok(whole.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => {

@@ -8,9 +8,8 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use hyper::body::Incoming;
 
-use crate::upstream::body::{Body, BodyError};
+use crate::upstream::body::{Body, BodyError, Inbound};
 
 /// Largest copy of the body of a request that may be sent again after a 401.
 pub(super) const MOST_SIGNED: usize = 1 << 20;
@@ -39,7 +38,7 @@ impl Budget {
 
 /// The body as it is sent the first time, and the means to send it again while its copy has at most so many
 /// bytes.
-pub(super) fn keep(body: Incoming, budget: &Budget, most: usize) -> (Body, Replay) {
+pub(super) fn keep(body: Inbound, budget: &Budget, most: usize) -> (Body, Replay) {
     if body.is_end_stream() {
         return (Body::empty(), Replay(None));
     }
@@ -90,7 +89,7 @@ impl Replay {
 
 struct State {
     /// What the client has not sent yet; `None` after its end.
-    rest: Option<Incoming>,
+    rest: Option<Inbound>,
     copy: Option<Copy>,
     /// Which sending may read on.
     turn: usize,
@@ -185,7 +184,7 @@ impl HttpBody for Sending {
             Some(Err(_)) => state.copy = None,
             None => state.rest = None,
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

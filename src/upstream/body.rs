@@ -3,10 +3,10 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
@@ -153,6 +153,52 @@ impl HttpBody for Body {
             }
             Kind::Incoming(body) => body.size_hint(),
         }
+    }
+}
+
+/// A body as hyper reads it, whose end is one only where the peer has ended it.
+///
+/// On HTTP/2 hyper takes RST_STREAM and GOAWAY with NO_ERROR for the end of a body, because a server may
+/// follow its whole answer with them (RFC 9113 section 8.1). What has END_STREAM stays known to have it
+/// (h2 0.4.20, `proto/streams/state.rs`); what has not was cut.
+pub struct Inbound {
+    body: Incoming,
+    is_http2: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the body broke off")]
+struct BrokenOff;
+
+impl Inbound {
+    /// The body of a message that came in this version of HTTP.
+    pub fn new(body: Incoming, version: Version) -> Self {
+        Self { body, is_http2: version == Version::HTTP_2 }
+    }
+}
+
+impl HttpBody for Inbound {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        if frame.is_none() && this.is_http2 && !this.body.is_end_stream() {
+            return Poll::Ready(Some(Err(BrokenOff.into())));
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

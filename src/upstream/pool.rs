@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::UpstreamError;
-use super::body::{Body, BodyError};
+use super::body::{Body, BodyError, Inbound};
 use super::dial::{Stream, is_http2};
 use super::interim::{self, Unanswered};
 use crate::origin::Origin;
@@ -286,6 +286,7 @@ impl Lease {
     /// The response's body, which gives the room back when it ends and closes an HTTP/1.1 connection,
     /// or cancels an HTTP/2 stream, when it is dropped before.
     pub(super) fn into_body(self, body: Incoming) -> Body {
+        let body = Inbound::new(body, self.version());
         let mut leased = Leased { body, lease: Some(self) };
         if leased.body.is_end_stream() {
             leased.end();
@@ -296,7 +297,7 @@ impl Lease {
 }
 
 struct Leased {
-    body: Incoming,
+    body: Inbound,
     lease: Option<Lease>,
 }
 
@@ -331,7 +332,7 @@ impl HttpBody for Leased {
         if frame.is_none() || this.body.is_end_stream() {
             this.end();
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -9,7 +9,9 @@ use valetkey::sandbox::{End, Seen, Settings};
 
 use super::peer::{PEER, Peer};
 use super::support::{EXAMPLE, KEY, Options, Scene, within};
-use super::wire::{DATA, END_HEADERS, END_STREAM, HEADERS, STATUS_200, Wire, frame};
+use super::wire::{
+    DATA, END_HEADERS, END_STREAM, HEADERS, NO_ERROR, STATUS_200, Wire, frame, go_away, reset,
+};
 
 /// Reads to the end of a head; what came, with what followed in the same piece.
 async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> String {
@@ -227,6 +229,31 @@ async fn a_stream_that_breaks_off_is_never_a_whole_body() {
             end(wire.0, ending).await;
             assert!(within(body.collect()).await.is_err(), "{ending:?} {alpn:?}");
         }
+        // NO_ERROR is no end either; it may follow one.
+        let (begun, whole) = (frame(DATA, 0, 1, b"the beginning"), frame(DATA, END_STREAM, 1, b""));
+        let table = [
+            (vec![reset(1, NO_ERROR)], false),
+            (vec![go_away(0, NO_ERROR)], false),
+            (vec![whole.clone(), reset(1, NO_ERROR)], true),
+            (vec![whole, go_away(1, NO_ERROR)], true),
+        ];
+        for (ending, is_whole) in table {
+            let (scene, peer) = Peer::scene(HTTP2).await;
+            let asked = scene.client.send(Visit::to(PEER, alpn), client::get("/v1/x"));
+            let (response, mut wire) = tokio::join!(within(asked), async {
+                let mut wire = peer.accept_wire(&[]).await;
+                assert_eq!(wire.read_request().await.unwrap(), 1);
+                wire.write(&frame(HEADERS, END_HEADERS, 1, STATUS_200)).await.unwrap();
+                wire.write(&begun).await.unwrap();
+                wire
+            });
+            let mut body = response.unwrap().into_body();
+            let first = within(body.frame()).await.unwrap().unwrap().into_data().unwrap();
+            assert_eq!(first, "the beginning");
+            wire.write(&ending.concat()).await.unwrap();
+            let rest = within(body.collect()).await;
+            assert_eq!(rest.is_ok(), is_whole, "{ending:?} {alpn:?}");
+        }
         // END_STREAM before the length that the head told: `content-length: 100` in HPACK.
         let head = [STATUS_200, b"\x0f\x0d\x03100"].concat();
         let asked = scene.client.send(Visit::to(PEER, alpn), client::get("/v1/x"));
@@ -265,18 +292,26 @@ async fn a_client_that_breaks_off_its_body_is_never_taken_for_one_that_ended() {
             let cut = |seen: &[Seen]| seen[0].request.end == End::Cut;
             within(scene.world.api().wait_until(cut)).await;
         }
-        let mut wire = Wire::client(scene.client.greet(Visit::to(EXAMPLE, HTTP2)).await.unwrap())
-            .await
-            .unwrap();
-        scene.world.api().clear();
-        // A GET with a body is as good as a POST.
-        let head = super::wire::get("api.example.com", "/v1/upload");
-        wire.write(&frame(HEADERS, END_HEADERS, 1, &head)).await.unwrap();
-        wire.write(&frame(DATA, 0, 1, b"hello")).await.unwrap();
-        within(scene.world.api().wait_until(|seen| seen.len() == 1 && seen[0].request.bytes == 5))
-            .await;
-        drop(wire);
-        let cut = |seen: &[Seen]| seen[0].request.end == End::Cut;
-        within(scene.world.api().wait_until(cut)).await;
+        for says_no_error in [false, true] {
+            let tls = scene.client.greet(Visit::to(EXAMPLE, HTTP2)).await.unwrap();
+            let mut wire = Wire::client(tls).await.unwrap();
+            scene.world.api().clear();
+            // A GET with a body is as good as a POST.
+            let head = super::wire::get("api.example.com", "/v1/upload");
+            wire.write(&frame(HEADERS, END_HEADERS, 1, &head)).await.unwrap();
+            wire.write(&frame(DATA, 0, 1, b"hello")).await.unwrap();
+            let come = |seen: &[Seen]| seen.len() == 1 && seen[0].request.bytes == 5;
+            within(scene.world.api().wait_until(come)).await;
+            let _open = if says_no_error {
+                wire.write(&reset(1, NO_ERROR)).await.unwrap();
+                Some(wire)
+            } else {
+                drop(wire);
+                None
+            };
+            let ended = |seen: &[Seen]| seen[0].request.end != End::Open;
+            within(scene.world.api().wait_until(ended)).await;
+            scene.world.api().seen().iter().for_each(|seen| assert_eq!(seen.request.end, End::Cut));
+        }
     }
 }
