@@ -28,7 +28,7 @@ pub(super) fn chain(config: &UpstreamConfig, env: &Environment) -> Result<Chain,
         let entry = output::printable(&entry);
         output::warning(format_args!("no_proxy: `{entry}` is no host, address or range"));
     }
-    if config.login_is_elsewhere {
+    if config.proxy_login.is_none() && !config.other_logins.is_empty() {
         let (url, named_by) = (&setting.url, setting.named_by);
         output::warning(format_args!(
             "upstream.proxy_login is not shown to {url} ({named_by}): its file names another proxy"

@@ -128,12 +128,14 @@ fn not_started(program: &OsStr, error: &io::Error) -> u8 {
     if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 }
 }
 
-/// The variables of our environment that hold credentials, ours for the chain among them.
+/// The variables of our environment that hold credentials: those for a chain too, whether it is in use or not.
 pub(super) fn variables_of_sources(config: &Config) -> impl Iterator<Item = &str> {
-    let of_chain = match &config.upstream.proxy_login {
-        Some(LoginSpec::Source(source)) => Some(source),
-        Some(LoginSpec::Command(_)) | None => None,
-    };
+    let upstream = &config.upstream;
+    let logins = upstream.proxy_login.iter().chain(&upstream.other_logins);
+    let of_chain = logins.filter_map(|login| match login {
+        LoginSpec::Source(source) => Some(source),
+        LoginSpec::Command(_) => None,
+    });
     let sources = config.credentials.values().filter_map(CredentialKind::source).chain(of_chain);
     sources.filter_map(|source| match source {
         SourceSpec::Env(name) => Some(name.as_str()),

@@ -617,7 +617,7 @@ fn a_login_is_for_the_proxy_of_its_own_file() {
     for (file, variables, counts) in table {
         let upstream = load(&[file], variables).unwrap().upstream;
         assert_eq!(upstream.proxy_login.is_some(), *counts, "{variables:?}");
-        assert_eq!(upstream.login_is_elsewhere, !counts, "{variables:?}");
+        assert_eq!(upstream.other_logins.is_empty(), *counts, "{variables:?}");
     }
 }
 

@@ -27,8 +27,8 @@ pub struct UpstreamConfig {
     pub proxies: Vec<ProxySetting>,
     /// The login for the chain; counts before the one in its URL.
     pub proxy_login: Option<LoginSpec>,
-    /// There is a login, for another proxy than the one in use: it is not shown to this one.
-    pub login_is_elsewhere: bool,
+    /// The logins that do not count: for another proxy than the one in use, or said in a file below.
+    pub other_logins: Vec<LoginSpec>,
     /// Hosts that are reached without the chain, whoever named it: the value of `no_proxy`, else
     /// `NO_PROXY`. Empty means none.
     pub no_proxy: String,
@@ -68,15 +68,19 @@ impl UpstreamConfig {
             resolve.extend(layer.resolve.clone());
         }
         let proxies = proxies(layers, env, mistakes);
-        let mut logins = layers.iter().filter(|layer| layer.proxy_login.is_some()).peekable();
-        let has_login = logins.peek().is_some();
-        let proxy_login = logins
-            .find(|layer| is_for(layer, &proxies))
-            .and_then(|layer| layer.proxy_login.clone());
+        let (mut proxy_login, mut other_logins) = (None, Vec::new());
+        for layer in layers {
+            let Some(login) = layer.proxy_login.clone() else { continue };
+            if proxy_login.is_none() && is_for(layer, &proxies) {
+                proxy_login = Some(login);
+            } else {
+                other_logins.push(login);
+            }
+        }
         Self {
             trust: trust.map(|trust| trust.value).unwrap_or_default(),
             ca_bundles,
-            login_is_elsewhere: has_login && proxy_login.is_none(),
+            other_logins,
             proxies,
             proxy_login,
             no_proxy: no_proxy.map(|(_, value)| value).unwrap_or_default(),

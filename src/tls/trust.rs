@@ -179,7 +179,7 @@ impl Roots {
         };
         bundle.retain(is_foreign);
         let now = Clock::system().now();
-        notices.extend(bundle.iter().filter_map(|der| fit::notice(der, now)));
+        notices.extend(fit::notices(&bundle, &system, now));
         let remedy = Remedy {
             // A bundle of ours counts as none.
             bundle: settings.bundle.clone().filter(|_| !bundle.is_empty()),

@@ -48,8 +48,19 @@ fn expired(certificate: &X509Certificate<'_>, now: OffsetDateTime) -> Option<Unf
     (not_after < now).then(|| Unfit::Otherwise(format!("expired on {}", not_after.date())))
 }
 
-/// What to tell of a certificate that is in the bundle in vain; nothing of a server's own, which counts for itself.
-pub(super) fn notice(der: &CertificateDer<'_>, now: OffsetDateTime) -> Option<String> {
+/// What to tell of the certificates that are in the bundle in vain. Nothing of those that the system has too: a bundle
+/// may hold the whole list of public CAs, in which one has always just expired.
+pub(super) fn notices<'a>(
+    bundle: &'a [CertificateDer<'_>],
+    system: &'a [CertificateDer<'_>],
+    now: OffsetDateTime,
+) -> impl Iterator<Item = String> {
+    let own = bundle.iter().filter(|der| !system.contains(der));
+    own.filter_map(move |der| notice(der, now))
+}
+
+/// Nothing of a server's own certificate, which counts for itself.
+fn notice(der: &CertificateDer<'_>, now: OffsetDateTime) -> Option<String> {
     let why = match unfitness(der, now)? {
         Unfit::NotACa { is_self_issued: true } => return None,
         Unfit::NotACa { is_self_issued: false } => "is no CA's certificate".to_owned(),

@@ -226,6 +226,20 @@ fn what_is_no_ca_vouches_for_nobody() {
     }
 }
 
+#[test]
+fn what_the_system_has_too_is_left_out_in_silence() {
+    let expired = {
+        let mut params = leaf_params("old.example");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.not_after = Clock::system().now() - Duration::days(1);
+        params.not_before = params.not_after - Duration::days(9);
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().clone()
+    };
+    let bundle = [expired.clone()];
+    let told = |system: &[_]| fit::notices(&bundle, system, Clock::system().now()).count();
+    assert_eq!((told(&[]), told(&[expired])), (1, 0));
+}
+
 /// What the hint says to add: a self-signed certificate in the bundle counts for its server, and for no other.
 #[test]
 fn a_self_signed_certificate_stands_for_itself() {
