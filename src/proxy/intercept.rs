@@ -31,16 +31,17 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 const IDLE_LIMIT: Duration = Duration::from_secs(180);
 
 /// Streams that one client connection may have open. Common clients (hyper, Go) keep to one connection per
-/// host and queue what is above it, so that it is more than a tool with many agents needs; and it bounds
-/// memory.
-const MOST_STREAMS: u32 = 512;
+/// host and queue what is above it, so that it is more than a tool with many agents needs. It bounds what
+/// such a connection can make us hold, which is 80 MiB: a stream's window and the buffers for sending on
+/// both sides. What upstreams may send ahead has its own bound.
+const MOST_STREAMS: u32 = 256;
 
 /// A stream's window: what a client may send before the upstream has taken it. RFC 9113's own default: the
 /// way is short, so that more would not be faster.
 const STREAM_WINDOW: u32 = 64 * 1024;
 
 /// The connection's window: that of all its streams together, so that an upload that an upstream does not
-/// take never stalls its neighbours (RFC 9113 section 5.2.2 warns of it). h2 takes its half, 16 MiB, for
+/// take never stalls its neighbours (RFC 9113 section 5.2.2 warns of it). h2 takes its half, 8 MiB, for
 /// the most that small DATA frames may cost before the connection ends.
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MOST_STREAMS;
 

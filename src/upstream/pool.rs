@@ -26,7 +26,7 @@ use super::dial::{Stream, is_http2};
 use super::interim::{self, Unanswered};
 use crate::origin::Origin;
 use crate::tasks::Tasks;
-use http2::{Http2, Http2Lease, is_unprocessed};
+use http2::{Http2, Http2Lease, Window, is_unprocessed};
 
 /// All pooled connections, by origin.
 pub(super) struct Pool {
@@ -60,6 +60,8 @@ struct OriginPool {
 struct State {
     http1: Vec<Idle>,
     http2: Vec<Arc<Http2>>,
+    /// The mark of the HTTP/2 connection that has wide windows.
+    widest: Weak<()>,
     dialling: usize,
     /// The last dial gave HTTP/1.1 or failed, so one dial serves one request: do not wait for others'.
     each_for_itself: bool,
@@ -189,7 +191,8 @@ impl OriginPool {
                     pool.dialled.notify_waiters();
                 }
             };
-            return http2::open(stream, &self.tasks, told).await.map(Opened::Http2);
+            let window = Window::choose(&mut lock(&self.state).widest);
+            return http2::open(stream, window, &self.tasks, told).await.map(Opened::Http2);
         }
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         self.tasks.spawn(connection);

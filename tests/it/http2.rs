@@ -320,7 +320,7 @@ async fn clients_that_do_not_read_do_not_stall_their_neighbours_on_an_upstream_c
         let silent = stalled(&scene, 12, alpn).await;
         // Each has what a stream's window and the buffers on the way take.
         let full = |seen: &[valetkey::sandbox::Seen]| {
-            seen.iter().filter(|seen| seen.response.bytes >= 1 << 20).count() == silent.len()
+            seen.iter().filter(|seen| seen.response.bytes >= 1 << 19).count() == silent.len()
         };
         within(scene.world.api().wait_until(full)).await;
         for _ in 0..20 {

@@ -15,8 +15,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Child;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use valetkey::sandbox::Settings;
 use valetkey::sandbox::client::{self, Client, ClientBody, HTTP1, HTTP2, Visit};
+use valetkey::sandbox::{Seen, Settings};
 use valetkey::tasks::Tasks;
 
 use super::support::{Scene, done};
@@ -188,6 +188,49 @@ async fn a_slow_reader_of_a_gibibyte_costs_little() {
             assert!(risen <= MOST_FOR_A_BODY, "{:.2} MiB", mib(risen));
             serving.stop().await;
         }
+    }
+}
+
+/// What five hundred streams to one origin may hold: a hundred on a wide connection, the others on narrow ones
+/// (`upstream/pool/http2.rs`), with what the allocator adds.
+const MOST_FOR_STREAMS: u64 = (50 + 4 * 7 + 22) << 20;
+
+/// What a client's connection may hold beside: the buffers of hyper and rustls, 64 KiB each way, and of TLS.
+const MOST_FOR_A_CONNECTION: u64 = 192 << 10;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_hundred_answers_that_nobody_reads_have_a_bound() {
+    for alpn in [HTTP2, HTTP1] {
+        let serving = Serving::start(false).await;
+        let mark = serving.mark();
+        let mut answers = Vec::new();
+        let mut connections = Vec::new();
+        for number in 0..500 {
+            let visit = Visit::to(EXAMPLE, alpn);
+            // Two connections of HTTP/2; over HTTP/1.1 one for each.
+            if alpn == HTTP1 || number % 250 == 0 {
+                connections.push(within(serving.client.open(visit)).await.unwrap());
+            }
+            let connection = connections.last_mut().unwrap();
+            let sent = within(connection.send(client::get(&format!("/v1/bytes/{GIB}")))).await;
+            answers.push(sent.unwrap());
+        }
+        let api = serving.scene.world.api();
+        let sent = || {
+            let unread = |seen: &Seen| seen.path.contains("bytes").then_some(seen.response.bytes);
+            api.seen().iter().filter_map(unread).sum()
+        };
+        let looks = serving.watch_until_still(sent).await;
+        let risen = serving.risen(mark);
+        println!(
+            "500 unread answers, client {}: {:.2} MiB ({looks} looks)",
+            String::from_utf8_lossy(alpn[0]),
+            mib(risen)
+        );
+        let most = MOST_FOR_STREAMS + connections.len() as u64 * MOST_FOR_A_CONNECTION;
+        assert!(risen <= most, "{:.2} MiB", mib(risen));
+        drop(answers);
+        serving.stop().await;
     }
 }
 

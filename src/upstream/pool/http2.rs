@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use futures_util::future::poll_fn;
@@ -22,17 +22,40 @@ use crate::upstream::body::Body;
 /// least that RFC 9113 section 6.5.2 recommends to allow, and what common servers do.
 const WATERMARK: usize = 100;
 
-/// A stream's window: what the upstream may send before the client has taken it. 1 MiB is 100 Mbit/s at
-/// 80 ms, and the greater part of what a client that reads slowly can make us hold.
-const STREAM_WINDOW: u32 = 1 << 20;
+/// What the upstream may send on a stream before its client has taken it, and so what a client that does
+/// not read can make us hold. Wide windows are for speed over a distance: 512 KiB is 50 Mbit/s at 80 ms.
+/// One connection to an origin has them; those that are opened when it is full of streams have RFC 9113's
+/// own default, which many short events need no more than. So an origin's streams hold 50 MiB, and 6.25 MiB
+/// more for every further hundred.
+pub(super) struct Window {
+    of_a_stream: u32,
+    /// While it lives no other connection is made wide.
+    _widest: Option<Arc<()>>,
+}
 
-/// The connection's window: that of all its streams together, so that those whose clients do not read
-/// never stall their neighbours (RFC 9113 section 5.2.2 warns of it). It bounds nothing that the
-/// streams' own windows do not bound already.
-const CONNECTION_WINDOW: u32 = STREAM_WINDOW * WATERMARK as u32;
+const WIDE: u32 = 512 * 1024;
+const NARROW: u32 = 64 * 1024 - 1;
+
+impl Window {
+    /// Wide, unless a connection that was made so is still there.
+    pub(super) fn choose(widest: &mut Weak<()>) -> Self {
+        if widest.strong_count() > 0 {
+            return Self { of_a_stream: NARROW, _widest: None };
+        }
+        let mark = Arc::new(());
+        *widest = Arc::downgrade(&mark);
+        Self { of_a_stream: WIDE, _widest: Some(mark) }
+    }
+
+    /// That of all its streams together, so that those whose clients do not read never stall their
+    /// neighbours (RFC 9113 section 5.2.2 warns of it).
+    fn of_the_connection(&self) -> u32 {
+        self.of_a_stream * WATERMARK as u32
+    }
+}
 
 /// What of a request's body waits beside the socket's buffer for the upstream's window.
-const SEND_BUFFER: usize = 256 * 1024;
+const SEND_BUFFER: usize = 128 * 1024;
 
 /// Longest head of a response, as on the client's side. Up to a quarter more in CONTINUATION frames is
 /// read before h2 ends the connection with ENHANCE_YOUR_CALM (h2 0.4.20, `codec/framed_read.rs`), which
@@ -75,6 +98,7 @@ pub(in crate::upstream) struct Http2 {
     refuses: AtomicBool,
     opened: Instant,
     last_used: Mutex<Instant>,
+    _window: Window,
 }
 
 impl Http2 {
@@ -109,6 +133,7 @@ pub(super) const PATIENCE: Duration = SETTINGS_LIMIT;
 /// connection has ended.
 pub(super) async fn open<S>(
     stream: S,
+    window: Window,
     tasks: &Tasks,
     told: impl Fn() + Send + Sync + 'static,
 ) -> hyper::Result<Arc<Http2>>
@@ -121,8 +146,8 @@ where
     let (sender, mut connection) = http2::Builder::new(executor)
         .timer(TokioTimer::new())
         .initial_max_send_streams(UNTOLD)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(window.of_a_stream)
+        .initial_connection_window_size(window.of_the_connection())
         .max_frame_size(MOST_FRAME)
         .max_header_list_size(MOST_HEAD)
         .max_send_buf_size(SEND_BUFFER)
@@ -139,6 +164,7 @@ where
         refuses: AtomicBool::new(false),
         opened: now,
         last_used: Mutex::new(now),
+        _window: window,
     });
     let mirror = Arc::downgrade(&shared);
     tasks.spawn(async move {
@@ -251,7 +277,8 @@ mod tests {
         let rung = Arc::new(Notify::new());
         let bell = rung.clone();
         let told = move || bell.notify_one();
-        let connection = open(ours, &Tasks::new(), told).await.unwrap();
+        let connection =
+            open(ours, Window::choose(&mut Weak::new()), &Tasks::new(), told).await.unwrap();
         // Its tasks have all come to wait before anything arrives.
         for _ in 0..10 {
             tokio::task::yield_now().await;
