@@ -1,6 +1,7 @@
 //! Shows the chain who we are: not at all, with a fixed login, or with one that is asked for when it is needed.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -114,29 +115,38 @@ pub type Ask = Arc<dyn Fn() -> BoxFuture<'static, Result<Secret, String>> + Send
 /// it any more.
 pub struct AskedAuth {
     ask: Ask,
-    last: Mutex<Option<Secret>>,
+    /// What came of asking last, and which time that was.
+    last: Mutex<Option<(u64, Result<Secret, NoLogin>)>>,
+    /// How often asking has begun.
+    begun: AtomicU64,
 }
 
 impl AskedAuth {
     /// Nobody is asked yet.
     pub fn new(ask: Ask) -> Self {
-        Self { ask, last: Mutex::default() }
+        Self { ask, last: Mutex::default(), begun: AtomicU64::default() }
     }
 
     /// What was told last, unless it was refused; then what is told now. `None` where that was refused too.
     ///
-    /// One asks for all that come meanwhile.
+    /// One asks for all that come before it begins, whatever comes of it. What had begun before may be too old.
     async fn other_than(
         &self,
         is_refused: impl Fn(&Secret) -> bool,
     ) -> Result<Option<Secret>, NoLogin> {
+        let begun = self.begun.load(Ordering::SeqCst);
         let mut last = self.last.lock().await;
-        if let Some(last) = last.as_ref().filter(|last| !is_refused(last)) {
-            return Ok(Some(last.clone()));
+        if let Some((time, outcome)) = &*last {
+            let is_good = outcome.as_ref().is_ok_and(|told| !is_refused(told));
+            if is_good || *time > begun {
+                let told = outcome.clone()?;
+                return Ok(Some(told).filter(|told| !is_refused(told)));
+            }
         }
-        let told = (self.ask)().await.map_err(NoLogin)?;
-        *last = Some(told.clone());
-        Ok(Some(told).filter(|told| !is_refused(told)))
+        let time = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        let outcome = (self.ask)().await.map_err(NoLogin);
+        *last = Some((time, outcome.clone()));
+        Ok(Some(outcome?).filter(|told| !is_refused(told)))
     }
 
     async fn header(&self, after: Option<Refused<'_>>) -> Result<Option<HeaderValue>, NoLogin> {
@@ -260,15 +270,45 @@ mod tests {
 
     #[tokio::test]
     async fn one_asks_for_all() {
-        let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        // The first asks at once. For those who came meanwhile it may be too old, and one of them asks again.
+        let told = [
+            (Ok("u:new"), Ok(Some("u:new")), 1),
+            (Ok("u:old"), Ok(None), 2),
+            (Err("gone"), Err(NoLogin("gone".to_owned())), 2),
+        ];
+        for (told, expected, times) in told {
+            let asked = Arc::new(AtomicU64::new(0));
+            let count = asked.clone();
+            let ask = move || {
+                count.fetch_add(1, Ordering::SeqCst);
+                let told = told.map(Secret::new).map_err(str::to_owned);
+                tokio::task::yield_now().map(|()| told).boxed()
+            };
+            let auth = AskedAuth::new(Arc::new(ask));
+            let old = Secret::new("u:old");
+            let all = futures_util::future::join_all((0..20).map(|_| auth.login(Some(&old)))).await;
+            for one in all {
+                let one = one.map(|login| login.map(|login| login.expose().to_owned()));
+                assert_eq!(one, expected.clone().map(|login| login.map(str::to_owned)));
+            }
+            assert_eq!(asked.load(Ordering::SeqCst), times, "{told:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_goes_away_while_it_asks_leaves_the_next_to_ask() {
+        let asked = Arc::new(AtomicU64::new(0));
         let count = asked.clone();
-        let ask = move || {
-            count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-            tokio::task::yield_now().map(|()| Ok(Secret::new("u:p"))).boxed()
+        let ask = move || match count.fetch_add(1, Ordering::SeqCst) {
+            0 => futures_util::future::pending().boxed(),
+            _ => ready(Ok(Secret::new("u:new"))).boxed(),
         };
         let auth = AskedAuth::new(Arc::new(ask));
-        let all = (0..20).map(|_| auth.login(None));
-        assert!(futures_util::future::join_all(all).await.iter().all(Result::is_ok));
-        assert_eq!(asked.load(std::sync::atomic::Ordering::SeqCst), 1);
+        let mut first = auth.login(None);
+        assert!((&mut first).now_or_never().is_none());
+        let mut second = auth.login(None);
+        assert!((&mut second).now_or_never().is_none());
+        drop(first);
+        assert_eq!(second.await.unwrap().unwrap().expose(), "u:new");
     }
 }
