@@ -12,6 +12,7 @@ pub mod origin;
 pub mod peer;
 pub mod policy;
 pub mod proxy;
+pub mod quote;
 pub mod rules;
 pub mod sandbox;
 pub mod secret;

@@ -403,7 +403,8 @@ impl UpstreamError {
                  a shell behind `valetkey env`"
             }
             Stage::ChainAuth { was_shown: true, .. } => {
-                "check user and password: in the proxy's URL, or upstream.proxy_login"
+                "check user and password: in the proxy's URL, or upstream.proxy_login, which is for the proxy that \
+                 the same file names"
             }
             Stage::ChainLogin(_) => {
                 "give it one line, user:password, where upstream.proxy_login says"

@@ -8,22 +8,22 @@ use std::path::{Path, PathBuf};
 
 /// Which rooms a room may import; the same table stands in `ARCHITECTURE.md`.
 const TABLE: &str = "
-secret clock origin headers tasks telemetry peer ←
+secret clock origin headers tasks telemetry peer quote ←
 credential ← secret clock
 inject     ← headers secret credential
 rules      ← inject origin credential
 policy     ← credential
 config     ← rules inject origin credential policy
-tls        ← clock origin secret
-upstream   ← tls origin headers tasks secret
+tls        ← clock origin secret quote
+upstream   ← tls origin headers tasks secret quote
 store      ← credential secret tasks
 source     ← credential secret clock
-oauth      ← upstream credential secret origin tasks peer
+oauth      ← upstream credential secret origin tasks peer quote
 tokens     ← oauth source store policy credential secret clock tasks
 proxy      ← tokens upstream tls rules inject credential headers origin secret tasks peer
 client_env ← config tls
 sandbox    ← tls upstream credential secret clock origin headers tasks
-cli        ← secret clock origin headers tasks telemetry credential inject rules policy config tls upstream store source oauth tokens proxy client_env sandbox
+cli        ← quote secret clock origin headers tasks telemetry credential inject rules policy config tls upstream store source oauth tokens proxy client_env sandbox
 main       ← cli
 ";
 

@@ -12,6 +12,7 @@ use anstream::{eprintln, stderr, stdout};
 
 use crate::config::ConfigErrors;
 use crate::oauth::LoginError;
+pub(super) use crate::quote::printable;
 use crate::source::SourceError;
 use crate::store::StoreError;
 use crate::tls::ca::CaError;
@@ -194,11 +195,6 @@ pub(super) fn raw(text: &str) {
     let _closed_pipe = stdout().lock().write_all(text.as_bytes());
 }
 
-/// A text that somebody else has written, without what would move the cursor of a terminal.
-pub(super) fn printable(text: &str) -> String {
-    text.chars().map(|it| if it.is_control() { '\u{fffd}' } else { it }).collect()
-}
-
 /// Says something to the person at the terminal.
 pub(super) fn words(text: impl Display) {
     let _closed_pipe = writeln!(stderr().lock(), "{text}");
@@ -235,11 +231,6 @@ pub(super) fn hint(text: impl Display) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_others_write_moves_no_cursor() {
-        assert_eq!(printable("a\u{1b}[2J\rb\u{9b}\n"), "a\u{fffd}[2J\u{fffd}b\u{fffd}\u{fffd}");
-    }
 
     #[test]
     fn lines_break_at_spaces() {

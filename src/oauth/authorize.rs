@@ -10,6 +10,7 @@ use super::provider::{Dialect, ORIGINATOR, Provider};
 use super::refresh::judge;
 use super::{Answer, LoginError, RefreshError};
 use crate::origin::Endpoint;
+use crate::quote::short;
 use crate::secret::Secret;
 
 /// One attempt to sign in: what the person's browser is sent to, and what it must come back with.
@@ -159,14 +160,19 @@ pub(super) async fn redeem(
 
 /// Why the issuer sent the person back without a code.
 fn denied(code: &str, description: Option<&str>) -> LoginError {
-    let printable = |text: &str| text.chars().filter(|it| !it.is_control()).take(300).collect();
     if code == "access_denied"
         && description.is_some_and(|it| it.contains("missing_codex_entitlement"))
     {
         return LoginError::NotEntitled;
     }
-    LoginError::Refused { code: printable(code), description: description.map(printable) }
+    LoginError::Refused {
+        code: short(code, LONGEST_SHOWN),
+        description: description.map(|it| short(it, LONGEST_SHOWN)),
+    }
 }
+
+/// Characters of what the issuer says that are shown: a few lines of a terminal.
+const LONGEST_SHOWN: usize = 300;
 
 fn with_query(endpoint: &Endpoint, query: &[(&str, &str)]) -> String {
     let mut form = url::form_urlencoded::Serializer::new(String::new());
@@ -231,7 +237,7 @@ mod tests {
             ),
             (
                 "error=access_denied&error_description=the+user+said%0Ano&state=right-state",
-                "the issuer refused: access_denied (the user saidno)",
+                "the issuer refused: access_denied (the user said\u{fffd}no)",
             ),
             (
                 "error=access_denied&error_description=missing_codex_entitlement&state=right-state",

@@ -26,7 +26,7 @@ use super::early::Early;
 use super::{Stage, Step, UpstreamError};
 use crate::origin::{Host, Origin, ProxyScheme, Scheme, Target};
 use crate::secret::Secret;
-use crate::tasks::{Tasks, detached};
+use crate::tasks::detached;
 use crate::tls::trust::{Alpn, Distrust, UpstreamTrust, describe_failure};
 
 /// Bytes to and from a target before any TLS of ours: TCP, or a tunnel through the chain, whose first
@@ -43,7 +43,6 @@ pub struct Dialer {
     chain: Chain,
     resolve: BTreeMap<Target, Target>,
     lookups: Arc<Semaphore>,
-    tasks: Tasks,
     /// Where this very proxy listens.
     own: ArcSwap<Vec<SocketAddr>>,
 }
@@ -53,8 +52,7 @@ impl Dialer {
     /// like curl's `--connect-to`; names in TLS and HTTP stay, and the chain is not used for those.
     pub fn new(trust: Arc<UpstreamTrust>, chain: Chain, resolve: BTreeMap<Target, Target>) -> Self {
         let lookups = Arc::new(Semaphore::new(MOST_LOOKUPS));
-        let (tasks, own) = (Tasks::new(), ArcSwap::default());
-        Self { trust, chain, resolve, lookups, tasks, own }
+        Self { trust, chain, resolve, lookups, own: ArcSwap::default() }
     }
 
     /// Refuses connections to this address from now on: a listener of our own, and a loop.
@@ -122,7 +120,7 @@ impl Dialer {
         let mut said = Conversation::begin(hop).await?;
         loop {
             let tcp = self.tcp(&hop.proxy).await.map_err(UpstreamError::of_the_chain)?;
-            let opened = open_tunnel(tcp, (hop, target), &mut said, &self.tasks).await?;
+            let opened = open_tunnel(tcp, (hop, target), &mut said).await?;
             if let Opened::Tunnel(tcp, early) = opened {
                 return Ok(Early::new(early, Either::Left(tcp)));
             }
@@ -138,7 +136,7 @@ impl Dialer {
                 handshake(config, &hop.proxy, tcp).await
             };
             let tls = tls.await.map_err(UpstreamError::of_the_chain)?;
-            let opened = open_tunnel(tls, (hop, target), &mut said, &self.tasks).await?;
+            let opened = open_tunnel(tls, (hop, target), &mut said).await?;
             if let Opened::Tunnel(tls, early) = opened {
                 return Ok(Early::new(early, Either::Right(Box::new(tls))));
             }

@@ -104,6 +104,7 @@ async fn what_opens_a_tunnel() {
         "HTTP/1.1 200 Connection established\r\n\r\n!",
         "HTTP/1.1 200 OK\r\n\r\nearly bytes!",
         "HTTP/1.0 200 OK\r\nProxy-Agent: old\r\n\r\nearly bytes!",
+        "HTTP/1.1 204 No Content\r\n\r\nearly bytes!",
         "HTTP/1.1 299 Whatever\r\n\r\nearly bytes!",
         "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nearly bytes!",
     ];

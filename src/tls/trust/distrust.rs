@@ -15,6 +15,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::public_key::PublicKey;
 use x509_parser::x509::X509Name;
 
+use crate::quote::short;
 use crate::secret::Fingerprint;
 
 /// Why a certificate is not accepted. Its `Display` is one clause, which begins with "the certificate" or "the
@@ -320,14 +321,14 @@ pub(super) fn issuer_of(der: &CertificateDer<'_>) -> String {
 /// A common name, else an organisation, else that there is none.
 pub(super) fn name_of(name: &X509Name<'_>) -> String {
     let mut parts = name.iter_common_name().chain(name.iter_organization());
-    let name = shown(parts.find_map(|part| part.as_str().ok()).unwrap_or_default());
+    let name = short(parts.find_map(|part| part.as_str().ok()).unwrap_or_default(), MAX_NAME);
     if name.is_empty() { "(no name)".to_owned() } else { name }
 }
 
 fn host_names(leaf: &X509Certificate<'_>) -> Vec<String> {
     let Ok(Some(names)) = leaf.subject_alternative_name() else { return Vec::new() };
     let shown = |name: &GeneralName<'_>| match name {
-        GeneralName::DNSName(name) => Some(shown(name)),
+        GeneralName::DNSName(name) => Some(short(name, MAX_NAME)),
         GeneralName::IPAddress(bytes) => {
             let v4 = <[u8; 4]>::try_from(*bytes).map(IpAddr::from);
             let v6 = <[u8; 16]>::try_from(*bytes).map(IpAddr::from);
@@ -336,20 +337,6 @@ fn host_names(leaf: &X509Certificate<'_>) -> Vec<String> {
         _ => None,
     };
     names.value.general_names.iter().filter_map(shown).collect()
-}
-
-/// What the server chose, as it can be shown: nothing of it moves a cursor or turns the line around.
-fn shown(text: &str) -> String {
-    let is_plain = |c: &char| {
-        !c.is_control()
-            && !matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-    };
-    let mut plain = text.chars().filter(is_plain);
-    let mut shown: String = plain.by_ref().take(MAX_NAME).collect();
-    if plain.next().is_some() {
-        shown.push('…');
-    }
-    shown
 }
 
 /// A name for the file that an issuer's certificate is kept in.

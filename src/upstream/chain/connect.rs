@@ -1,17 +1,25 @@
 //! Asks an HTTP proxy for a tunnel (RFC 9110 section 9.3.6).
 
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use http::header::{HOST, HeaderMap, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, WWW_AUTHENTICATE};
-use http::{HeaderValue, Method, Request, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
-use hyper::client::conn::http1::SendRequest;
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
+use zeroize::Zeroizing;
 
 use super::Hop;
 use super::auth::Refused;
 use crate::origin::Target;
-use crate::tasks::Tasks;
+use crate::quote::short;
 use crate::upstream::body::Body;
 use crate::upstream::{Stage, UpstreamError};
 
@@ -48,7 +56,7 @@ impl Conversation {
         };
         let Some(next) = next else {
             let was_shown = self.authorization.is_some();
-            let asks = shown(&challenges);
+            let asks = shown(&challenges, self.authorization.as_ref());
             return Err(UpstreamError::new(Stage::ChainAuth { asks, was_shown }, &hop.proxy));
         };
         self.authorization = Some(next);
@@ -63,30 +71,27 @@ pub(in crate::upstream) async fn open_tunnel<S>(
     stream: S,
     (hop, target): (&Hop, &Target),
     said: &mut Conversation,
-    tasks: &Tasks,
 ) -> Result<Opened<S>, UpstreamError>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let garbage = |error| UpstreamError::new(Stage::ChainGarbage, &hop.proxy).because(error);
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(garbage)?;
-    tasks.spawn(connection.with_upgrades());
+    let mut asking = Asking::on(stream).await.map_err(garbage)?;
     loop {
         let request = request(hop, target, said.authorization.as_ref())?;
-        let response = sender.send_request(request).await.map_err(garbage)?;
+        let Some(response) = asking.send(request).await else {
+            return Err(UpstreamError::new(Stage::ChainGarbage, &hop.proxy));
+        };
+        let response = response.map_err(garbage)?;
         match response.status() {
             status if status.is_success() => {
-                let upgraded = hyper::upgrade::on(response).await.map_err(garbage)?;
-                let parts = upgraded
-                    .downcast::<TokioIo<S>>()
-                    .map_err(|_| UpstreamError::new(Stage::ChainGarbage, &hop.proxy))?;
+                let parts = asking.connection.into_parts();
                 return Ok(Opened::Tunnel(parts.io.into_inner(), parts.read_buf));
             }
             // Tinyproxy says 401 to a login that it does not take, which to a CONNECT can mean nothing else.
             StatusCode::PROXY_AUTHENTICATION_REQUIRED | StatusCode::UNAUTHORIZED => {
                 said.go_on(hop, response.headers()).await?;
-                if !is_used_again(&mut sender, response.into_body()).await {
+                if !asking.is_used_again(response.into_body()).await {
                     return Ok(Opened::AskAgain);
                 }
             }
@@ -98,9 +103,54 @@ where
     }
 }
 
-/// Whether the connection takes one more request, once the page that came with a 407 is read.
-async fn is_used_again(sender: &mut SendRequest<Body>, page: hyper::body::Incoming) -> bool {
-    Limited::new(page, LONGEST_PAGE).collect().await.is_ok() && sender.ready().await.is_ok()
+/// A connection to a proxy that is asked. It moves only while somebody waits for an answer, and so nothing
+/// that follows one is read as HTTP; hyper by itself would do so behind a 204, which may open a tunnel too.
+struct Asking<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> {
+    sender: SendRequest<Body>,
+    connection: Connection<TokioIo<S>, Body>,
+    is_over: bool,
+}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Asking<S> {
+    async fn on(stream: S) -> hyper::Result<Self> {
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        Ok(Self { sender, connection, is_over: false })
+    }
+
+    async fn send(&mut self, request: Request<Body>) -> Option<hyper::Result<Response<Incoming>>> {
+        let answer = self.sender.send_request(request);
+        along(&mut self.connection, &mut self.is_over, answer).await
+    }
+
+    /// Whether it takes one more request, once the page that came with a 407 is read.
+    async fn is_used_again(&mut self, page: Incoming) -> bool {
+        let ready = async {
+            let page = Limited::new(page, LONGEST_PAGE).collect().await;
+            page.is_ok() && self.sender.ready().await.is_ok()
+        };
+        along(&mut self.connection, &mut self.is_over, ready).await == Some(true)
+    }
+}
+
+/// Moves a connection on until something has come of it; `None` when it is over before.
+async fn along<S, T>(
+    connection: &mut Connection<TokioIo<S>, Body>,
+    is_over: &mut bool,
+    what: impl Future<Output = T>,
+) -> Option<T>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let mut what = pin!(what);
+    poll_fn(|cx| {
+        // Why it has ended is told to whoever waits.
+        *is_over = *is_over || connection.poll_without_shutdown(cx).is_ready();
+        match what.as_mut().poll(cx) {
+            Poll::Pending if *is_over => Poll::Ready(None),
+            polled => polled.map(Some),
+        }
+    })
+    .await
 }
 
 fn request(
@@ -127,17 +177,38 @@ fn challenges(headers: &HeaderMap) -> Vec<String> {
     values.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect()
 }
 
-/// Challenges as people may see them: each scheme, and the realm where there is one.
-fn shown(challenges: &[String]) -> String {
+/// Challenges as people may see them: each scheme, and the realm where there is one and nothing of the login
+/// that was `sent` is in it.
+fn shown(challenges: &[String], sent: Option<&HeaderValue>) -> String {
+    let parts = sent.map(secret_parts).unwrap_or_default();
+    let tells = |text: &str| parts.iter().any(|part| text.contains(part.as_str()));
     let of_one = |challenge: &String| {
         let scheme = challenge.split_whitespace().next().unwrap_or_default();
         let realm = challenge.split_once("realm=\"").and_then(|(_, rest)| rest.split('"').next());
         let realm = realm.map(|realm| format!(" realm=\"{realm}\"")).unwrap_or_default();
-        let shown = format!("{scheme}{realm}");
-        shown.chars().filter(|c| !c.is_control()).take(LONGEST_SHOWN).collect::<String>()
+        let [scheme, realm] = [scheme, &realm].map(|it| if tells(it) { "…" } else { it });
+        short(&format!("{scheme}{realm}"), LONGEST_SHOWN)
     };
-    let all: Vec<String> = challenges.iter().map(of_one).collect();
+    let mut all: Vec<String> = challenges.iter().take(MOST_SHOWN).map(of_one).collect();
+    if challenges.len() > MOST_SHOWN {
+        all.push("others".to_owned());
+    }
     if all.is_empty() { "a login of no kind".to_owned() } else { all.join(" or ") }
+}
+
+/// What of a login may stand in no message: the token, and for `Basic` the password in it. One of a few
+/// characters is no secret, and in every other word.
+fn secret_parts(sent: &HeaderValue) -> Vec<Zeroizing<String>> {
+    let Some((_, token)) = sent.to_str().ok().and_then(|sent| sent.split_once(' ')) else {
+        return Vec::new();
+    };
+    let mut parts = vec![Zeroizing::new(token.to_owned())];
+    let login = BASE64_STANDARD.decode(token).map(Zeroizing::new).unwrap_or_default();
+    if let Some((_, password)) = str::from_utf8(&login).ok().and_then(|it| it.split_once(':')) {
+        parts.push(Zeroizing::new(password.to_owned()));
+    }
+    parts.retain(|part| part.len() >= 4);
+    parts
 }
 
 /// How often something else is said after a 407: Negotiate takes two rounds (RFC 4559 section 6), and one
@@ -147,8 +218,9 @@ const MOST_ROUNDS: u32 = 3;
 /// Longest page of a 407 that is read for the sake of the connection; Squid's have about 4 KiB.
 const LONGEST_PAGE: usize = 64 * 1024;
 
-/// Characters of a challenge that are shown.
+/// Characters of a challenge that are shown, and how many challenges: there are no more schemes than that in use.
 const LONGEST_SHOWN: usize = 80;
+const MOST_SHOWN: usize = 6;
 
 #[cfg(test)]
 mod tests {
@@ -156,15 +228,22 @@ mod tests {
 
     #[test]
     fn challenges_are_shown_without_tokens() {
-        let table: [(&[&str], &str); 4] = [
+        let table: [(&[&str], &str); 8] = [
             (&["Basic realm=\"Corp proxy\""], "Basic realm=\"Corp proxy\""),
             (&["Negotiate YIIsecret", "NTLM"], "Negotiate or NTLM"),
             (&[], "a login of no kind"),
-            (&["Digest qop=\"auth\", realm=\"a\u{7}b\""], "Digest realm=\"ab\""),
+            (&["Digest qop=\"auth\", realm=\"a\u{7}b\""], "Digest realm=\"a\u{fffd}b\""),
+            (&["Basic realm=\"you said Basic dXNlcjpwQHNzd29yZA==\""], "Basic…"),
+            (&["Basic realm=\"user, p@ssword\"", "dXNlcjpwQHNzd29yZA=="], "Basic… or …"),
+            (&["Basic realm=\"user\""], "Basic realm=\"user\""),
+            (&["A", "B", "C", "D", "E", "F", "G"], "A or B or C or D or E or F or others"),
         ];
+        let sent = HeaderValue::from_static("Basic dXNlcjpwQHNzd29yZA==");
         for (challenges, expected) in table {
             let challenges: Vec<String> = challenges.iter().map(|it| (*it).to_owned()).collect();
-            assert_eq!(shown(&challenges), expected);
+            assert_eq!(shown(&challenges, Some(&sent)), expected);
         }
+        let short = HeaderValue::from_static("Basic dTpiYQ==");
+        assert_eq!(shown(&["Basic realm=\"bar\"".to_owned()], Some(&short)), "Basic realm=\"bar\"");
     }
 }
