@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::tasks::Tasks;
 
@@ -17,6 +18,8 @@ pub(super) struct Changes {
     /// What could be seen of them from outside when they were last looked at.
     seen: Vec<Option<Outside>>,
     changed: watch::Receiver<()>,
+    /// When the last change was told.
+    told: Option<Instant>,
     /// Looks, which a file system may hold up.
     jobs: Tasks,
     _watcher: Option<RecommendedWatcher>,
@@ -30,12 +33,15 @@ impl Changes {
     pub(super) fn of(places: Vec<PathBuf>, jobs: Tasks) -> Self {
         let (sender, changed) = watch::channel(());
         let (seen, watcher) = (outsides(&places), watcher(places.clone(), sender));
-        Self { places: places.into(), seen, changed, jobs, _watcher: watcher }
+        Self { places: places.into(), seen, changed, told: None, jobs, _watcher: watcher }
     }
 
     /// Returns when something may have changed: when it was heard of, else at the next look, which reads
-    /// nothing.
+    /// nothing; and not again before [`PAUSE`] is over.
     pub(super) async fn next(&mut self) {
+        if let Some(told) = self.told {
+            tokio::time::sleep_until(told + PAUSE).await;
+        }
         loop {
             let was_heard = tokio::select! {
                 () = tokio::time::sleep(LOOK_INTERVAL) => false,
@@ -46,6 +52,7 @@ impl Changes {
             let now = self.jobs.spawn_blocking(move || outsides(&places)).await;
             let before = std::mem::replace(&mut self.seen, now.unwrap_or_default());
             if was_heard || before != self.seen {
+                self.told = Some(Instant::now());
                 return;
             }
         }
@@ -93,5 +100,27 @@ fn watcher(places: Vec<PathBuf>, changed: watch::Sender<()>) -> Option<Recommend
     Some(watcher)
 }
 
+/// How soon after one change the next is told, so that a folder with a busy log in it costs two looks a second.
+const PAUSE: Duration = Duration::from_millis(500);
+
 /// How often the files are looked at although no change was heard of: folders come to be, links are turned.
 const LOOK_INTERVAL: Duration = Duration::from_secs(15);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_busy_folder_is_looked_at_twice_a_second() {
+        let (sender, changed) = watch::channel(());
+        let (places, seen) = ([].into(), Vec::new());
+        let jobs = Tasks::new();
+        let mut changes = Changes { places, seen, changed, told: None, jobs, _watcher: None };
+        let began = Instant::now();
+        for told in 0..10 {
+            sender.send_replace(());
+            changes.next().await;
+            assert_eq!(began.elapsed(), PAUSE * told);
+        }
+    }
+}
