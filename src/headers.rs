@@ -27,6 +27,16 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Whether a field that is a list has this token, in any case (RFC 9110 section 5.6.1).
+pub fn lists(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    listed(headers, name).any(|listed| listed.eq_ignore_ascii_case(token))
+}
+
+fn listed<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim)
+}
+
 /// Whether a field may be set by a rule: not one that frames a message or belongs to a connection.
 pub fn may_be_injected(name: &HeaderName) -> bool {
     const FRAMING: [&str; 9] = [
@@ -44,14 +54,9 @@ pub fn may_be_injected(name: &HeaderName) -> bool {
 }
 
 fn strip_listed(headers: &mut HeaderMap) {
-    let listed: Vec<HeaderName> = headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|token| token.trim().parse().ok())
-        .collect();
-    for name in listed {
+    let names: Vec<HeaderName> =
+        listed(headers, &CONNECTION).filter_map(|token| token.parse().ok()).collect();
+    for name in names {
         headers.remove(name);
     }
 }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::Shared;
 use super::reject::Rejection;
 use super::websocket::{self, Ends};
-use crate::headers::strip_hop_by_hop;
+use crate::headers::{lists, strip_hop_by_hop};
 use crate::upstream::UpstreamError;
 use crate::upstream::body::Body;
 
@@ -119,7 +119,9 @@ impl Upgrade {
             return Ok(response);
         }
         let accept = derive_accept_key(self.key.as_bytes());
-        if response.headers().get(SEC_WEBSOCKET_ACCEPT).is_none_or(|got| *got != *accept) {
+        let is_right =
+            response.headers().get(SEC_WEBSOCKET_ACCEPT).is_some_and(|got| *got == *accept);
+        if !is_right || !switches_to_websocket(response.headers()) {
             return Err(match self.falls_back {
                 true => Rejection::NoWebSocket(Rejection::BadUpgrade.to_string()),
                 false => Rejection::BadUpgrade,
@@ -159,17 +161,12 @@ const SPEAKS_OF_THE_CLIENT: [StatusCode; 3] =
     [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN, StatusCode::TOO_MANY_REQUESTS];
 
 fn asks_for_websocket(request: &Request<Incoming>) -> bool {
-    let headers = request.headers();
-    let has_token = |name, token: &str| {
-        headers
-            .get_all(name)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .any(|listed| listed.trim().eq_ignore_ascii_case(token))
-    };
     request.version() == Version::HTTP_11
         && request.method() == Method::GET
-        && has_token(CONNECTION, "upgrade")
-        && has_token(UPGRADE, "websocket")
+        && switches_to_websocket(request.headers())
+}
+
+/// What both sides of a handshake say (RFC 6455 sections 4.1 and 4.2.1).
+fn switches_to_websocket(headers: &HeaderMap) -> bool {
+    lists(headers, &CONNECTION, "upgrade") && lists(headers, &UPGRADE, "websocket")
 }

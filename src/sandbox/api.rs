@@ -22,6 +22,7 @@
 //! | `/ws` | a WebSocket that echoes messages; asked for elsewhere, 426 |
 //! | `/ws-refused-late/NNN` | that status after [`Api::release`] |
 //! | `/ws-wrong-accept` | a 101 that answers another handshake |
+//! | `/ws-wrong-upgrade` | a 101 to another protocol |
 //! | any other below [`COVERED`] | who asked, as whom, and how |
 
 use std::io;
@@ -174,6 +175,11 @@ impl Api {
                 let mut response = self.websocket(request);
                 let wrong = HeaderValue::from_static("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
                 response.headers_mut().insert(SEC_WEBSOCKET_ACCEPT, wrong);
+                Ok(response)
+            }
+            ("ws-wrong-upgrade", _) => {
+                let mut response = self.websocket(request);
+                response.headers_mut().insert(UPGRADE, HeaderValue::from_static("h2c"));
                 Ok(response)
             }
             _ if request.headers().contains_key(UPGRADE) => Ok(status("426")),

@@ -203,6 +203,7 @@ async fn where_none_can_be_had_a_rule_has_the_client_do_without() {
         (codex("ws-refused/503"), without()),
         (codex("files/page"), without()),
         (codex("ws-wrong-accept"), without()),
+        (codex("ws-wrong-upgrade"), without()),
         (codex("close-before-head"), without()),
         (("untrusted.example.com:443", "/x".to_owned()), without()),
         (("no-such-host.invalid:443", "/x".to_owned()), without()),
@@ -215,7 +216,9 @@ async fn where_none_can_be_had_a_rule_has_the_client_do_without() {
     }
     // And where it has not.
     let wrong = || (502, Some("upstream_websocket".to_owned()));
-    assert_eq!(told(&scene, EXAMPLE, "/v1/ws-wrong-accept").await, [wrong(), wrong()]);
+    for path in ["/v1/ws-wrong-accept", "/v1/ws-wrong-upgrade"] {
+        assert_eq!(told(&scene, EXAMPLE, path).await, [wrong(), wrong()], "{path}");
+    }
     scene.assert_alive().await;
 }
 
