@@ -108,10 +108,7 @@ impl Dialer {
         match hop.scheme {
             ProxyScheme::Http => self.http_tunnel(hop, target).await,
             ProxyScheme::Https => self.https_tunnel(hop, target).await,
-            ProxyScheme::Socks5 => {
-                let address = self.resolved(target).await?;
-                self.socks_tunnel(hop, &address).await
-            }
+            ProxyScheme::Socks5 => self.socks_tunnel_to_an_address(hop, target).await,
             ProxyScheme::Socks5h => self.socks_tunnel(hop, target).await,
         }
     }
@@ -172,11 +169,23 @@ impl Dialer {
         }
     }
 
-    /// The target by an address, for a proxy that is not to resolve names.
-    async fn resolved(&self, target: &Target) -> Result<Target, UpstreamError> {
-        let addresses = self.addresses(target).await?;
-        let address = addresses.first().ok_or_else(|| UpstreamError::new(Stage::Dns, target))?;
-        Ok(Target { host: Host::Ip(address.ip()), port: target.port })
+    /// By the first address of the target's that the proxy connects to, which is not to resolve names.
+    async fn socks_tunnel_to_an_address(
+        &self,
+        hop: &Hop,
+        target: &Target,
+    ) -> Result<Transport, UpstreamError> {
+        let mut refused = None;
+        for address in in_turns(self.addresses(target).await?) {
+            let place = Target { host: Host::Ip(address.ip()), port: target.port };
+            match self.socks_tunnel(hop, &place).await {
+                Err(error) if matches!(error.stage, Stage::ChainRefused(_)) => {
+                    refused = refused.or(Some(error));
+                }
+                outcome => return outcome,
+            }
+        }
+        Err(refused.unwrap_or_else(|| UpstreamError::new(Stage::Dns, target)))
     }
 
     /// All addresses of a place, in the system's order. Looked up on a thread that nobody waits for: the system's

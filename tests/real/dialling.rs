@@ -180,6 +180,35 @@ async fn every_address_of_a_host_has_its_chance() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_socks_server_that_resolves_no_names_is_told_every_address() {
+    if !is_inside("dialling::a_socks_server_that_resolves_no_names_is_told_every_address").await {
+        return;
+    }
+    let Some(microsocks) = program("microsocks") else { return };
+    names(addresses).await;
+    let mut socks = tokio::process::Command::new(microsocks);
+    let _socks = socks.args(["-i", "127.0.0.1", "-p", "1080"]).kill_on_drop(true).spawn().unwrap();
+    let listens = async {
+        while tokio::net::TcpStream::connect("127.0.0.1:1080").await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    within(5, "microsocks", listens).await;
+    let desk = Desk::new(Settings::default(), "socks5://127.0.0.1:1080").await;
+    for address in [ALIVE4, ALIVE6] {
+        desk.door(address).await;
+    }
+    for label in ["v4-only", "v6-only", "v6-refused"] {
+        let host = format!("{label}.{SIGNED_IN}");
+        let answer = within(5, &host, desk.get(&host, "/v1/things")).await;
+        assert_eq!(answer.status(), StatusCode::OK, "{host}: {answer:?}");
+    }
+    let host = format!("refused.{SIGNED_IN}");
+    let (status, code, ..) = within(5, &host, desk.refusal(&host, "/v1/x")).await;
+    assert_eq!((status, &*code), (502, "chain_refused"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_never_answers_is_told_by_its_step() {
     if !is_inside("dialling::what_never_answers_is_told_by_its_step").await {
         return;
