@@ -193,7 +193,8 @@ impl World {
 
     /// Where every host of the world listens, as `[upstream.resolve]` wants it.
     pub fn resolve(&self) -> Vec<(String, SocketAddr)> {
-        let own = self.site.hosts.iter().map(|host| (host.clone(), self.address));
+        let is_ours = |host: &&String| !self.site.peers.iter().any(|(peer, _)| peer == *host);
+        let own = self.site.hosts.iter().filter(is_ours).map(|host| (host.clone(), self.address));
         let all = own.chain(self.site.peers.iter().cloned());
         all.map(|(host, address)| (format!("{host}:443"), address)).collect()
     }

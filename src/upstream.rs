@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
 use http::uri::{Parts, PathAndQuery};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
@@ -64,10 +64,20 @@ impl Upstream {
         origin: &Origin,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, UpstreamError> {
-        if let Some(gate) = Gate::before(&mut request) {
+        if Gate::is_wanted(&request) {
             // Only on HTTP/1.1 does hyper hear a 100, and a body that nobody wanted ends the connection.
-            let response = Box::pin(self.send_once(origin, request)).await?;
-            return Ok(response.map(|body| gate.until_end_of(body)));
+            match Box::pin(self.dialer.dial_http1(origin)).await {
+                Ok(stream) => {
+                    let gate = Gate::before(&mut request);
+                    let sent = self.send_on(stream, origin, request, HEAD_LIMIT);
+                    let response = Box::pin(sent).await?;
+                    expect_http(origin, response.status())?;
+                    return Ok(response.map(|body| gate.until_end_of(body)));
+                }
+                // It may speak HTTP/2 alone. There the body may come at once: a stream can be refused at any time.
+                Err(error) if error.stage == Stage::Tls => request.headers_mut().remove(EXPECT),
+                Err(error) => return Err(error),
+            };
         }
         let mut attempt = 1;
         loop {
@@ -133,10 +143,20 @@ impl Upstream {
     async fn send_alone(
         &self,
         origin: &Origin,
-        mut request: Request<Body>,
+        request: Request<Body>,
         limit: Duration,
     ) -> Result<Response<Body>, UpstreamError> {
         let stream = self.dialer.dial_http1(origin).await?;
+        self.send_on(stream, origin, request, limit).await
+    }
+
+    async fn send_on(
+        &self,
+        stream: dial::Stream,
+        origin: &Origin,
+        mut request: Request<Body>,
+        limit: Duration,
+    ) -> Result<Response<Body>, UpstreamError> {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| UpstreamError::http(origin, error, false))?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use serde_json::Value;
 
@@ -53,7 +53,9 @@ pub(super) async fn answer(
         }
         (asked, whose) => {
             strip_hop_by_hop(&mut head.headers);
-            let mut response = connection.send(head, Body::from(body), None).await?;
+            // Not one that can be sent again: no layer may repeat a token request.
+            let once = Body::boxed(Full::new(body).map_err(|never| match never {}));
+            let mut response = connection.send(head, once, None).await?;
             strip_hop_by_hop(response.headers_mut());
             if matches!(asked, Some(Asked::Revoke(_)))
                 && matches!(whose, Some(Whose::Current | Whose::Previous))

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use http::Request;
-use http::header::EXPECT;
+use http::header::{EXPECT, HeaderValue};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::Sleep;
 
@@ -34,20 +34,21 @@ const OPEN: u8 = 1;
 const REFUSED: u8 = 2;
 
 impl Gate {
-    /// Puts a gate before the body of a request that expects a 100, and among its extensions; `None` for
-    /// every other request.
-    pub(super) fn before(request: &mut Request<Body>) -> Option<Self> {
-        let expects = request.headers().get(EXPECT)?.as_bytes();
-        if !expects.eq_ignore_ascii_case(b"100-continue") || request.body().is_end_stream() {
-            return None;
-        }
+    /// Whether a request expects a 100 before its body.
+    pub(super) fn is_wanted(request: &Request<Body>) -> bool {
+        let expects = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+        request.headers().get(EXPECT).is_some_and(expects) && !request.body().is_end_stream()
+    }
+
+    /// Puts a gate before the body of a request, and among its extensions.
+    pub(super) fn before(request: &mut Request<Body>) -> Self {
         let state = State { is: AtomicU8::new(SHUT), waiting: AtomicWaker::new() };
         let gate = Self(Arc::new(state));
         let body = std::mem::replace(request.body_mut(), Body::empty());
         let patience = Box::pin(tokio::time::sleep(PATIENCE));
         *request.body_mut() = Body::boxed(Gated { body, gate: gate.clone(), patience });
         request.extensions_mut().insert(gate.clone());
-        Some(gate)
+        gate
     }
 
     /// Lets the body go: the upstream asked for it.

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Barrier, mpsc};
 use tokio_rustls::server::TlsStream;
 use valetkey::sandbox::client::{self, ClientBody, Connection, HTTP1, HTTP2, Visit, gather};
-use valetkey::sandbox::{End, Settings};
+use valetkey::sandbox::{End, ISSUER_HOST, Settings};
 use valetkey::tasks::Tasks;
 
 use super::peer::{PEER, Peer};
@@ -128,6 +128,60 @@ async fn it_is_sent_three_times_at_most_and_never_without_its_whole_body() {
     let answer = within(scene.client.send(Visit::to(PEER, HTTP1), request)).await.unwrap();
     assert_eq!((answer.status().as_u16(), requests.load(Ordering::SeqCst)), (502, 1));
     playing.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_request_is_never_sent_again() {
+    let (scene, peer) = Peer::at(ISSUER_HOST, HTTP2).await;
+    let requests = Arc::new(AtomicUsize::new(0));
+    let acts = vec![Act::Reset(REFUSED_STREAM), Act::Answer];
+    let playing = Tasks::new().spawn(play(peer, acts, requests.clone()));
+    let mut request = client::post("/oauth/token", "grant_type=refresh_token&refresh_token=theirs");
+    let form = http::HeaderValue::from_static("application/x-www-form-urlencoded");
+    request.headers_mut().insert("content-type", form);
+    let target = format!("{ISSUER_HOST}:443");
+    let answer = within(scene.client.send(Visit::to(&target, HTTP1), request)).await.unwrap();
+    assert_eq!((answer.status().as_u16(), requests.load(Ordering::SeqCst)), (502, 1));
+    playing.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_expects_a_100_reaches_an_upstream_that_speaks_only_http2() {
+    let (scene, peer) = Peer::scene(HTTP2).await;
+    let mut request = client::post("/v1/x", "a body");
+    request.headers_mut().insert("expect", http::HeaderValue::from_static("100-continue"));
+    let playing = async {
+        peer.disagree().await;
+        let mut connection = h2::server::handshake(peer.accept().await).await.unwrap();
+        let (request, mut respond) = connection.accept().await.unwrap().unwrap();
+        let had_expectation = request.headers().contains_key("expect");
+        let reading = async {
+            let read = read_all(request.into_body()).await;
+            let mut answer = Response::new(());
+            *answer.status_mut() = http::StatusCode::CREATED;
+            drop::<h2::SendStream<Bytes>>(respond.send_response(answer, true).unwrap());
+            (read, had_expectation)
+        };
+        let mut reading = std::pin::pin!(reading);
+        let read = tokio::select! {
+            read = &mut reading => read,
+            _ = connection.accept() => panic!("the connection ended"),
+        };
+        (read, connection)
+    };
+    let sent = scene.client.send(Visit::to(PEER, HTTP1), request);
+    // Until the answer is here the connection is driven.
+    let mut playing = std::pin::pin!(playing);
+    let mut sent = std::pin::pin!(within(sent));
+    let ((read, had_expectation), mut connection) = tokio::select! {
+        _ = &mut sent => panic!("an answer before it was given"),
+        played = within(&mut playing) => played,
+    };
+    let answer = tokio::select! {
+        answer = &mut sent => answer,
+        _ = connection.accept() => panic!("the connection ended"),
+    };
+    assert_eq!((answer.unwrap().status().as_u16(), read, had_expectation), (201, Some(6), false));
 }
 
 /// Reads a body to its end; `None` when it broke off.

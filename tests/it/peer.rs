@@ -19,8 +19,13 @@ pub(crate) struct Peer {
 impl Peer {
     /// A scene with a peer in it that speaks this protocol.
     pub(crate) async fn scene(alpn: &[&[u8]]) -> (Scene, Self) {
+        Self::at("peer.example.com", alpn).await
+    }
+
+    /// The same in the place of another host.
+    pub(crate) async fn at(host: &str, alpn: &[&[u8]]) -> (Scene, Self) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let peers = vec![("peer.example.com".to_owned(), listener.local_addr().unwrap())];
+        let peers = vec![(host.to_owned(), listener.local_addr().unwrap())];
         let rules = "[[rules]]\nhost = \"peer.example.com\"\ncredential = \"example\"\n".to_owned();
         let settings = Settings { peers, ..Settings::default() };
         let scene = Scene::start(Options { rules, settings, ..Options::default() }).await;
@@ -33,6 +38,12 @@ impl Peer {
         let (stream, _) = within(self.listener.accept()).await.unwrap();
         stream.set_nodelay(true).unwrap();
         within(self.acceptor.accept(stream)).await.unwrap()
+    }
+
+    /// Has no protocol in common with the next connection.
+    pub(crate) async fn disagree(&self) {
+        let (stream, _) = within(self.listener.accept()).await.unwrap();
+        assert!(within(self.acceptor.accept(stream)).await.is_err());
     }
 
     /// The next connection, on which HTTP/2 has begun with these SETTINGS.
