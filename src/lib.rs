@@ -5,6 +5,7 @@ pub mod client_env;
 pub mod clock;
 pub mod config;
 pub mod credential;
+pub mod group;
 pub mod headers;
 pub mod inject;
 pub mod oauth;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// Which rooms a room may import; the same table stands in `ARCHITECTURE.md`.
 const TABLE: &str = "
-secret clock origin headers tasks telemetry peer quote ←
+secret clock origin headers tasks telemetry peer quote group ←
 credential ← secret clock
 inject     ← headers secret credential
 rules      ← inject origin credential
@@ -17,13 +17,13 @@ config     ← rules inject origin credential policy
 tls        ← clock origin secret quote
 upstream   ← tls origin headers tasks secret quote
 store      ← credential secret tasks
-source     ← credential secret clock
+source     ← credential secret clock group
 oauth      ← upstream credential secret origin tasks peer quote
 tokens     ← oauth source store policy credential secret clock tasks
 proxy      ← tokens upstream tls rules inject credential headers origin secret tasks peer
 client_env ← config tls
 sandbox    ← tls upstream credential secret clock origin headers tasks
-cli        ← quote secret clock origin headers tasks telemetry credential inject rules policy config tls upstream store source oauth tokens proxy client_env sandbox
+cli        ← secret clock origin headers tasks telemetry quote group credential inject rules policy config tls upstream store source oauth tokens proxy client_env sandbox
 main       ← cli
 ";
 
