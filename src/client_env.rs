@@ -32,6 +32,10 @@ const REPLACING: [&str; 12] = [
 /// Variables whose file is *added* to the client's own roots: they get all but the system's.
 const ADDING: [&str; 2] = ["CODEX_CA_CERTIFICATE", "NODE_EXTRA_CA_CERTS"];
 
+/// Variables that name proxies for what does not go through ours, as plain HTTP does not. They are the client's, but
+/// for a login.
+const OTHER_PROXIES: [&str; 4] = ["ALL_PROXY", "HTTP_PROXY", "all_proxy", "http_proxy"];
+
 /// Hosts that clients reach without the proxy, besides those of the user's own `NO_PROXY`.
 const LOCAL: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
@@ -79,6 +83,11 @@ impl ClientEnv {
         // gRPC looks at its own first.
         for name in ["HTTPS_PROXY", "https_proxy", "grpc_proxy"] {
             set.insert(name.to_owned(), proxy.clone().into());
+        }
+        for name in OTHER_PROXIES {
+            if let Some(proxy) = env.text(name).as_deref().and_then(without_login) {
+                set.insert(name.to_owned(), proxy.into());
+            }
         }
         let no_proxy = no_proxy(env);
         for name in ["NO_PROXY", "no_proxy", "no_grpc_proxy"] {
@@ -145,6 +154,16 @@ fn certificates_of(file: &Path) -> Vec<CertificateDer<'static>> {
     }
 }
 
+/// A proxy without its user and password, however they are written; `None` where it has none.
+fn without_login(proxy: &str) -> Option<String> {
+    let (before, host) = proxy.rsplit_once('@')?;
+    let is_scheme = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    match before.split_once("://") {
+        Some((scheme, _)) if is_scheme(scheme) => Some(format!("{scheme}://{host}")),
+        _ => Some(host.to_owned()),
+    }
+}
+
 /// The user's own list, then ours; nothing twice.
 fn no_proxy(env: &Environment) -> String {
     let theirs = env.text("no_proxy").or_else(|| env.text("NO_PROXY")).unwrap_or_default();
@@ -152,4 +171,40 @@ fn no_proxy(env: &Environment) -> String {
         theirs.split(',').map(str::trim).filter(|host| !host.is_empty()).collect();
     hosts.extend(LOCAL.iter().filter(|host| !theirs.split(',').any(|own| own.trim() == **host)));
     hosts.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_proxies_lose_their_login() {
+        let table = [
+            (None, None),
+            (Some(""), None),
+            (Some("http://proxy.corp:3128"), None),
+            (Some("proxy.corp:3128"), None),
+            (Some("http://me:pa55@proxy.corp:3128/"), Some("http://proxy.corp:3128/")),
+            (Some("socks5h://me:pa55@[::1]:1080"), Some("socks5h://[::1]:1080")),
+            (Some("me:pa55@proxy.corp:3128"), Some("proxy.corp:3128")),
+            (Some("me@proxy.corp"), Some("proxy.corp")),
+            (Some("http://me:pa@55@proxy.corp"), Some("http://proxy.corp")),
+            (Some("http://me:pa/55@proxy.corp"), Some("http://proxy.corp")),
+            (Some("me:pa://55@proxy.corp"), Some("proxy.corp")),
+        ];
+        let folder = tempfile::tempdir().unwrap();
+        let proxy = ([127, 0, 0, 1], 8377).into();
+        let (system, bundle, own, bundle_path) = (&[], &[], &[], None);
+        let facts = Facts { proxy, system, bundle, own, chain: "", bundle_path };
+        for (value, expected) in table {
+            for name in OTHER_PROXIES {
+                let env = Environment::from_pairs(value.map(|value| (name, value)));
+                let made = ClientEnv::write(&facts, &env, folder.path()).unwrap();
+                let found = made.iter().filter(|(it, _)| OTHER_PROXIES.contains(it));
+                let found: Vec<_> =
+                    found.map(|(it, value)| (it, value.to_str().unwrap())).collect();
+                assert_eq!(found, expected.map(|it| (name, it)).into_iter().collect::<Vec<_>>());
+            }
+        }
+    }
 }

@@ -312,6 +312,29 @@ async fn what_is_managed_is_shown() {
     assert!(refused.status == 2 && refused.err.contains("config.toml:1:23"), "{refused:?}");
 }
 
+/// The login is for the proxy of its own file, and a variable names another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_does_not_count_is_kept_from_the_program_too() {
+    let scene = Scene::usual().await;
+    scene.configure("[upstream]\nproxy = 'http://corp:1'\nproxy_login = 'env:LOGIN'\n");
+    let scene = scene.with("LOGIN", "me:pa55").with("VALETKEY_UPSTREAM_PROXY", "http://other:1");
+    let done = scene.run_ok(&["env"]).await;
+    assert!(done.err.contains("LOGIN is not passed on"), "{done:?}");
+    assert!(done.out.contains("HTTPS_PROXY=") && !done.out.contains("LOGIN"), "{done:?}");
+    assert!(!done.out.contains("pa55"), "{done:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_passwords_of_other_proxies_are_kept_from_the_program() {
+    let scene = Scene::usual().await.with("HTTP_PROXY", "http://me:pa55@corp:1");
+    let scene = scene.with("all_proxy", "me:pa55@corp:2").with("http_proxy", "http://corp:3");
+    let done = scene.run_ok(&["env"]).await;
+    for line in ["HTTP_PROXY=http://corp:1", "all_proxy=corp:2", "http_proxy=http://corp:3"] {
+        assert!(done.out.lines().any(|it| it == line), "{line}: {done:?}");
+    }
+    assert!(!done.out.contains("pa55"), "{done:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_is_never_its_own_chain() {
     let Some(curl) = program("curl") else { return };
