@@ -401,7 +401,8 @@ impl UpstreamError {
         Self { left, ..Self::new(Stage::Http, &origin.target).because(error) }
     }
 
-    fn no_head(origin: &Origin) -> Self {
+    /// No response within some time.
+    pub(crate) fn no_head(origin: &Origin) -> Self {
         Self { left: true, ..Self::new(Stage::Timeout(Step::Head), &origin.target) }
     }
 

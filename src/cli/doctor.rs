@@ -8,6 +8,7 @@ mod runtimes;
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::output;
 use super::start::{self, ca_dir};
@@ -98,7 +99,7 @@ async fn examine(
     let names_http_proxy =
         ["http_proxy", "HTTP_PROXY"].iter().any(|name| typed.env.get(name).is_some());
     let rules = config.rules.with_kinds(kinds);
-    let scene = Scene { rules, config, trust, upstream, names_http_proxy };
+    let scene = Scene { rules, config, trust, upstream, names_http_proxy, limit: LIMIT };
     network::examine(&scene, report).await;
     if arguments.sign_in {
         network::sign_in(&scene, typed, report).await?;
@@ -115,7 +116,13 @@ struct Scene {
     upstream: Upstream,
     /// Whether there is an `HTTP_PROXY`, which people take for one that counts here.
     names_http_proxy: bool,
+    /// Longest wait for an answer.
+    limit: Duration,
 }
+
+/// Longest wait for an answer. A request may wait for half an hour, since an API may think for long; nothing that the
+/// doctor asks takes thought, and a person waits for it.
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// The roots that are trusted upstream.
 fn bundle(config: &Config, roots: &[Root], report: &mut Report) -> Option<Arc<UpstreamTrust>> {

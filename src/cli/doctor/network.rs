@@ -204,7 +204,7 @@ pub(super) async fn sign_in(
 }
 
 async fn signed_in(scene: &Scene, origin: &Origin, request: Request<Body>) -> Check {
-    let answered = scene.upstream.send(origin, request).await;
+    let answered = origin::send(scene, origin, request).await;
     if let Some(page) = answered.as_ref().ok().and_then(origin::page_of_a_proxy) {
         let sentence = format!("not known: the proxy in between answered itself ({page})");
         return Check::warning("sign-in", sentence, "ask whoever runs it to allow this host");
@@ -232,3 +232,60 @@ pub(super) fn request(path: &str) -> Request<Body> {
 /// What clocks may differ by before a token looks expired that is not; RFC 7519 section 4.1.4 speaks of "a few
 /// minutes, no more", and a refresh comes at least five seconds before the expiry.
 const MOST_SKEW: time::Duration = time::Duration::seconds(60);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::config::env::Environment;
+    use crate::config::{Config, Overrides};
+    use crate::origin::Target;
+    use crate::sandbox::{Settings, World};
+    use crate::tls::trust::{TrustMode, TrustSettings, UpstreamTrust};
+    use crate::upstream::chain::Chain;
+    use crate::upstream::dial::Dialer;
+    use crate::upstream::{Step, Upstream};
+
+    /// A scene whose one origin ends TLS and then says nothing.
+    async fn silent(world: &World, target: &Target) -> Scene {
+        let acceptor = world.acceptor(&[b"http/1.1"]).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        Tasks::new().spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                held.push(acceptor.accept(stream).await);
+            }
+        });
+        let env = Environment::from_pairs([("HOME", world.dir())]);
+        let config = Config::load(&Overrides::default(), &env).unwrap();
+        let bundle = Some(world.ca_file().to_owned());
+        let settings = TrustSettings { mode: TrustMode::Bundle, bundle, own: Vec::new() };
+        let trust = Arc::new(UpstreamTrust::load(settings).unwrap());
+        let resolve = [(target.clone(), Target::parse(&address).unwrap())].into();
+        let upstream = Upstream::new(Dialer::new(trust.clone(), Chain::none(), resolve));
+        let limit = Duration::from_millis(100);
+        let rules = config.rules.clone();
+        Scene { config, rules, trust, upstream, names_http_proxy: false, limit }
+    }
+
+    #[tokio::test]
+    async fn an_upstream_that_says_nothing_is_given_up() {
+        let world = World::start(Settings::default()).await.unwrap();
+        let target = Target::parse("api.example.com:443").unwrap();
+        let scene = silent(&world, &target).await;
+        let origin = Origin::https(target);
+        let asked = Asked { origin: origin.clone(), is_issuer: false, websocket: None };
+        let asking = async {
+            let met = origin::meet(&scene, &asked).await;
+            assert_eq!(met.failure().unwrap().stage(), &Stage::Timeout(Step::Head));
+            let check = signed_in(&scene, &origin, request("/")).await;
+            assert!(format!("{check:?}").contains("the upstream sent no response in time"));
+        };
+        tokio::time::timeout(super::super::LIMIT, asking).await.unwrap();
+    }
+}

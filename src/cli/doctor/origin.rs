@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use http::header::DATE;
-use http::{HeaderMap, Response, StatusCode, Version};
+use http::{HeaderMap, Request, Response, StatusCode, Version};
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
+use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Error;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 
@@ -42,7 +43,7 @@ pub(super) async fn meet<'a>(scene: &Scene, asked: &'a Asked) -> Met<'a> {
     if met.look.is_err() {
         return met;
     }
-    let answered = scene.upstream.send(origin, request("/")).await;
+    let answered = send(scene, origin, request("/")).await;
     met.skew = answered.as_ref().ok().and_then(skew);
     met.http = Some(answered.map(|answer| Answer {
         version: answer.version(),
@@ -53,6 +54,16 @@ pub(super) async fn meet<'a>(scene: &Scene, asked: &'a Asked) -> Met<'a> {
         met.websocket = Some(websocket(scene, origin, path, &HeaderMap::new()).await);
     }
     met
+}
+
+/// Sends a request, and waits for its answer no longer than a person would.
+pub(super) async fn send(
+    scene: &Scene,
+    origin: &Origin,
+    request: Request<Body>,
+) -> Result<Response<Body>, UpstreamError> {
+    let sent = timeout(scene.limit, scene.upstream.send(origin, request)).await;
+    sent.unwrap_or_else(|_late| Err(UpstreamError::no_head(origin)))
 }
 
 fn skew(answer: &Response<Body>) -> Option<time::Duration> {
@@ -83,7 +94,7 @@ pub(super) async fn websocket(
         }
     };
     let late = |_| Err("no answer in time".to_owned());
-    tokio::time::timeout(WEBSOCKET_LIMIT, asking).await.unwrap_or_else(late)
+    timeout(WEBSOCKET_LIMIT, asking).await.unwrap_or_else(late)
 }
 
 impl Met<'_> {
