@@ -18,6 +18,7 @@ use hyper_util::rt::TokioIo;
 use rustls_pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::report::{Check, Report};
@@ -27,6 +28,7 @@ use crate::cli::{Failure, Typed, output, run};
 use crate::client_env::{ClientEnv, Facts};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::group::Group;
 use crate::origin::Host;
 use crate::tasks::Tasks;
 use crate::tls::ca::LocalCa;
@@ -173,14 +175,19 @@ async fn visit<'a>(
 ) -> &'a Runtime {
     let mut command = Command::new(runtime.name);
     command.args((runtime.arguments)(&format!("https://{host}/{}", runtime.name)));
-    command.envs(variables.iter()).kill_on_drop(true);
+    command.envs(variables.iter());
     for name in secret {
         command.env_remove(name);
     }
     // Git would ask for a password.
     command.env("GIT_TERMINAL_PROMPT", "0");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let outcome = tokio::time::timeout(LIMIT, command.status()).await;
+    // Git fetches with a program of its own.
+    let running = async {
+        let (mut child, _group) = Group::start(&mut command)?;
+        child.wait().await
+    };
+    let outcome = timeout(LIMIT, running).await;
     tracing::debug!(runtime = runtime.name, ?outcome, "visited");
     runtime
 }
@@ -278,3 +285,52 @@ async fn page(stream: hyper::upgrade::Upgraded, acceptor: TlsAcceptor, seen: Pat
 
 /// Longest time for one program, which has its own limits below that where it knows any.
 const LIMIT: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::pin::pin;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::config::env::Environment;
+
+    /// It goes on in a program of its own, as Git does. The folder is that of the certificates.
+    fn begun_and_late(_url: &str) -> Vec<String> {
+        let script = "exec 3>\"${SSL_CERT_FILE%/*}/pipe\"; sleep 61 & echo >&3; wait";
+        ["-c", script].map(str::to_owned).into()
+    }
+
+    #[tokio::test]
+    async fn nothing_of_a_program_that_takes_too_long_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let ((begin, begun), (leave, left)) = (oneshot::channel(), oneshot::channel());
+        std::thread::spawn(move || {
+            let mut pipe = std::fs::File::open(pipe).unwrap();
+            pipe.read_exact(&mut [0]).unwrap();
+            begin.send(()).unwrap();
+            // Its end comes when nobody holds it any more.
+            leave.send(pipe.read(&mut [0]).unwrap()).unwrap();
+        });
+        let (proxy, chain, bundle_path) = (([127, 0, 0, 1], 1).into(), "", None);
+        let facts = Facts { proxy, system: &[], bundle: &[], own: &[], chain, bundle_path };
+        let variables = ClientEnv::write(&facts, &Environment::default(), folder.path()).unwrap();
+        let runtime =
+            Runtime { name: "sh", arguments: begun_and_late, fix: "", reads_variables: true };
+        let host = Host::parse("api.example").unwrap();
+        {
+            let mut visiting = pin!(visit(&runtime, &host, (&variables, &[])));
+            tokio::select! {
+                _ = &mut visiting => panic!("it has ended"),
+                begun = begun => begun.unwrap(),
+            }
+            tokio::time::pause();
+            visiting.await;
+            tokio::time::resume();
+        }
+        assert_eq!(timeout(LIMIT, left).await.unwrap().unwrap(), 0);
+    }
+}
