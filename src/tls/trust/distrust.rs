@@ -87,6 +87,12 @@ impl Distrust {
             E::Other(OtherError(error)) if error.to_string() == "NameConstraintViolation" => {
                 path.name_constraint(name)
             }
+            // As `openssl req -x509` makes a server's own: in the bundle it would stand for itself.
+            E::Other(OtherError(error))
+                if error.to_string() == "CaUsedAsEndEntity" && path.is_self_issued() =>
+            {
+                return Some(path.unknown_issuer(remedy));
+            }
             _ => return None,
         };
         Some(Self::of_the_server(sentence))
@@ -189,6 +195,11 @@ impl<'a> Path<'a> {
             path.push(others.swap_remove(at));
         }
         Self(path)
+    }
+
+    /// Whether the server's own is its own issuer, and so the whole path.
+    fn is_self_issued(&self) -> bool {
+        self.0.first().is_some_and(|(_, leaf)| is_self_issued(leaf))
     }
 
     fn unknown_issuer(&self, remedy: &Remedy) -> Distrust {

@@ -262,6 +262,49 @@ fn weak_keys_and_signatures_are_named() {
     }
 }
 
+/// `openssl req -x509` makes a CA's certificate, which is told like any other that is self-signed: it may be added.
+#[test]
+fn a_self_signed_certificate_by_openssl_may_be_added() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
+    run(
+        dir,
+        &[
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-keyout",
+            "it.key",
+            "-out",
+            "it.pem",
+            "-subj",
+            "/CN=Alone",
+            "-addext",
+            "subjectAltName=DNS:api.example",
+        ],
+    );
+    let alone = CertificateDer::from_pem_file(dir.join("it.pem")).unwrap();
+    let key = PrivateKeyDer::from_pem_file(dir.join("it.key")).unwrap();
+    let key = provider().key_provider.load_private_key(key).unwrap();
+    let server = crate::tls::tests::server_with(vec![alone.clone()], key);
+    let corp = company("Corp Root");
+    let bundle = write(dir, "corp.pem", &[corp.der().clone()]);
+    let trust = trust_in(TrustMode::SystemAndBundle, &bundle).unwrap();
+    let distrust = said(&trust, &server).unwrap();
+    let expected = format!(
+        "the certificate is self-signed by `Alone`, which is not trusted (SHA-256 {})",
+        openssl(&alone)
+    );
+    assert_eq!(distrust.to_string(), expected);
+    let append = format!("append its certificate as PEM to the bundle {}", bundle.display());
+    assert!(distrust.hint().contains(&append), "{}", distrust.hint());
+    write(dir, "corp.pem", &[corp.der().clone(), alone]);
+    assert!(trust.reload().unwrap());
+    assert_eq!(said(&trust, &server), None);
+}
+
 fn run(dir: &FilePath, arguments: &[&str]) {
     let output = Command::new("openssl").args(arguments).current_dir(dir).output().unwrap();
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
