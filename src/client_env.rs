@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rustls_pki_types::CertificateDer;
 
 use crate::config::env::{Environment, UPSTREAM_CA_BUNDLE, UPSTREAM_PROXY};
-use crate::tls::pem;
+use crate::tls::{pem, trust};
 
 /// Variables whose file *replaces* the client's own roots: they get everything.
 const REPLACING: [&str; 12] = [
@@ -143,7 +143,7 @@ fn write_once(dir: &Path, kind: &str, contents: &str) -> io::Result<PathBuf> {
 }
 
 fn certificates_of(file: &Path) -> Vec<CertificateDer<'static>> {
-    let read = std::fs::read(file).map_err(|error| error.to_string());
+    let read = trust::content(file).map_err(|error| error.to_string());
     match read.and_then(|bytes| pem::read(&bytes).map_err(|error| error.to_string())) {
         Ok(bundle) => bundle.certificates,
         Err(error) => {
@@ -177,6 +177,27 @@ fn no_proxy(env: &Environment) -> String {
 mod tests {
     use super::*;
 
+    fn made_from(env: &Environment) -> ClientEnv {
+        let folder = tempfile::tempdir().unwrap();
+        let (proxy, chain, bundle_path) = (([127, 0, 0, 1], 8377).into(), "", None);
+        let facts = Facts { proxy, system: &[], bundle: &[], own: &[], chain, bundle_path };
+        ClientEnv::write(&facts, env, folder.path()).unwrap()
+    }
+
+    /// Nobody writes to it, and who opens it for reading would wait.
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_is_no_file_of_certificates() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let env = Environment::from_pairs([("SSL_CERT_FILE", pipe)]);
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || sender.send(made_from(&env)));
+        let made = receiver.recv_timeout(std::time::Duration::from_secs(10)).unwrap();
+        assert!(made.iter().any(|(name, _)| name == "SSL_CERT_FILE"));
+    }
+
     #[test]
     fn other_proxies_lose_their_login() {
         let table = [
@@ -192,14 +213,10 @@ mod tests {
             (Some("http://me:pa/55@proxy.corp"), Some("http://proxy.corp")),
             (Some("me:pa://55@proxy.corp"), Some("proxy.corp")),
         ];
-        let folder = tempfile::tempdir().unwrap();
-        let proxy = ([127, 0, 0, 1], 8377).into();
-        let (system, bundle, own, bundle_path) = (&[], &[], &[], None);
-        let facts = Facts { proxy, system, bundle, own, chain: "", bundle_path };
         for (value, expected) in table {
             for name in OTHER_PROXIES {
                 let env = Environment::from_pairs(value.map(|value| (name, value)));
-                let made = ClientEnv::write(&facts, &env, folder.path()).unwrap();
+                let made = made_from(&env);
                 let found = made.iter().filter(|(it, _)| OTHER_PROXIES.contains(it));
                 let found: Vec<_> =
                     found.map(|(it, value)| (it, value.to_str().unwrap())).collect();

@@ -46,7 +46,7 @@ fn read_file(path: &Path) -> Result<Bundle, TrustError> {
 }
 
 /// All of a regular file. What it is, is asked of the open file: the name may lead to a pipe by now.
-fn content(path: &Path) -> io::Result<Vec<u8>> {
+pub(crate) fn content(path: &Path) -> io::Result<Vec<u8>> {
     let mut options = OpenOptions::new();
     options.read(true);
     #[cfg(unix)]
