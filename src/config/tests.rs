@@ -580,7 +580,7 @@ fn where_the_login_of_the_chain_comes_from() {
     let table = [
         ("'file:corp.login'", Some("file:/etc/valetkey/corp.login")),
         ("'env:CORP_LOGIN'", Some("env:CORP_LOGIN")),
-        ("'command: pass show corp'", Some("command:pass show corp")),
+        ("'command: pass show corp'", Some("pass show corp")),
         ("'command:'", None),
         ("'me:pa55word'", None),
         ("1", None),
@@ -589,7 +589,10 @@ fn where_the_login_of_the_chain_comes_from() {
         let text = format!("[upstream]\nproxy = 'http://corp:1'\nproxy_login = {value}\n");
         let loaded = load(&[&text], &[]);
         let shown = loaded.as_ref().ok().map(|it| it.upstream.proxy_login.as_ref().unwrap());
-        let shown = shown.map(ToString::to_string);
+        let shown = shown.map(|login| match login {
+            LoginSpec::Command(line) => line.clone(),
+            source => source.to_string(),
+        });
         match expected {
             Some(expected) => assert_eq!(shown.as_deref(), Some(expected), "{value}"),
             None => {

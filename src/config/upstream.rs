@@ -356,7 +356,7 @@ pub enum BadProxy {
 }
 
 /// Where user and password for the chain come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum LoginSpec {
     /// A variable or a file.
     Source(SourceSpec),
@@ -364,14 +364,20 @@ pub enum LoginSpec {
     Command(String),
 }
 
-/// As a file says it.
+/// As a file says it, but for the command: its line may hold a secret, in the first word too (`PASSWORD=… ask`).
 impl fmt::Display for LoginSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Source(SourceSpec::Env(name)) => write!(f, "env:{name}"),
             Self::Source(SourceSpec::File(path)) => write!(f, "file:{}", path.display()),
-            Self::Command(line) => write!(f, "command:{line}"),
+            Self::Command(_) => f.write_str("command:…"),
         }
+    }
+}
+
+impl fmt::Debug for LoginSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LoginSpec({self})")
     }
 }
 
@@ -381,6 +387,19 @@ const FILE_CA_BUNDLE: &str = "upstream.ca_bundle";
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_line_of_a_command_is_not_shown() {
+        let table = [
+            (LoginSpec::Source(SourceSpec::Env("LOGIN".to_owned())), "env:LOGIN"),
+            (LoginSpec::Source(SourceSpec::File("/a/b".into())), "file:/a/b"),
+            (LoginSpec::Command("PASSWORD=pa55 ask --key k3y".to_owned()), "command:…"),
+        ];
+        for (login, shown) in table {
+            assert_eq!(login.to_string(), shown);
+            assert_eq!(format!("{login:?}"), format!("LoginSpec({shown})"));
+        }
+    }
 
     #[test]
     fn proxies_as_people_write_them() {
