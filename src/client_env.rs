@@ -84,10 +84,8 @@ impl ClientEnv {
         for name in ["HTTPS_PROXY", "https_proxy", "grpc_proxy"] {
             set.insert(name.to_owned(), proxy.clone().into());
         }
-        for name in OTHER_PROXIES {
-            if let Some(proxy) = env.text(name).as_deref().and_then(without_login) {
-                set.insert(name.to_owned(), proxy.into());
-            }
+        for (name, proxy) in without_logins(&OTHER_PROXIES, env) {
+            set.insert(name.to_owned(), proxy.into());
         }
         let no_proxy = no_proxy(env);
         for name in ["NO_PROXY", "no_proxy", "no_grpc_proxy"] {
@@ -152,6 +150,14 @@ fn certificates_of(file: &Path) -> Vec<CertificateDer<'static>> {
             Vec::new()
         }
     }
+}
+
+/// Those of these variables that name a proxy with a login, without it.
+pub fn without_logins<'a>(
+    names: &[&'a str],
+    env: &Environment,
+) -> impl Iterator<Item = (&'a str, String)> {
+    names.iter().filter_map(|name| Some((*name, without_login(&env.text(name)?)?)))
 }
 
 /// A proxy without its user and password, however they are written; `None` where it has none.

@@ -6,11 +6,13 @@ use futures_util::FutureExt as _;
 
 use super::credentials::source_of;
 use super::output::{self, Failure};
-use crate::config::env::Environment;
-use crate::config::{LoginSpec, ProxySetting, UpstreamConfig};
+use super::run;
+use crate::client_env;
+use crate::config::env::{Environment, UPSTREAM_PROXY};
+use crate::config::{Config, LoginSpec, ProxySetting, SourceSpec};
 use crate::origin::Target;
 use crate::secret::Secret;
-use crate::source;
+use crate::source::command::{self, Variable};
 use crate::tasks::Tasks;
 use crate::upstream::chain::auth::{Ask, AskedAuth, BasicAuth, NoAuth, ProxyAuth};
 use crate::upstream::chain::no_proxy::NoProxy;
@@ -21,31 +23,36 @@ use crate::upstream::chain::{Chain, Hop};
 /// # Errors
 ///
 /// [`Failure`] for a login that cannot be used.
-pub(super) fn chain(config: &UpstreamConfig, env: &Environment) -> Result<Chain, Failure> {
-    let Some(setting) = config.proxies.first() else { return Ok(Chain::none()) };
-    let (direct, odd) = NoProxy::parse(&config.no_proxy);
+pub(super) fn chain(config: &Config, env: &Environment) -> Result<Chain, Failure> {
+    let upstream = &config.upstream;
+    let Some(setting) = upstream.proxies.first() else { return Ok(Chain::none()) };
+    let (direct, odd) = NoProxy::parse(&upstream.no_proxy);
     for entry in odd {
         let entry = output::printable(&entry);
         output::warning(format_args!("no_proxy: `{entry}` is no host, address or range"));
     }
-    if config.proxy_login.is_none() && !config.other_logins.is_empty() {
+    if upstream.proxy_login.is_none() && !upstream.other_logins.is_empty() {
         let (url, named_by) = (&setting.url, setting.named_by);
         output::warning(format_args!(
             "upstream.proxy_login is not shown to {url} ({named_by}): its file names another proxy"
         ));
     }
     let proxy = setting.url.target().clone();
-    let auth = auth(setting, config.proxy_login.as_ref(), env)?;
+    let auth = auth(setting, config, env)?;
     Ok(Chain::via(Hop { scheme: setting.url.scheme(), proxy, auth, direct }))
 }
 
 fn auth(
     ProxySetting { url, named_by }: &ProxySetting,
-    login: Option<&LoginSpec>,
+    config: &Config,
     env: &Environment,
 ) -> Result<Arc<dyn ProxyAuth>, Failure> {
-    match (login, url.login()) {
-        (Some(spec), _) => Ok(Arc::new(AskedAuth::new(asker(spec, url.target(), env)))),
+    match (&config.upstream.proxy_login, url.login()) {
+        (Some(LoginSpec::Source(source)), _) => Ok(Arc::new(AskedAuth::new(reader(source, env)))),
+        (Some(LoginSpec::Command(line)), _) => {
+            let variables = variables(url.target(), config, env);
+            Ok(Arc::new(AskedAuth::new(asker(line.clone(), variables))))
+        }
         (None, Some(login)) => match BasicAuth::new(Secret::new(login)) {
             Ok(auth) => Ok(Arc::new(auth)),
             Err(error) => Err(Failure::from(error).about(named_by)),
@@ -54,29 +61,45 @@ fn auth(
     }
 }
 
-/// Reads the login when it is needed. A command is told for which proxy.
-fn asker(spec: &LoginSpec, proxy: &Target, env: &Environment) -> Ask {
-    match spec {
-        LoginSpec::Source(source) => {
-            let source = source_of(source, env);
-            Arc::new(move || {
-                let source = source.clone();
-                let load = move || source.load_text().map_err(|error| output::chain_of(&error));
-                let loading = Tasks::new().spawn_blocking(load);
-                async { loading.await.unwrap_or_else(|_| Err("it could not be read".to_owned())) }
-                    .boxed()
-            })
-        }
-        LoginSpec::Command(line) => {
-            let (line, proxy) = (line.clone(), proxy.to_string());
-            Arc::new(move || {
-                let (line, proxy) = (line.clone(), proxy.clone());
-                async move {
-                    let told = source::command::tell(&line, &[("VALETKEY_PROXY", proxy)]).await;
-                    told.map_err(|error| output::chain_of(&error))
-                }
-                .boxed()
-            })
-        }
-    }
+/// Reads the login when it is needed.
+fn reader(source: &SourceSpec, env: &Environment) -> Ask {
+    let source = source_of(source, env);
+    Arc::new(move || {
+        let source = source.clone();
+        let load = move || source.load_text().map_err(|error| output::chain_of(&error));
+        let loading = Tasks::new().spawn_blocking(load);
+        async { loading.await.unwrap_or_else(|_| Err("it could not be read".to_owned())) }.boxed()
+    })
 }
+
+/// Has a command tell the login when it is needed.
+fn asker(line: String, variables: Vec<Variable>) -> Ask {
+    Arc::new(move || {
+        let (line, variables) = (line.clone(), variables.clone());
+        async move {
+            let told = command::tell(&line, &variables).await;
+            told.map_err(|error| output::chain_of(&error))
+        }
+        .boxed()
+    })
+}
+
+/// A command is told for which proxy, and gets no secret that is for others.
+fn variables(proxy: &Target, config: &Config, env: &Environment) -> Vec<Variable> {
+    let mut variables = vec![("VALETKEY_PROXY".to_owned(), Some(proxy.to_string()))];
+    let proxies = client_env::without_logins(&PROXIES, env);
+    variables.extend(proxies.map(|(name, proxy)| (name.to_owned(), Some(proxy))));
+    variables.extend(run::variables_of_sources(config).map(|name| (name.to_owned(), None)));
+    variables
+}
+
+/// Variables whose URLs may have a password.
+const PROXIES: [&str; 7] = [
+    "ALL_PROXY",
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    UPSTREAM_PROXY,
+    "all_proxy",
+    "http_proxy",
+    "https_proxy",
+];

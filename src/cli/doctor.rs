@@ -144,7 +144,7 @@ fn way_out(
     trust: &Arc<UpstreamTrust>,
     report: &mut Report,
 ) -> Option<Upstream> {
-    match chain::chain(&config.upstream, &typed.env) {
+    match chain::chain(config, &typed.env) {
         Ok(chain) => {
             let resolve = config.upstream.resolve.clone();
             Some(Upstream::new(Dialer::new(trust.clone(), chain, resolve)))

@@ -49,7 +49,7 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
     let roots = LocalCa::load_roots(&ca_dir(&config)).map_err(output::hinted)?;
     let dir = config.paths.runtime_dir.join("env");
     process::private_dir(&dir)?;
-    let way_out = WayOut::new(&config.upstream, &roots, &typed.env)?;
+    let way_out = WayOut::new(&config, &roots, &typed.env)?;
     let client_env = way_out.client_env(&roots, address, &typed.env, &dir)?;
 
     let shell = arguments.shell.unwrap_or_else(|| usual_shell(typed.env.text("SHELL")));

@@ -59,7 +59,7 @@ impl Started {
         let names = config.rules.constraints();
         let ca = LocalCa::open(&ca_dir(config), &names, clock.clone()).map_err(output::hinted)?;
         let roots = ca.roots().to_vec();
-        let out = WayOut::new(&config.upstream, &roots, env)?;
+        let out = WayOut::new(config, &roots, env)?;
         roots::follow(&out.trust, &Tasks::new());
         let refreshes = Tasks::new();
         let credentials = Credentials::new(config, env, out.upstream.clone(), refreshes.clone());
@@ -153,7 +153,7 @@ impl WayOut {
     /// As [`WayOut::new`].
     pub(super) fn of(config: &Config, env: &Environment) -> Result<Self, Failure> {
         let roots = LocalCa::load_roots(&ca_dir(config)).map_err(output::hinted)?;
-        Self::new(&config.upstream, &roots, env)
+        Self::new(config, &roots, env)
     }
 
     /// The way out that a configuration describes. Our own `roots` are never trusted there.
@@ -161,19 +161,16 @@ impl WayOut {
     /// # Errors
     ///
     /// [`Failure`] for a bundle or a chain that cannot be used.
-    pub(super) fn new(
-        config: &UpstreamConfig,
-        roots: &[Root],
-        env: &Environment,
-    ) -> Result<Self, Failure> {
-        let trust = trust(config, roots.iter().map(Root::spki).collect())?;
+    pub(super) fn new(config: &Config, roots: &[Root], env: &Environment) -> Result<Self, Failure> {
+        let UpstreamConfig { proxies, resolve, .. } = &config.upstream;
+        let trust = trust(&config.upstream, roots.iter().map(Root::spki).collect())?;
         for notice in trust.now().notices() {
             output::warning(notice);
         }
         let chain = chain::chain(config, env)?;
-        let shown = config.proxies.first().map(|proxy| proxy.url.to_string()).unwrap_or_default();
+        let shown = proxies.first().map(|proxy| proxy.url.to_string()).unwrap_or_default();
         let trust = Arc::new(trust);
-        let dialer = Dialer::new(trust.clone(), chain, config.resolve.clone());
+        let dialer = Dialer::new(trust.clone(), chain, resolve.clone());
         Ok(Self { upstream: Upstream::new(dialer), trust, chain: shown })
     }
 

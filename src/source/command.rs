@@ -15,17 +15,23 @@ use super::SourceError;
 use crate::group::Group;
 use crate::secret::{Secret, UnfitSecret};
 
-/// Runs a line in the shell, with these variables besides our own, and takes what it has printed by its end, without
-/// one newline at the end. What it says on standard error goes to ours. What it leaves running is killed.
+/// Runs a line in the shell, with these variables set or taken out of our own, and takes what it has printed by its
+/// end, without one newline at the end. What it says on standard error goes to ours. What it leaves running is killed.
 ///
 /// # Errors
 ///
 /// [`SourceError`] for one that fails, takes too long, prints too much or no text. None quotes what it printed.
-pub async fn tell(line: &str, variables: &[(&str, String)]) -> Result<Secret, SourceError> {
+pub async fn tell(line: &str, variables: &[Variable]) -> Result<Secret, SourceError> {
     let place = || "the output of the command".to_owned();
     let unreadable = |reason| SourceError::Unreadable { place: place(), reason };
     let mut command = Command::new("/bin/sh");
-    command.args(["-c", line]).envs(variables.iter().map(|(name, value)| (name, value)));
+    command.args(["-c", line]);
+    for (name, value) in variables {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
     // What it says itself is for whoever started us.
     command.stdin(Stdio::null()).stderr(Stdio::inherit());
     let output = timeout(LIMIT, output(command)).await;
@@ -40,6 +46,9 @@ pub async fn tell(line: &str, variables: &[(&str, String)]) -> Result<Secret, So
     super::check_text(text).map_err(unfit)?;
     Ok(Secret::new(text))
 }
+
+/// A variable, and what it is set to; `None` takes it out.
+pub type Variable = (String, Option<String>);
 
 /// What the program has printed by its own end. The end of the pipe is not waited for: what it leaves running may
 /// hold that open.
@@ -97,6 +106,7 @@ mod tests {
             ("printf 'user:pass word'", Ok("user:pass word")),
             ("echo user:password", Ok("user:password")),
             ("echo \"$WHO:x\"", Ok("me:x")),
+            ("echo \"${HOME-none}:x\"", Ok("none:x")),
             ("printf 'a\\nb\\n'", Err("cannot be used")),
             ("printf 'a\\377'", Err("cannot be used")),
             ("true", Err("cannot be used")),
@@ -110,7 +120,10 @@ mod tests {
             ),
         ];
         for (line, expected) in table {
-            let told = tell(line, &[("WHO", "me".to_owned())]).await;
+            let variables = [("WHO", Some("me")), ("HOME", None)];
+            let variables =
+                variables.map(|(name, value)| (name.to_owned(), value.map(str::to_owned)));
+            let told = tell(line, &variables).await;
             match (told, expected) {
                 (Ok(told), Ok(expected)) => assert_eq!(told.expose(), expected, "{line}"),
                 (Err(error), Err(expected)) => {

@@ -317,6 +317,25 @@ async fn b18_a_command_that_tells_no_login() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_tells_the_login_gets_no_other_secret() {
+    let to = |it: &Scene| format!("http://{}", it.world.company().address());
+    let scene = chained(Some("user:p@ss"), to).await.with("all_proxy", "me:pa55@other:1");
+    let scene = scene.with("HTTPS_PROXY", "http://me:pa55@other:1");
+    let config = scene.path(".config/valetkey/config.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let login = "[upstream]\nproxy_login = \"command: env > found; echo user:p@ss\"\n";
+    fs::write(config, text.replace("[upstream]\n", login)).unwrap();
+    assert_named(&scene, &[]).await;
+    let found = fs::read_to_string(scene.path("found")).unwrap();
+    let proxy = format!("VALETKEY_PROXY={}", scene.world.company().address());
+    for line in [&proxy, "HTTPS_PROXY=http://other:1", "all_proxy=other:1"] {
+        assert!(found.lines().any(|it| it == line), "{line}: {found}");
+    }
+    assert!(!found.contains("pa55") && !found.contains("EXAMPLE_TOKEN"), "{found}");
+    scene.assert_no_secret("the command's environment", &found);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn b19_a_chain_that_is_no_proxy() {
     // The world's own port, at which TLS is spoken.
     let to = |it: &Scene| format!("http://{}", it.world.resolve()[0].1);
