@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rustls_pki_types::CertificateDer;
 
 use crate::config::env::{Environment, UPSTREAM_CA_BUNDLE, UPSTREAM_PROXY};
-use crate::tls::{pem, trust};
+use crate::tls::{file, pem};
 
 /// Variables whose file *replaces* the client's own roots: they get everything.
 const REPLACING: [&str; 12] = [
@@ -140,12 +140,12 @@ fn write_once(dir: &Path, kind: &str, contents: &str) -> io::Result<PathBuf> {
     Ok(path)
 }
 
-fn certificates_of(file: &Path) -> Vec<CertificateDer<'static>> {
-    let read = trust::content(file).map_err(|error| error.to_string());
+fn certificates_of(path: &Path) -> Vec<CertificateDer<'static>> {
+    let read = file::read(path).map_err(|error| error.to_string());
     match read.and_then(|bytes| pem::read(&bytes).map_err(|error| error.to_string())) {
         Ok(bundle) => bundle.certificates,
         Err(error) => {
-            let file = file.display();
+            let file = path.display();
             tracing::warn!(%file, %error, "left out a certificate file of the environment");
             Vec::new()
         }

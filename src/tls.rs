@@ -1,6 +1,7 @@
 //! Both sides of TLS: certificates for the clients, trust in the upstreams.
 
 pub mod ca;
+pub mod file;
 pub mod leaf;
 pub mod pem;
 pub mod trust;

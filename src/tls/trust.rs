@@ -21,7 +21,6 @@ use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, UnixTime};
 
-pub(crate) use self::bundle::content;
 pub use self::distrust::Distrust;
 use self::distrust::{Remedy, is_self_issued, issuer_of};
 use self::verify::Verifier;

@@ -549,6 +549,19 @@ async fn a_link_in_the_place_of_a_root_is_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pipe_in_the_store_holds_up_nobody() {
+    let Some(machine) = Machine::new().await else { return };
+    let pipe = machine.own("local").join("pipe.crt");
+    assert!(Command::new("mkfifo").arg(&pipe).status().await.unwrap().success());
+    let commands: [&[&str]; 5] =
+        [&["install"], &["rotate"], &["install"], &["rotate", "--finish"], &["uninstall"]];
+    for command in commands {
+        machine.ca(command).await;
+    }
+    assert_eq!(machine.local(), ["pipe.crt"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn chromium_trusts_what_is_in_its_database() {
     let Some(program) = chromium() else { return };
     let Some(machine) = Machine::with_databases().await else { return };

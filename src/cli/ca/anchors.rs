@@ -9,6 +9,7 @@ use super::stores::{self, Entry, Found, PREFIX, Store};
 use crate::cli::output::Failure;
 use crate::cli::programs::Search;
 use crate::tls::ca::Root;
+use crate::tls::file;
 
 /// How distributions keep their store.
 #[derive(Debug)]
@@ -82,7 +83,8 @@ impl Store for Anchors {
     }
 
     fn look(&self) -> Result<Found, Failure> {
-        let seen = fs::read(self.layout.bundle).map(|text| Root::among(&text)).unwrap_or_default();
+        let among = |path: &Path| Root::among(&file::read(path).unwrap_or_default());
+        let seen = among(Path::new(self.layout.bundle));
         let holds = |roots: &[Root], root: &Root| {
             roots.iter().any(|it| it.fingerprint() == root.fingerprint())
         };
@@ -90,8 +92,8 @@ impl Store for Anchors {
         let (mut found, mut all) = (Found::default(), Vec::new());
         for file in fs::read_dir(folder).map_err(|error| Failure::at(folder, error))? {
             let name = file?.file_name().to_string_lossy().into_owned();
-            // Others may put in what we cannot read, or what is a folder.
-            let roots = Root::among(&fs::read(folder.join(&name)).unwrap_or_default());
+            // Others may put in what we cannot read, or what is no file: a folder, a pipe.
+            let roots = among(&folder.join(&name));
             all.extend(roots.iter().cloned());
             let Some(digits) = self.digits_in(&name) else { continue };
             match stores::named(digits, roots) {

@@ -19,7 +19,7 @@ use super::intermediate::{authority, random_hex};
 use super::names::Names;
 use crate::origin::Host;
 use crate::secret::Fingerprint;
-use crate::tls::{is_a_valetkey, pem};
+use crate::tls::{file, is_a_valetkey, pem};
 
 /// A root's certificate and where it lies. Never holds the key.
 #[derive(Clone, Debug)]
@@ -165,7 +165,7 @@ pub(super) fn load(dir: &Path) -> Result<Vec<Root>, CaError> {
 
 fn load_one(dir: &Path, number: u32) -> Result<Root, CaError> {
     let path = certificate_path(dir, number);
-    let text = fs::read(&path).map_err(|source| CaError::reading(&path, source))?;
+    let text = file::read(&path).map_err(|source| CaError::reading(&path, source))?;
     let root = match pem::read(&text).map(|bundle| bundle.certificates) {
         Ok(mut certificates) if certificates.len() == 1 => Root::of(certificates.remove(0)),
         _ => Err("it is not one certificate in PEM form"),
@@ -188,7 +188,7 @@ pub(super) fn load_retired(dir: &Path) -> Result<Vec<Root>, CaError> {
     let mut roots = Vec::new();
     for entry in entries {
         let path = entry.map_err(cannot_read)?.path();
-        let text = fs::read(&path).map_err(|source| CaError::reading(&path, source))?;
+        let text = file::read(&path).map_err(|source| CaError::reading(&path, source))?;
         roots.extend(Root::among(&text));
     }
     Ok(roots)
