@@ -184,6 +184,12 @@ impl Machine {
         self.scene.path(".local/share/valetkey/ca").join(format!("root-{number}.pem"))
     }
 
+    fn keys(&self) -> Vec<String> {
+        let files = fs::read_dir(self.root(1).parent().unwrap()).unwrap();
+        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.ends_with(".key")).collect()
+    }
+
     /// Whether programs see the certificate of this PEM file.
     fn bundle_has(&self, pem: &str) -> bool {
         fs::read_to_string(self.own("certs/ca-certificates.crt")).unwrap().contains(pem)
@@ -345,21 +351,40 @@ async fn a_planned_rotation_breaks_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_root_whose_end_was_broken_off_is_not_installed_and_its_end_is_finished() {
+    let Some(machine) = Machine::new().await else { return };
+    machine.ca(&["rotate"]).await;
+    let (old, ca) = (fs::read_to_string(machine.root(1)).unwrap(), machine.root(1));
+    let ca = ca.parent().unwrap();
+    let key = machine.keys().pop().unwrap();
+    machine.ca(&["rotate"]).await;
+    machine.ca(&["install"]).await;
+    fs::create_dir(ca.join("retired")).unwrap();
+    let aside = ca.join("retired").join(key.replace(".key", ".pem"));
+    fs::copy(machine.root(1), &aside).unwrap();
+    fs::remove_file(ca.join(&key)).unwrap();
+
+    machine.ca(&["install"]).await;
+    assert!(!machine.bundle_has(&old));
+    let again = machine.ca(&["install"]).await;
+    assert_eq!(steps(&again), [""; 0], "it is not put in again");
+    let finished = machine.ca(&["rotate", "--finish"]).await;
+    assert!(finished.err.starts_with("ended valetkey-"), "{finished:?}");
+    assert!(!machine.root(1).exists() && aside.exists() && machine.keys().len() == 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stolen_key_is_worth_nothing_after_rotate_now_and_install() {
     let Some(machine) = Machine::with_databases().await else { return };
     let serving = machine.serve().await;
     machine.ca(&["install"]).await;
     let stolen = fs::read_to_string(machine.root(1)).unwrap();
-    let keys = || {
-        let files = fs::read_dir(machine.root(1).parent().unwrap()).unwrap();
-        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| name.ends_with(".key")).collect::<Vec<_>>()
-    };
-    let before = keys();
+    let before = machine.keys();
     let now = machine.ca(&["rotate", "--now"]).await;
     println!("{}", now.err);
     assert!(now.err.contains(&serving.url), "the proxy that runs is named: {now:?}");
-    assert!(keys().len() == 1 && keys() != before, "{:?}", keys());
+    let after = machine.keys();
+    assert!(after.len() == 1 && after != before, "{after:?}");
     assert!(!machine.ca(&["print"]).await.out.contains(&stolen));
     // Who has the key could still sign: until the store is told.
     machine.expect_trust(&serving.url, true).await;

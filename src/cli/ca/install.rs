@@ -35,7 +35,9 @@ pub(super) fn install(arguments: Arguments, typed: &Typed) -> Result<(), Failure
     let mut roots = roots_in_use(&config, &dir, arguments.dry_run)?;
     let now = Clock::system().now();
     let retired = LocalCa::load_retired(&dir).map_err(output::hinted)?;
-    roots.retain(|root| is_alive(root, now));
+    // One is among both while its end is broken off.
+    let is_retired = |root: &Root| retired.iter().any(|it| it.fingerprint() == root.fingerprint());
+    roots.retain(|root| is_alive(root, now) && !is_retired(root));
     let mut hands = Hands::new(arguments.dry_run, stores::search(typed));
     let changed = each(arguments.store, typed, |store| {
         let found = looked(store)?;
@@ -47,9 +49,7 @@ pub(super) fn install(arguments: Arguments, typed: &Typed) -> Result<(), Failure
             }
         }
         let missing: Vec<_> = roots.iter().filter(|root| !found.counts(root)).cloned().collect();
-        let is_old = |entry: &&Entry| {
-            !is_alive(&entry.root, now) || retired.iter().any(|root| is_of(entry, root))
-        };
+        let is_old = |entry: &&Entry| !is_alive(&entry.root, now) || is_retired(&entry.root);
         let old: Vec<_> = found.entries.iter().filter(is_old).cloned().collect();
         if missing.is_empty() && old.is_empty() {
             return Ok(false);

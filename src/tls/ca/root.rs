@@ -1,8 +1,9 @@
 //! A root of the local CA, and the folder in which roots and their keys lie.
 //!
 //! `root-N.pem` is the Nth root's certificate, for everybody; `root-KEY.key` its private key, named after
-//! the public one; `retired/` holds the certificates of roots whose keys were deleted. The key is on disk before its certificate, and the certificate appears whole and never
+//! the public one. The key is on disk before its certificate, and the certificate appears whole and never
 //! over another: whoever writes number N first has made it, and everybody sees the same roots.
+//! `retired/root-KEY.pem` is the certificate of a root that was ended, or whose end was begun: it signs nothing.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use rcgen::{BasicConstraints, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use tempfile::NamedTempFile;
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
@@ -30,7 +32,7 @@ pub struct Root {
     names: Names,
     not_before: OffsetDateTime,
     not_after: OffsetDateTime,
-    has_key: bool,
+    signs: bool,
 }
 
 impl Root {
@@ -38,7 +40,7 @@ impl Root {
     pub fn among(text: &[u8]) -> Vec<Self> {
         let certificates = CertificateDer::pem_slice_iter(text).filter_map(Result::ok);
         let roots = certificates.filter_map(|der| Self::of(der).ok());
-        roots.map(|root| Self { has_key: false, ..root }).collect()
+        roots.map(|root| Self { signs: false, ..root }).collect()
     }
 
     /// The certificate.
@@ -93,15 +95,14 @@ impl Root {
         &self.names
     }
 
-    /// Whether its key lies beside it.
-    pub(super) fn has_key(&self) -> bool {
-        self.has_key
+    /// Whether it signs anything: its key lies beside it, and its end was not begun.
+    pub(super) fn signs(&self) -> bool {
+        self.signs
     }
 
-    /// Whether it can sign for the host from now until then. One whose key is not there (a certificate
-    /// that was copied to be trusted) signs nothing.
+    /// Whether it can sign for the host from now until then.
     pub(super) fn can_sign(&self, host: &Host, now: OffsetDateTime, until: OffsetDateTime) -> bool {
-        self.has_key && self.names.permit(host) && self.not_before <= now && until < self.not_after
+        self.signs && self.names.permit(host) && self.not_before <= now && until < self.not_after
     }
 
     fn of(der: CertificateDer<'static>) -> Result<Self, &'static str> {
@@ -118,13 +119,18 @@ impl Root {
             names: names.ok_or("it has not the name constraints of a root made here")?,
             not_before: certificate.validity().not_before.to_datetime(),
             not_after: certificate.validity().not_after.to_datetime(),
-            has_key: true,
+            signs: true,
             der,
         })
     }
 
     fn key_path(&self, dir: &Path) -> PathBuf {
         dir.join(format!("root-{}.key", &self.spki.to_hex()[..16]))
+    }
+
+    /// Where its certificate lies once it is ended.
+    fn retired_path(&self, dir: &Path) -> PathBuf {
+        dir.join(RETIRED).join(format!("root-{}.pem", &self.spki.to_hex()[..16]))
     }
 
     /// Reads the key of a root that lies in this folder.
@@ -173,7 +179,8 @@ fn load_one(dir: &Path, number: u32) -> Result<Root, CaError> {
     let root = root.map_err(|reason| CaError::BadFile { path: path.clone(), reason })?;
     // A link that leads nowhere is there too, and is refused when the key is needed.
     let has_key = root.key_path(dir).symlink_metadata().is_ok();
-    Ok(Root { path: Some(path), has_key, ..root })
+    let signs = has_key && !root.retired_path(dir).is_file();
+    Ok(Root { path: Some(path), signs, ..root })
 }
 
 /// Reads the certificates of all roots that were retired from a folder, in no order.
@@ -194,24 +201,26 @@ pub(super) fn load_retired(dir: &Path) -> Result<Vec<Root>, CaError> {
     Ok(roots)
 }
 
-/// Ends a root: deletes its key, then puts its certificate aside; gives the certificate's new place. What was
-/// broken off in between is finished by doing it again.
+/// Ends a root: puts its certificate aside, and only then deletes its key, for a store can be rid of it only by its
+/// certificate; gives the certificate's new place. What was broken off in between is finished by doing it again: until
+/// the last step the root lies beside the others, and signs nothing from the first one on.
 pub(super) fn retire(dir: &Path, root: &Root) -> Result<PathBuf, CaError> {
-    let retired = dir.join(RETIRED);
+    let (retired, aside) = (dir.join(RETIRED), root.retired_path(dir));
     make_folder(&retired)?;
-    let key = root.key_path(dir);
-    match fs::remove_file(&key) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(CaError::Io { doing: "delete", path: key, source: error });
-        }
-        _ => sync(dir)?,
-    }
-    let aside = retired.join(format!("root-{}.pem", &root.spki.to_hex()[..16]));
-    if let Some(path) = root.path() {
-        fs::rename(path, &aside).map_err(|source| CaError::writing(&aside, source))?;
-    }
+    let written = write_temporary(&retired, root.pem().as_bytes(), 0o644)
+        .and_then(|file| Ok(file.persist(&aside)?));
+    written.map_err(|source| CaError::writing(&aside, source))?;
     sync(&retired)?;
+    // The folder may be new.
     sync(dir)?;
+    for path in [Some(&*root.key_path(dir)), root.path()].into_iter().flatten() {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(CaError::Io { doing: "delete", path: path.into(), source: error });
+            }
+            _ => sync(dir)?,
+        }
+    }
     Ok(aside)
 }
 
@@ -285,10 +294,7 @@ fn make_folder(dir: &Path) -> Result<(), CaError> {
 /// Writes a file that appears whole and durable or not at all; `false` when the name is taken.
 fn write_new(dir: &Path, path: &Path, content: &[u8], mode: u32) -> Result<bool, CaError> {
     let attempt = || -> io::Result<bool> {
-        let mut file = aside(dir, mode)?;
-        file.write_all(content)?;
-        file.as_file().sync_all()?;
-        match file.persist_noclobber(path) {
+        match write_temporary(dir, content, mode)?.persist_noclobber(path) {
             Ok(_) => (),
             Err(taken) if taken.error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
             Err(other) => return Err(other.error),
@@ -300,15 +306,23 @@ fn write_new(dir: &Path, path: &Path, content: &[u8], mode: u32) -> Result<bool,
     attempt().map_err(|source| CaError::writing(path, source))
 }
 
+/// Writes a file under a name that nobody knows; durable before it gets its own.
+fn write_temporary(dir: &Path, content: &[u8], mode: u32) -> io::Result<NamedTempFile> {
+    let mut file = temporary(dir, mode)?;
+    file.write_all(content)?;
+    file.as_file().sync_all()?;
+    Ok(file)
+}
+
 #[cfg(unix)]
-fn aside(dir: &Path, mode: u32) -> io::Result<tempfile::NamedTempFile> {
+fn temporary(dir: &Path, mode: u32) -> io::Result<NamedTempFile> {
     use std::os::unix::fs::PermissionsExt;
     let permissions = fs::Permissions::from_mode(mode);
     tempfile::Builder::new().prefix(".new-").permissions(permissions).tempfile_in(dir)
 }
 
 #[cfg(not(unix))]
-fn aside(dir: &Path, _mode: u32) -> io::Result<tempfile::NamedTempFile> {
+fn temporary(dir: &Path, _mode: u32) -> io::Result<NamedTempFile> {
     tempfile::Builder::new().prefix(".new-").tempfile_in(dir)
 }
 

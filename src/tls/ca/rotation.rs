@@ -57,7 +57,7 @@ impl LocalCa {
         })
     }
 
-    /// Ends a root of this folder at once: its key is deleted, its certificate put aside, and it is not handed out
+    /// Ends a root of this folder at once: its certificate is put aside, its key deleted, and it is not handed out
     /// any more. Gives the certificate's new place. A proxy that runs signs under it until it is started again.
     ///
     /// # Errors
@@ -77,8 +77,8 @@ impl LocalCa {
     }
 }
 
-/// The roots that can be retired while every one of these names still has a newer root that signs for it. One
-/// whose key is not here was put beside ours by somebody, and stays.
+/// The roots that can be retired while every one of these names still has a newer root that signs for it; and those
+/// that sign nothing, because the key is gone or because retiring them was broken off.
 pub fn superseded(roots: &[Root], names: &[Host], clock: &Clock) -> Vec<Root> {
     let (names, now) = (Names::new(names), clock.now());
     let (mut kept, mut old): (Vec<&Root>, Vec<Root>) = (Vec::new(), Vec::new());
@@ -87,7 +87,7 @@ pub fn superseded(roots: &[Root], names: &[Host], clock: &Clock) -> Vec<Root> {
             let newer = kept.iter().any(|newer| newer.can_sign(name, now, now + ROOT_REPLACED));
             root.can_sign(name, now, now) && !newer
         };
-        if kept.is_empty() || !root.has_key() || names.hosts().iter().any(is_needed) {
+        if root.signs() && (kept.is_empty() || names.hosts().iter().any(is_needed)) {
             kept.push(root);
         } else {
             old.push(root.clone());

@@ -26,6 +26,18 @@ fn key_file(dir: &Path) -> PathBuf {
     files.find(|path| path.extension().is_some_and(|end| end == "key")).unwrap()
 }
 
+fn key_of(dir: &Path, root: &Root) -> PathBuf {
+    dir.join(format!("root-{}.key", &root.spki().to_hex()[..16]))
+}
+
+fn delete_key(dir: &Path, root: &Root) {
+    fs::remove_file(key_of(dir, root)).unwrap();
+}
+
+fn retired_file(dir: &Path, root: &Root) -> PathBuf {
+    dir.join("retired").join(format!("root-{}.pem", &root.spki().to_hex()[..16]))
+}
+
 fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
@@ -209,7 +221,7 @@ fn roots_are_found_among_anything() {
         let found = Root::among(text.as_bytes());
         assert_eq!(found.len(), expected, "{text}");
         assert!(found.iter().all(|root| root.fingerprint() == ca.roots()[0].fingerprint()));
-        assert!(found.iter().all(|root| !root.has_key()), "a certificate alone signs nothing");
+        assert!(found.iter().all(|root| !root.signs()), "a certificate alone signs nothing");
     }
 }
 
@@ -291,13 +303,76 @@ fn a_rotation_leaves_the_old_root_signing_until_it_is_retired() {
 
 #[test]
 fn what_is_broken_off_while_retiring_is_finished_by_doing_it_again() {
+    /// What was done before it broke off, in a folder that has this root and a newer one.
+    type Done = fn(&Path, &Root);
+    let put_aside: Done = |dir, root| {
+        fs::create_dir(dir.join("retired")).unwrap();
+        fs::write(retired_file(dir, root), root.pem()).unwrap();
+    };
+    let table: [(&str, &[Done]); 6] = [
+        ("nothing", &[]),
+        (
+            "half a certificate",
+            &[|dir, root| {
+                fs::create_dir(dir.join("retired")).unwrap();
+                fs::write(dir.join("retired/.new-1"), &root.pem()[..200]).unwrap();
+            }],
+        ),
+        ("the certificate put aside", &[put_aside]),
+        ("the key deleted", &[put_aside, delete_key]),
+        ("the key deleted, the certificate not put aside", &[delete_key]),
+        ("all", &[put_aside, delete_key, |_, root| fs::remove_file(root.path().unwrap()).unwrap()]),
+    ];
+    let names = hosts(&["a.example"]);
+    for (what, done) in table {
+        let (_temp, dir) = folder();
+        let begin = || match LocalCa::begin_rotation(&dir, &names, Clock::system()).unwrap() {
+            Begun::Made(root) => root,
+            other => panic!("{what}: {other:?}"),
+        };
+        let (old, new) = (begin(), begin());
+        done.iter().for_each(|step| step(&dir, &old));
+        let finish = || {
+            let roots = LocalCa::load_roots(&dir).unwrap();
+            let old = superseded(&roots, &names, &Clock::system());
+            for root in &old {
+                LocalCa::retire(&dir, root).unwrap();
+            }
+            old.len()
+        };
+        assert_eq!(finish(), usize::from(what != "all"), "{what}");
+        assert_eq!(finish(), 0, "{what}");
+        let ca = LocalCa::open(&dir, &names, Clock::system()).unwrap();
+        let left: Vec<_> = ca.roots().iter().map(Root::fingerprint).collect();
+        assert_eq!(left, [new.fingerprint()], "{what}");
+        ca.prepare().unwrap();
+        assert!(!key_of(&dir, &old).exists() && key_of(&dir, &new).exists(), "{what}");
+        assert_eq!(fs::read_to_string(retired_file(&dir, &old)).unwrap(), old.pem(), "{what}");
+        let retired = LocalCa::load_retired(&dir).unwrap();
+        let retired: Vec<_> = retired.iter().map(Root::fingerprint).collect();
+        assert_eq!(retired, [old.fingerprint()], "{what}");
+    }
+}
+
+#[test]
+fn a_root_whose_certificate_cannot_be_put_aside_keeps_its_key() {
+    let (_temp, dir) = folder();
+    let ca = LocalCa::open(&dir, &hosts(&["a.example"]), Clock::system()).unwrap();
+    let root = &ca.roots()[0];
+    fs::create_dir_all(retired_file(&dir, root)).unwrap();
+    assert!(matches!(LocalCa::retire(&dir, root), Err(CaError::Io { doing: "write", .. })));
+    assert!(key_of(&dir, root).exists() && root.path().unwrap().exists());
+}
+
+#[test]
+fn a_root_whose_end_was_begun_signs_nothing() {
     let (_temp, dir) = folder();
     let names = hosts(&["a.example"]);
-    let ca = LocalCa::open(&dir, &names, Clock::system()).unwrap();
-    fs::remove_file(key_file(&dir)).unwrap();
-    LocalCa::retire(&dir, &ca.roots()[0]).unwrap();
-    assert!(LocalCa::load_roots(&dir).unwrap().is_empty());
-    assert_eq!(LocalCa::load_retired(&dir).unwrap().len(), 1);
+    let open = || LocalCa::open(&dir, &names, Clock::system()).unwrap();
+    let root = open().roots()[0].clone();
+    fs::create_dir(dir.join("retired")).unwrap();
+    fs::write(retired_file(&dir, &root), root.pem()).unwrap();
+    assert_eq!((open().roots().len(), open().signing_root(&names[0])), (2, Some(1)));
 }
 
 #[test]
@@ -318,13 +393,6 @@ fn only_what_a_newer_root_can_do_is_superseded() {
     };
     assert_eq!(old(&["a.example", "b.example"]), 2);
     fs::remove_file(dir.join("root-1.pem")).unwrap();
-    let other = open(&["a.example", "b.example"]);
-    fs::remove_file(
-        other.roots()[0]
-            .path()
-            .unwrap()
-            .with_file_name(format!("root-{}.key", &other.roots()[0].spki().to_hex()[..16])),
-    )
-    .unwrap();
-    assert_eq!(old(&["a.example", "b.example"]), 0, "a certificate without a key stays");
+    delete_key(&dir, &open(&["a.example", "b.example"]).roots()[0]);
+    assert_eq!(old(&["a.example", "b.example"]), 1, "what has no key is of use to nobody");
 }
