@@ -462,6 +462,62 @@ async fn what_is_not_ours_stays_and_what_was_broken_off_is_finished() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_ours_that_holds_anothers_root_is_neither_removed_nor_written_over() {
+    let Some(machine) = Machine::new().await else { return };
+    machine.ca(&["install"]).await;
+    let ours = machine.local().pop().unwrap();
+    let place = machine.own("local").join(&ours);
+    let pem = fs::read_to_string(&place).unwrap();
+    let company = fs::read_to_string(machine.scene.world.company().ca_file()).unwrap();
+    let both = format!("{pem}{company}");
+    let left_alone = async |command: &[&str], content: &str, steps_done: &[&str]| {
+        let done = machine.ca_fails(command).await;
+        println!("{}", done.err);
+        assert_eq!(fs::read_to_string(&place).unwrap(), content, "{done:?}");
+        assert_eq!(steps(&done), steps_done);
+        let file = format!("/usr/local/share/ca-certificates/{ours}");
+        let said = format!("{file}: left alone, for it holds what is not ours\n");
+        let hint = format!("hint: copy that into a file of another name, then type: rm {file}\n");
+        assert!(done.err.contains(&(said + &hint)), "{done:?}");
+    };
+
+    fs::write(&place, &both).unwrap();
+    left_alone(&["uninstall", "--dry-run"], &both, &[]).await;
+    left_alone(&["uninstall"], &both, &[]).await;
+    assert_eq!(steps(&machine.ca(&["install"]).await), [""; 0], "ours is there already");
+    // Programs see neither, because the bundle was not put together again.
+    let bundle = machine.own("certs/ca-certificates.crt");
+    fs::write(&bundle, "").unwrap();
+    left_alone(&["install"], &both, &[]).await;
+    // Ours is gone from it, and programs see ours alone.
+    fs::write(&place, &company).unwrap();
+    fs::write(&bundle, &pem).unwrap();
+    left_alone(&["install"], &company, &[]).await;
+    // One that is to be taken out, and one beside it that is ours alone.
+    machine.ca(&["rotate", "--now"]).await;
+    fs::write(&place, &both).unwrap();
+    machine.run_ok(&["update-ca-certificates", "--fresh"]).await;
+    let new = fs::read_to_string(machine.root(1)).unwrap();
+    let installed = machine.ca_fails(&["install"]).await;
+    assert_eq!(steps(&installed).len(), 2, "the new one goes in all the same: {installed:?}");
+    assert!(machine.bundle_has(&new) && machine.bundle_has(&pem));
+    left_alone(&["install"], &both, &[]).await;
+
+    // As the hint says.
+    fs::write(machine.own("local/company.crt"), &company).unwrap();
+    fs::remove_file(&place).unwrap();
+    machine.ca(&["uninstall"]).await;
+    assert_eq!(machine.local(), ["company.crt"]);
+    assert!(machine.bundle_has(&company) && !machine.bundle_has(&pem));
+    // What holds nothing is in nobody's way.
+    machine.ca(&["install"]).await;
+    let place = machine.own("local").join(&machine.local()[1]);
+    fs::write(&place, "").unwrap();
+    machine.ca(&["install"]).await;
+    assert_eq!(fs::read_to_string(&place).unwrap(), new);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_missing_has_a_hint() {
     let Some(machine) = Machine::with_databases().await else { return };
     let nothing = format!("PATH={}", machine.own("hooks").display());

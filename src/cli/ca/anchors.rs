@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::step::Step;
 use super::stores::{self, Entry, Found, PREFIX, Store};
@@ -109,6 +109,13 @@ impl Store for Anchors {
         found.entries.sort_by(|one, two| one.name.cmp(&two.name));
         found.stale = seen.into_iter().filter(|root| !holds(&all, root)).collect();
         Ok(found)
+    }
+
+    fn in_the_way(&self, root: &Root) -> Option<PathBuf> {
+        let path = PathBuf::from(self.path(&self.file_name(root)));
+        // An empty one is left by a copy that was broken off, or by a crash.
+        let is_free = |text: Vec<u8>| text.is_empty() || text == root.pem().as_bytes();
+        (path.is_file() && !file::read(&path).is_ok_and(is_free)).then_some(path)
     }
 
     fn changing(&self, add: &[Root], remove: &[Entry]) -> Vec<Step> {

@@ -1,11 +1,12 @@
 //! Puts our roots into the stores of this system, and takes them out again.
 
+use std::ffi::OsString;
 use std::fmt::Display;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use time::OffsetDateTime;
 
-use super::step::Hands;
+use super::step::{Hands, Step};
 use super::stores::{self, Entry, Found, Kind, Store, Stores};
 use crate::cli::Typed;
 use crate::cli::output::{self, Failure};
@@ -48,20 +49,23 @@ pub(super) fn install(arguments: Arguments, typed: &Typed) -> Result<(), Failure
                 say(&entry.name, "is there already");
             }
         }
-        let missing: Vec<_> = roots.iter().filter(|root| !found.counts(root)).cloned().collect();
+        let missing = roots.iter().filter(|root| !found.counts(root)).cloned();
+        let (missing, mut kept) = free(store, missing, |root| root);
         let is_old = |entry: &&Entry| !is_alive(&entry.root, now) || is_retired(&entry.root);
-        let old: Vec<_> = found.entries.iter().filter(is_old).cloned().collect();
-        if missing.is_empty() && old.is_empty() {
-            return Ok(false);
+        let old = found.entries.iter().filter(is_old).cloned();
+        let (old, old_kept) = free(store, old, |entry| &entry.root);
+        kept.extend(old_kept);
+        let to_change = !missing.is_empty() || !old.is_empty();
+        if to_change {
+            hands.carry_out(&store.changing(&missing, &old))?;
         }
-        hands.carry_out(&store.changing(&missing, &old))?;
-        if hands.are_tied() {
-            return Ok(false);
+        if to_change && !hands.are_tied() {
+            let after = looked(store)?;
+            missing.iter().try_for_each(|root| expect_in(&after, root))?;
+            old.iter().try_for_each(|entry| expect_out(&after, entry))?;
         }
-        let after = looked(store)?;
-        missing.iter().try_for_each(|root| expect_in(&after, root))?;
-        old.iter().try_for_each(|entry| expect_out(&after, entry))?;
-        Ok(true)
+        say_kept(&kept, &hands)?;
+        Ok(to_change && !hands.are_tied())
     })?;
     if changed {
         output::words("programs that are running see it when they are started again");
@@ -75,20 +79,22 @@ pub(super) fn uninstall(arguments: Arguments, typed: &Typed) -> Result<(), Failu
     let mut hands = Hands::new(arguments.dry_run, stores::search(typed));
     each(arguments.store, typed, |store| {
         let found = looked(store)?;
-        if found.entries.is_empty() && found.stale.is_empty() {
+        let (entries, kept) = free(store, found.entries.into_iter(), |entry| &entry.root);
+        let to_change = !entries.is_empty() || !found.stale.is_empty();
+        if to_change {
+            hands.carry_out(&store.changing(&[], &entries))?;
+        } else if kept.is_empty() {
             output::words("  nothing of ours is there");
-            return Ok(false);
         }
-        hands.carry_out(&store.changing(&[], &found.entries))?;
-        if hands.are_tied() {
-            return Ok(false);
+        if to_change && !hands.are_tied() {
+            let after = looked(store)?;
+            entries.iter().try_for_each(|entry| expect_out(&after, entry))?;
+            if after.stale.is_empty() {
+                found.stale.iter().for_each(|root| say(&stores::short_name(root), GONE));
+            }
         }
-        let after = looked(store)?;
-        found.entries.iter().try_for_each(|entry| expect_out(&after, entry))?;
-        if after.stale.is_empty() {
-            found.stale.iter().for_each(|root| say(&stores::short_name(root), GONE));
-        }
-        Ok(true)
+        say_kept(&kept, &hands)?;
+        Ok(to_change && !hands.are_tied())
     })?;
     Ok(())
 }
@@ -136,6 +142,34 @@ fn each(
         }
     }
     failed.map_or(Ok(changed), Err)
+}
+
+/// Those whose places can be written and removed, and the files that are in the places of the others.
+fn free<T>(
+    store: &dyn Store,
+    all: impl Iterator<Item = T>,
+    root: impl Fn(&T) -> &Root,
+) -> (Vec<T>, Vec<PathBuf>) {
+    let (mut free, mut kept) = (Vec::new(), Vec::new());
+    for it in all {
+        match store.in_the_way(root(&it)) {
+            None => free.push(it),
+            Some(file) => kept.push(file),
+        }
+    }
+    (free, kept)
+}
+
+/// Fails for files that are named like ours and hold what is another's.
+fn say_kept(kept: &[PathBuf], hands: &Hands) -> Result<(), Failure> {
+    if kept.is_empty() {
+        return Ok(());
+    }
+    let files: Vec<_> = kept.iter().map(|file| file.display().to_string()).collect();
+    let rm = Step::as_root(["rm".into()].into_iter().chain(kept.iter().map(OsString::from)));
+    Err(Failure::new(format!("{}: left alone, for it holds what is not ours", files.join(", ")))
+        .hint(format!("copy that into a file of another name, then type: {}", hands.typed(&rm)))
+        .hint("then the same command again"))
 }
 
 fn looked(store: &dyn Store) -> Result<Found, Failure> {

@@ -81,6 +81,11 @@ impl Hands {
         self.dry
     }
 
+    /// A step as it is typed by whoever we are.
+    pub(super) fn typed(&self, step: &Step) -> String {
+        step.shown(self.is_root)
+    }
+
     /// Shows and does the steps, in this order.
     ///
     /// # Errors
@@ -106,7 +111,7 @@ impl Hands {
     }
 
     fn show(&self, step: &Step) {
-        output::words(format_args!("  $ {}", step.shown(self.is_root)));
+        output::words(format_args!("  $ {}", self.typed(step)));
     }
 
     fn run(&self, step: &Step) -> Result<(), Failure> {
@@ -121,7 +126,7 @@ impl Hands {
         let mut command = Command::new(program);
         // Both ask for passwords at the terminal itself. What they tell is shown when it matters.
         let done = output_of(command.args(line), step.fed.as_ref().map(|fed| &*fed.text));
-        let shown = step.shown(self.is_root);
+        let shown = self.typed(step);
         let done = done.map_err(|error| Failure::new(format!("`{shown}`: {error}")))?;
         if done.status.success() {
             return Ok(());

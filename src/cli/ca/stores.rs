@@ -1,7 +1,7 @@
 //! The stores of this system in which programs look for roots.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::anchors::Anchors;
 use super::keychain::Keychain;
@@ -32,6 +32,12 @@ pub(super) trait Store {
     ///
     /// [`Failure`] when it cannot be read.
     fn look(&self) -> Result<Found, Failure>;
+
+    /// The file in the place of a root in which there is more than the root, or something else: it is neither written
+    /// over nor removed. Only where roots lie in files.
+    fn in_the_way(&self, _root: &Root) -> Option<PathBuf> {
+        None
+    }
 
     /// The steps that put roots in and take others out; there are some even for nothing, where the store has to be
     /// put together anew.
