@@ -184,6 +184,15 @@ impl Machine {
         self.scene.path(".local/share/valetkey/ca").join(format!("root-{number}.pem"))
     }
 
+    /// The `PATH` of a machine on which this script comes before the program of its name.
+    fn with_first(&self, program: &str, script: &str) -> String {
+        let bin = self.scene.path("bin");
+        fs::create_dir(&bin).unwrap();
+        fs::write(bin.join(program), script).unwrap();
+        fs::set_permissions(bin.join(program), fs::Permissions::from_mode(0o755)).unwrap();
+        format!("PATH={}:{}:/usr/sbin", bin.display(), std::env!("PATH"))
+    }
+
     fn keys(&self) -> Vec<String> {
         let files = fs::read_dir(self.root(1).parent().unwrap()).unwrap();
         let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
@@ -603,16 +612,33 @@ async fn who_is_not_root_goes_through_sudo_or_is_shown_what_to_type() {
         secret.display(),
         root.display()
     );
-    let bin = machine.scene.path("bin");
-    fs::create_dir(&bin).unwrap();
-    fs::write(bin.join("sudo"), swap).unwrap();
-    fs::set_permissions(bin.join("sudo"), fs::Permissions::from_mode(0o755)).unwrap();
-    let path = format!("PATH={}:{}", bin.display(), std::env!("PATH"));
+    let path = machine.with_first("sudo", &swap);
     let line = machine.ca_line(&["install", "--store", "system"]);
     let installed = machine.run_ok(&[&["env", &path], &*line].concat()).await;
     assert!(fs::symlink_metadata(&root).unwrap().is_symlink(), "nothing was tried: {installed:?}");
     let lies = fs::read_to_string(machine.own("local").join(&machine.local()[0])).unwrap();
     assert_eq!(lies, fs::read_to_string(kept).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lies_in_the_store_is_compared_with_what_was_put_in() {
+    let Some(machine) = Machine::new().await else { return };
+    let company = machine.scene.world.company().ca_file().to_owned();
+    // Puts in what it is told to, and more.
+    let more = format!(
+        "#!/bin/sh\n/usr/bin/install \"$@\" || exit\nfor place; do :; done\ncat '{}' >> \"$place\"\n",
+        company.display()
+    );
+    let path = machine.with_first("install", &more);
+    let line = machine.ca_line(&["install", "--store", "system"]);
+    let installed = machine.run(&[&["env", &path], &*line].concat()).await;
+    let place = machine.own("local").join(&machine.local()[0]);
+    let both = [machine.root(1), company].map(|file| fs::read_to_string(file).unwrap()).concat();
+    assert_eq!(fs::read_to_string(place).unwrap(), both, "nothing was tried: {installed:?}");
+    assert!(machine.bundle_has(&both), "programs see it: {installed:?}");
+    assert_eq!(installed.status, 1, "{installed:?}");
+    assert!(installed.err.contains("what lies there is not what was put in"), "{installed:?}");
+    assert!(installed.err.contains("hint: see what another program"), "{installed:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -61,7 +61,7 @@ pub(super) fn install(arguments: Arguments, typed: &Typed) -> Result<(), Failure
         }
         if to_change && !hands.are_tied() {
             let after = looked(store)?;
-            missing.iter().try_for_each(|root| expect_in(&after, root))?;
+            missing.iter().try_for_each(|root| expect_in(store, &after, root))?;
             old.iter().try_for_each(|entry| expect_out(&after, entry))?;
         }
         say_kept(&kept, &hands)?;
@@ -178,7 +178,13 @@ fn looked(store: &dyn Store) -> Result<Found, Failure> {
     Ok(found)
 }
 
-fn expect_in(found: &Found, root: &Root) -> Result<(), Failure> {
+fn expect_in(store: &dyn Store, found: &Found, root: &Root) -> Result<(), Failure> {
+    if let Some(file) = store.in_the_way(root) {
+        let ours = root.path().map(OsString::from);
+        let diff = Step::new([OsString::from("diff"), file.clone().into()].into_iter().chain(ours));
+        return Err(Failure::at(&file, "what lies there is not what was put in")
+            .hint(format!("see what another program has made of it: {}", diff.shown(false))));
+    }
     let is_it = |entry: &&Entry| entry.counts && is_of(entry, root);
     let Some(entry) = found.entries.iter().find(is_it) else {
         let name = stores::short_name(root);
