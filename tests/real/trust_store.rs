@@ -64,6 +64,34 @@ impl Machine {
         Some(machine)
     }
 
+    /// The same for the user that every Debian has, who may not ask sudo. `None` where the real sudo cannot be asked.
+    async fn of_nobody() -> Option<Self> {
+        let mut machine = Self::with_databases().await?;
+        if machine.unshare != "-m"
+            || ["sudo", "setpriv", "script"].iter().any(|name| program(name).is_none())
+        {
+            println!("skipped: only root can become another user who asks the real sudo");
+            return None;
+        }
+        machine.user = Some(NOBODY);
+        let home = machine.scene.home.path().to_owned();
+        let given =
+            Command::new("chown").args(["-R", "-h", "65534:65534"]).arg(&home).status().await;
+        assert!(given.unwrap().success());
+        for theirs in ["machine/certs", "machine/local", "machine/hooks", "machine/sudoers"] {
+            let taken =
+                Command::new("chown").args(["-R", "-h", "0:0"]).arg(home.join(theirs)).status();
+            assert!(taken.await.unwrap().success());
+        }
+        Some(machine)
+    }
+
+    fn allow_sudo(&self) {
+        let allowed = self.own("sudoers/nobody");
+        fs::write(&allowed, "nobody ALL=(ALL) NOPASSWD: ALL\n").unwrap();
+        fs::set_permissions(&allowed, fs::Permissions::from_mode(0o440)).unwrap();
+    }
+
     fn own(&self, name: &str) -> PathBuf {
         self.scene.path("machine").join(name)
     }
@@ -558,22 +586,7 @@ async fn what_is_missing_has_a_hint() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_not_root_goes_through_sudo_or_is_shown_what_to_type() {
-    let Some(mut machine) = Machine::with_databases().await else { return };
-    if machine.unshare != "-m"
-        || ["sudo", "setpriv", "script"].iter().any(|name| program(name).is_none())
-    {
-        println!("skipped: only root can become another user who asks the real sudo");
-        return;
-    }
-    machine.user = Some(NOBODY);
-    let home = machine.scene.home.path().to_owned();
-    let given = Command::new("chown").args(["-R", "-h", "65534:65534"]).arg(&home).status().await;
-    assert!(given.unwrap().success());
-    for theirs in ["machine/certs", "machine/local", "machine/hooks", "machine/sudoers"] {
-        let taken = Command::new("chown").args(["-R", "-h", "0:0"]).arg(home.join(theirs)).status();
-        assert!(taken.await.unwrap().success());
-    }
-
+    let Some(machine) = Machine::of_nobody().await else { return };
     let shown = machine.ca_fails(&["install"]).await;
     println!("{}", shown.err);
     let file = format!("valetkey-{NOBODY}-");
@@ -586,9 +599,7 @@ async fn who_is_not_root_goes_through_sudo_or_is_shown_what_to_type() {
     // What needs no root was done all the same.
     assert_eq!(shown.err.matches("is trusted there now").count(), 2, "{shown:?}");
 
-    let allowed = machine.own("sudoers/nobody");
-    fs::write(&allowed, "nobody ALL=(ALL) NOPASSWD: ALL\n").unwrap();
-    fs::set_permissions(&allowed, fs::Permissions::from_mode(0o440)).unwrap();
+    machine.allow_sudo();
     let installed = machine.ca(&["install"]).await;
     println!("{}", installed.err);
     assert!(installed.err.contains("these lines need root: sudo gives it without asking"));
@@ -600,13 +611,18 @@ async fn who_is_not_root_goes_through_sudo_or_is_shown_what_to_type() {
     let at_terminal = machine.run_ok(&["script", "-qefc", &typed, "/dev/null"]).await;
     assert!(at_terminal.out.contains("sudo may ask for your password"), "{at_terminal:?}");
     assert!(machine.local().is_empty());
+}
 
-    // Another program of the user's puts a link to a file of root's in the place of the root.
-    let (secret, kept) = (machine.own("sudoers/secret"), machine.scene.path("kept.pem"));
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_program_puts_in_the_place_of_the_root_is_not_read_by_root() {
+    let Some(machine) = Machine::of_nobody().await else { return };
+    machine.allow_sudo();
+    machine.ca(&["path"]).await;
+    let (root, secret) = (machine.root(1), machine.own("sudoers/secret"));
+    let pem = fs::read_to_string(&root).unwrap();
     fs::write(&secret, "# root's alone\n").unwrap();
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o440)).unwrap();
-    let root = machine.root(1);
-    fs::copy(&root, &kept).unwrap();
+    // At the last moment before there is a root: a link to a file of root's.
     let swap = format!(
         "#!/bin/sh\ncase \"$*\" in *install*) ln -sf '{}' '{}';; esac\nexec /usr/bin/sudo \"$@\"\n",
         secret.display(),
@@ -614,10 +630,11 @@ async fn who_is_not_root_goes_through_sudo_or_is_shown_what_to_type() {
     );
     let path = machine.with_first("sudo", &swap);
     let line = machine.ca_line(&["install", "--store", "system"]);
-    let installed = machine.run_ok(&[&["env", &path], &*line].concat()).await;
+    let installed = machine.run(&[&["env", &path], &*line].concat()).await;
     assert!(fs::symlink_metadata(&root).unwrap().is_symlink(), "nothing was tried: {installed:?}");
     let lies = fs::read_to_string(machine.own("local").join(&machine.local()[0])).unwrap();
-    assert_eq!(lies, fs::read_to_string(kept).unwrap());
+    assert_eq!(lies, pem, "{installed:?}");
+    assert_eq!(installed.status, 0, "{installed:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
