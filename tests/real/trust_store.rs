@@ -1,6 +1,7 @@
 //! `ca install`, `uninstall` and `rotate` with Debian's own `update-ca-certificates` and `certutil`: programs that are told
 //! nothing trust our CA after it, and not before it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::PathBuf;
@@ -199,6 +200,22 @@ impl Machine {
         }
     }
 
+    /// All files of the home and of the machine, each with what it holds.
+    fn everything(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let (mut found, mut folders) = (BTreeMap::new(), vec![self.scene.home.path().to_owned()]);
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                // Folders count by their names; links, of which some lead nowhere here, too.
+                let kind = fs::symlink_metadata(&path).unwrap().file_type();
+                let content = kind.is_file().then(|| fs::read(&path).unwrap());
+                found.insert(path.clone(), content.unwrap_or_default());
+                folders.extend(kind.is_dir().then_some(path));
+            }
+        }
+        found
+    }
+
     /// The files that its owner has put in.
     fn local(&self) -> Vec<String> {
         let files = fs::read_dir(self.own("local")).unwrap();
@@ -308,6 +325,44 @@ async fn programs_that_are_told_nothing_trust_the_ca_while_it_is_installed() {
     assert_eq!(again.err.matches("nothing of ours is there").count(), 3, "{again:?}");
     assert!(!machine.root(1).exists(), "no root is made to be taken out");
     serving.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_changes_nothing_and_says_so_where_a_root_is_missing() {
+    let Some(machine) = Machine::with_databases().await else { return };
+    let first = "a root would be made first, in ";
+    let hint = "hint: valetkey ca path makes it, and installs nothing\n";
+    let dry = async |command: &[&str]| {
+        let before = machine.everything();
+        let done = machine.run(&machine.ca_line(command)).await;
+        println!("{}", done.err);
+        assert_eq!(machine.everything(), before, "{done:?}");
+        done
+    };
+    let missing = dry(&["install", "--dry-run"]).await;
+    assert_eq!((missing.status, steps(&missing).len()), (0, 0), "{missing:?}");
+    assert!(missing.err.starts_with(first) && missing.err.contains(hint), "{missing:?}");
+    let nothing = dry(&["uninstall", "--dry-run"]).await;
+    assert_eq!(nothing.err.matches("nothing of ours is there").count(), 3, "{nothing:?}");
+
+    machine.ca(&["path"]).await;
+    let shown = dry(&["install", "--dry-run"]).await;
+    assert_eq!((shown.status, steps(&shown).len()), (0, 4), "{shown:?}");
+    assert!(!shown.err.contains(first), "{shown:?}");
+    // No root permits the name of a new rule.
+    machine.scene.configure("[[rules]]\nhost = \"new.example.com\"\ncredential = \"example\"\n");
+    let grown = dry(&["install", "--dry-run"]).await;
+    assert_eq!((grown.status, steps(&grown)), (0, steps(&shown)), "{grown:?}");
+    assert!(grown.err.starts_with(first) && grown.err.contains(hint), "{grown:?}");
+
+    // Without a rule there is none to be made, dry or not.
+    fs::remove_dir_all(machine.root(1).parent().unwrap()).unwrap();
+    fs::write(machine.scene.path(".config/valetkey/config.toml"), "use = []\n").unwrap();
+    for command in [&["install", "--dry-run"][..], &["install"]] {
+        let done = dry(command).await;
+        assert_eq!(done.status, 1);
+        assert_eq!(done.err, "error: there is no root to install: no rule names a host\n");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -99,17 +99,22 @@ pub(super) fn uninstall(arguments: Arguments, typed: &Typed) -> Result<(), Failu
     Ok(())
 }
 
-/// The roots that clients are to trust; the first one is made where there is none, except for show.
+/// The roots that clients are to trust; one is made where there is none for a name that is ruled, except for show.
 fn roots_in_use(config: &Config, dir: &Path, dry_run: bool) -> Result<Vec<Root>, Failure> {
-    if dry_run {
-        let roots = LocalCa::load_roots(dir).map_err(output::hinted)?;
-        if roots.is_empty() {
-            output::words("there is no root yet; one would be made first");
-        }
-        return Ok(roots);
-    }
-    let names = config.rules.constraints();
-    let ca = LocalCa::open(dir, &names, Clock::system()).map_err(output::hinted)?;
+    let (names, clock) = (config.rules.constraints(), Clock::system());
+    let opened = if dry_run {
+        LocalCa::open_unchanged(dir, &names, clock)
+    } else {
+        LocalCa::open(dir, &names, clock).map(Some)
+    };
+    let Some(ca) = opened.map_err(output::hinted)? else {
+        output::words(format_args!(
+            "a root would be made first, in {}; its steps are shown when it is there",
+            dir.display()
+        ));
+        output::hint("valetkey ca path makes it, and installs nothing");
+        return LocalCa::load_roots(dir).map_err(output::hinted);
+    };
     if ca.roots().is_empty() {
         return Err(Failure::new("there is no root to install: no rule names a host"));
     }
