@@ -23,7 +23,7 @@ use valetkey::sandbox::{End, Settings};
 
 use self::network::{
     ALIVE4, ALIVE6, DEAD4, DEAD6, LAST6, NOWHERE4, NOWHERE6, QUIET4, REFUSING4, REFUSING6, RUDE4,
-    SILENT4, door, is_inside, names, rudeness, silence,
+    SILENT4, door, is_inside, listening, names, rudeness, silence,
 };
 use super::served::{Serving, told};
 use super::support::{Scene, done, program};
@@ -188,12 +188,7 @@ async fn a_socks_server_that_resolves_no_names_is_told_every_address() {
     names(addresses).await;
     let mut socks = tokio::process::Command::new(microsocks);
     let _socks = socks.args(["-i", "127.0.0.1", "-p", "1080"]).kill_on_drop(true).spawn().unwrap();
-    let listens = async {
-        while tokio::net::TcpStream::connect("127.0.0.1:1080").await.is_err() {
-            tokio::task::yield_now().await;
-        }
-    };
-    within(5, "microsocks", listens).await;
+    within(5, "microsocks", listening("127.0.0.1:1080")).await;
     let desk = Desk::new(Settings::default(), "socks5://127.0.0.1:1080").await;
     for address in [ALIVE4, ALIVE6] {
         desk.door(address).await;

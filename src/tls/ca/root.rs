@@ -32,7 +32,8 @@ pub struct Root {
     names: Names,
     not_before: OffsetDateTime,
     not_after: OffsetDateTime,
-    signs: bool,
+    has_key: bool,
+    is_ending: bool,
 }
 
 impl Root {
@@ -40,7 +41,7 @@ impl Root {
     pub fn among(text: &[u8]) -> Vec<Self> {
         let certificates = CertificateDer::pem_slice_iter(text).filter_map(Result::ok);
         let roots = certificates.filter_map(|der| Self::of(der).ok());
-        roots.map(|root| Self { signs: false, ..root }).collect()
+        roots.map(|root| Self { has_key: false, ..root }).collect()
     }
 
     /// The certificate.
@@ -95,14 +96,20 @@ impl Root {
         &self.names
     }
 
-    /// Whether it signs anything: its key lies beside it, and its end was not begun.
+    /// Whether it signs anything: its key lies beside it, and its end was not begun. One that was put beside ours
+    /// to be trusted has no key.
     pub(super) fn signs(&self) -> bool {
-        self.signs
+        self.has_key && !self.is_ending
+    }
+
+    /// Whether its end was begun, and broken off.
+    pub(super) fn is_ending(&self) -> bool {
+        self.is_ending
     }
 
     /// Whether it can sign for the host from now until then.
     pub(super) fn can_sign(&self, host: &Host, now: OffsetDateTime, until: OffsetDateTime) -> bool {
-        self.signs && self.names.permit(host) && self.not_before <= now && until < self.not_after
+        self.signs() && self.names.permit(host) && self.not_before <= now && until < self.not_after
     }
 
     fn of(der: CertificateDer<'static>) -> Result<Self, &'static str> {
@@ -119,7 +126,8 @@ impl Root {
             names: names.ok_or("it has not the name constraints of a root made here")?,
             not_before: certificate.validity().not_before.to_datetime(),
             not_after: certificate.validity().not_after.to_datetime(),
-            signs: true,
+            has_key: true,
+            is_ending: false,
             der,
         })
     }
@@ -179,8 +187,8 @@ fn load_one(dir: &Path, number: u32) -> Result<Root, CaError> {
     let root = root.map_err(|reason| CaError::BadFile { path: path.clone(), reason })?;
     // A link that leads nowhere is there too, and is refused when the key is needed.
     let has_key = root.key_path(dir).symlink_metadata().is_ok();
-    let signs = has_key && !root.retired_path(dir).is_file();
-    Ok(Root { path: Some(path), signs, ..root })
+    let is_ending = root.retired_path(dir).is_file();
+    Ok(Root { path: Some(path), has_key, is_ending, ..root })
 }
 
 /// Reads the certificates of all roots that were retired from a folder, in no order.

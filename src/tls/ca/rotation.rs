@@ -78,7 +78,7 @@ impl LocalCa {
 }
 
 /// The roots that can be retired while every one of these names still has a newer root that signs for it; and those
-/// that sign nothing, because the key is gone or because retiring them was broken off.
+/// whose retiring was broken off. One whose key is not here was put beside ours by somebody, and stays.
 pub fn superseded(roots: &[Root], names: &[Host], clock: &Clock) -> Vec<Root> {
     let (names, now) = (Names::new(names), clock.now());
     let (mut kept, mut old): (Vec<&Root>, Vec<Root>) = (Vec::new(), Vec::new());
@@ -87,7 +87,8 @@ pub fn superseded(roots: &[Root], names: &[Host], clock: &Clock) -> Vec<Root> {
             let newer = kept.iter().any(|newer| newer.can_sign(name, now, now + ROOT_REPLACED));
             root.can_sign(name, now, now) && !newer
         };
-        if root.signs() && (kept.is_empty() || names.hosts().iter().any(is_needed)) {
+        let stays = kept.is_empty() || !root.signs() || names.hosts().iter().any(is_needed);
+        if stays && !root.is_ending() {
             kept.push(root);
         } else {
             old.push(root.clone());

@@ -157,6 +157,14 @@ async fn forward(mut stream: TcpStream, world: SocketAddr) {
     tokio::io::copy_bidirectional(&mut stream, &mut there).await.ok();
 }
 
+/// Waits for a program of the test's to listen.
+#[expect(clippy::disallowed_methods, reason = "it only asks whether somebody listens")]
+pub(super) async fn listening(address: &str) {
+    while TcpStream::connect(address).await.is_err() {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
+
 /// Answers for every name by its first label: `None` says that there is no such name, and for `silent` there is no
 /// answer at all.
 pub(super) async fn names(addresses: fn(&str) -> Option<&'static [IpAddr]>) {
