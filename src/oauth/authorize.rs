@@ -10,7 +10,7 @@ use super::provider::{Dialect, ORIGINATOR, Provider};
 use super::refresh::judge;
 use super::{Answer, LoginError, RefreshError};
 use crate::origin::Endpoint;
-use crate::quote::short;
+use crate::quote::quoted;
 use crate::secret::Secret;
 
 /// One attempt to sign in: what the person's browser is sent to, and what it must come back with.
@@ -166,8 +166,8 @@ fn denied(code: &str, description: Option<&str>) -> LoginError {
         return LoginError::NotEntitled;
     }
     LoginError::Refused {
-        code: short(code, LONGEST_SHOWN),
-        description: description.map(|it| short(it, LONGEST_SHOWN)),
+        code: quoted(code, LONGEST_SHOWN),
+        description: description.map(|it| quoted(it, LONGEST_SHOWN)),
     }
 }
 

@@ -15,7 +15,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::public_key::PublicKey;
 use x509_parser::x509::X509Name;
 
-use crate::quote::short;
+use crate::quote::quoted;
 use crate::secret::Fingerprint;
 
 /// Why a certificate is not accepted. Its `Display` is one clause, which begins with "the certificate" or "the
@@ -332,14 +332,14 @@ pub(super) fn issuer_of(der: &CertificateDer<'_>) -> String {
 /// A common name, else an organisation, else that there is none.
 pub(super) fn name_of(name: &X509Name<'_>) -> String {
     let mut parts = name.iter_common_name().chain(name.iter_organization());
-    let name = short(parts.find_map(|part| part.as_str().ok()).unwrap_or_default(), MAX_NAME);
+    let name = quoted(parts.find_map(|part| part.as_str().ok()).unwrap_or_default(), MAX_NAME);
     if name.is_empty() { "(no name)".to_owned() } else { name }
 }
 
 fn host_names(leaf: &X509Certificate<'_>) -> Vec<String> {
     let Ok(Some(names)) = leaf.subject_alternative_name() else { return Vec::new() };
     let shown = |name: &GeneralName<'_>| match name {
-        GeneralName::DNSName(name) => Some(short(name, MAX_NAME)),
+        GeneralName::DNSName(name) => Some(quoted(name, MAX_NAME)),
         GeneralName::IPAddress(bytes) => {
             let v4 = <[u8; 4]>::try_from(*bytes).map(IpAddr::from);
             let v6 = <[u8; 16]>::try_from(*bytes).map(IpAddr::from);

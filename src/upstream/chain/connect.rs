@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 use super::Hop;
 use super::auth::Refused;
 use crate::origin::Target;
-use crate::quote::short;
+use crate::quote::quoted;
 use crate::upstream::body::Body;
 use crate::upstream::{Stage, UpstreamError};
 
@@ -187,7 +187,7 @@ fn shown(challenges: &[String], sent: Option<&HeaderValue>) -> String {
         let realm = challenge.split_once("realm=\"").and_then(|(_, rest)| rest.split('"').next());
         let realm = realm.map(|realm| format!(" realm=\"{realm}\"")).unwrap_or_default();
         let [scheme, realm] = [scheme, &realm].map(|it| if tells(it) { "…" } else { it });
-        short(&format!("{scheme}{realm}"), LONGEST_SHOWN)
+        quoted(&format!("{scheme}{realm}"), LONGEST_SHOWN)
     };
     let mut all: Vec<String> = challenges.iter().take(MOST_SHOWN).map(of_one).collect();
     if challenges.len() > MOST_SHOWN {
