@@ -113,9 +113,10 @@ impl Store for Anchors {
 
     fn in_the_way(&self, root: &Root) -> Option<PathBuf> {
         let path = PathBuf::from(self.path(&self.file_name(root)));
-        // An empty one is left by a copy that was broken off, or by a crash.
-        let is_free = |text: Vec<u8>| text.is_empty() || text == root.pem().as_bytes();
-        (path.is_file() && !file::read(&path).is_ok_and(is_free)).then_some(path)
+        let found = fs::metadata(&path).ok().filter(fs::Metadata::is_file)?;
+        // An empty one is left by a copy that was broken off, and then only root may read it.
+        let is_ours = || file::read(&path).is_ok_and(|text| text == root.pem().as_bytes());
+        (found.len() > 0 && !is_ours()).then_some(path)
     }
 
     fn changing(&self, add: &[Root], remove: &[Entry]) -> Vec<Step> {

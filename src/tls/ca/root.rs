@@ -203,6 +203,10 @@ pub(super) fn load_retired(dir: &Path) -> Result<Vec<Root>, CaError> {
     let mut roots = Vec::new();
     for entry in entries {
         let path = entry.map_err(cannot_read)?.path();
+        // What is being written has another ending.
+        if path.extension().is_none_or(|ending| ending != "pem") {
+            continue;
+        }
         let text = file::read(&path).map_err(|source| CaError::reading(&path, source))?;
         roots.extend(Root::among(&text));
     }

@@ -57,8 +57,8 @@ impl LocalCa {
         })
     }
 
-    /// Ends a root of this folder at once: its certificate is put aside, its key deleted, and it is not handed out
-    /// any more. Gives the certificate's new place. A proxy that runs signs under it until it is started again.
+    /// Ends a root of this folder at once: its certificate is put aside, its key deleted, and then it is not handed
+    /// out any more. Gives the certificate's new place. A proxy that runs signs under it until it is started again.
     ///
     /// # Errors
     ///
