@@ -60,8 +60,6 @@ struct OriginPool {
 struct State {
     http1: Vec<Idle>,
     http2: Vec<Arc<Http2>>,
-    /// The mark of the HTTP/2 connection that has wide windows.
-    widest: Weak<()>,
     dialling: usize,
     /// The last dial gave HTTP/1.1 or failed, so one dial serves one request: do not wait for others'.
     each_for_itself: bool,
@@ -191,7 +189,7 @@ impl OriginPool {
                     pool.dialled.notify_waiters();
                 }
             };
-            let window = Window::choose(&mut lock(&self.state).widest);
+            let window = lock(&self.state).next_window();
             return http2::open(stream, window, &self.tasks, told).await.map(Opened::Http2);
         }
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
@@ -226,6 +224,12 @@ impl State {
         // The one used last is the one most likely to live.
         let Idle { sender, .. } = self.http1.pop()?;
         Some(Lease::Http1(Http1Lease { sender, pool: pool.clone() }))
+    }
+
+    /// For a connection that is about to be opened.
+    fn next_window(&self) -> Window {
+        let is_wide = |open: &Arc<Http2>| open.window == Window::Wide;
+        if self.http2.iter().any(is_wide) { Window::Narrow } else { Window::Wide }
     }
 
     /// Whether another's connection may have room in a moment.

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::poll_fn;
@@ -24,33 +24,27 @@ const WATERMARK: usize = 100;
 
 /// What the upstream may send on a stream before its client has taken it, and so what a client that does
 /// not read can make us hold. Wide windows are for speed over a distance: 512 KiB is 50 Mbit/s at 80 ms.
-/// One connection to an origin has them; those that are opened when it is full of streams have RFC 9113's
-/// own default, which many short events need no more than. So an origin's streams hold 50 MiB, and 6.25 MiB
-/// more for every further hundred.
-pub(super) struct Window {
-    of_a_stream: u32,
-    /// While it lives no other connection is made wide.
-    _widest: Option<Arc<()>>,
+/// Of the connections of an origin that take streams one has them. Those that are opened when it is full
+/// have RFC 9113's own default, which many short events need no more than. So their streams hold 50 MiB,
+/// and 6.25 MiB more for every further hundred; what still ends on a connection that has gone away, beside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Window {
+    Wide,
+    Narrow,
 }
 
-const WIDE: u32 = 512 * 1024;
-const NARROW: u32 = 64 * 1024 - 1;
-
 impl Window {
-    /// Wide, unless a connection that was made so is still there.
-    pub(super) fn choose(widest: &mut Weak<()>) -> Self {
-        if widest.strong_count() > 0 {
-            return Self { of_a_stream: NARROW, _widest: None };
+    fn of_a_stream(self) -> u32 {
+        match self {
+            Self::Wide => 512 * 1024,
+            Self::Narrow => 64 * 1024 - 1,
         }
-        let mark = Arc::new(());
-        *widest = Arc::downgrade(&mark);
-        Self { of_a_stream: WIDE, _widest: Some(mark) }
     }
 
     /// That of all its streams together, so that those whose clients do not read never stall their
     /// neighbours (RFC 9113 section 5.2.2 warns of it).
-    fn of_the_connection(&self) -> u32 {
-        self.of_a_stream * WATERMARK as u32
+    fn of_the_connection(self) -> u32 {
+        self.of_a_stream() * WATERMARK as u32
     }
 }
 
@@ -98,7 +92,7 @@ pub(in crate::upstream) struct Http2 {
     refuses: AtomicBool,
     opened: Instant,
     last_used: Mutex<Instant>,
-    _window: Window,
+    pub(super) window: Window,
 }
 
 impl Http2 {
@@ -146,7 +140,7 @@ where
     let (sender, mut connection) = http2::Builder::new(executor)
         .timer(TokioTimer::new())
         .initial_max_send_streams(UNTOLD)
-        .initial_stream_window_size(window.of_a_stream)
+        .initial_stream_window_size(window.of_a_stream())
         .initial_connection_window_size(window.of_the_connection())
         .max_frame_size(MOST_FRAME)
         .max_header_list_size(MOST_HEAD)
@@ -164,7 +158,7 @@ where
         refuses: AtomicBool::new(false),
         opened: now,
         last_used: Mutex::new(now),
-        _window: window,
+        window,
     });
     let mirror = Arc::downgrade(&shared);
     tasks.spawn(async move {
@@ -277,8 +271,7 @@ mod tests {
         let rung = Arc::new(Notify::new());
         let bell = rung.clone();
         let told = move || bell.notify_one();
-        let connection =
-            open(ours, Window::choose(&mut Weak::new()), &Tasks::new(), told).await.unwrap();
+        let connection = open(ours, Window::Wide, &Tasks::new(), told).await.unwrap();
         // Its tasks have all come to wait before anything arrives.
         for _ in 0..10 {
             tokio::task::yield_now().await;
