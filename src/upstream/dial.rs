@@ -169,23 +169,32 @@ impl Dialer {
         }
     }
 
-    /// By the first address of the target's that the proxy connects to, which is not to resolve names.
+    /// By the first address of the target's that the proxy connects to, which is not to resolve names. One that is
+    /// silent costs what a connection of our own may take, while there are others.
     async fn socks_tunnel_to_an_address(
         &self,
         hop: &Hop,
         target: &Target,
     ) -> Result<Transport, UpstreamError> {
-        let mut refused = None;
-        for address in in_turns(self.addresses(target).await?) {
+        let mut failed = None;
+        let mut addresses = in_turns(self.addresses(target).await?).into_iter();
+        while let Some(address) = addresses.next() {
             let place = Target { host: Host::Ip(address.ip()), port: target.port };
-            match self.socks_tunnel(hop, &place).await {
-                Err(error) if matches!(error.stage, Stage::ChainRefused(_)) => {
-                    refused = refused.or(Some(error));
+            let opening = self.socks_tunnel(hop, &place);
+            let limit = if addresses.len() > 0 { CONNECT_LIMIT } else { CHAIN_LIMIT };
+            match limited(limit, (&hop.proxy, Step::Chain), opening).await {
+                Err(error)
+                    if matches!(
+                        error.stage,
+                        Stage::ChainRefused(_) | Stage::Timeout(Step::Chain)
+                    ) =>
+                {
+                    failed = failed.or(Some(error));
                 }
                 outcome => return outcome,
             }
         }
-        Err(refused.unwrap_or_else(|| UpstreamError::new(Stage::Dns, target)))
+        Err(failed.unwrap_or_else(|| UpstreamError::new(Stage::Dns, target)))
     }
 
     /// All addresses of a place, in the system's order. Looked up on a thread that nobody waits for: the system's
