@@ -6,7 +6,9 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::process::{Child, Command};
 
 /// A program's process group. What is left of it when this is dropped is killed, whether the program itself has
-/// ended or not. What moves to a group of its own, as a daemon does, stays.
+/// ended or not: the number of one that has ended and left nobody is given to another only when the system has given
+/// out all others. What moves to a group of its own, as a daemon does, stays; and when a signal ends us before this is
+/// dropped, so does everything.
 #[derive(Debug)]
 #[must_use]
 pub struct Group(Option<Pid>);

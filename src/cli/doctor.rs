@@ -11,9 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::output;
+use super::process::{self, Signals};
 use super::start::{self, ca_dir};
 use super::status;
-use super::{Typed, chain, process};
+use super::{Typed, chain};
 use crate::config::Config;
 use crate::rules::Rules;
 use crate::tls::ca::{LocalCa, Root};
@@ -42,7 +43,18 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, super::Failure> {
     let mut report = Report::new(!arguments.json);
     process::harden();
-    process::runtime()?.block_on(examine(arguments, typed, &mut report))?;
+    let examining = async {
+        // Programs that it tries end with it, and hear no signal themselves.
+        let mut signals = Signals::ending()?;
+        tokio::select! {
+            examined = examine(arguments, typed, &mut report) => examined,
+            signal = signals.next() => {
+                let status = 128 + signal.as_raw() as u8;
+                Err(super::Failure::new("stopped by a signal").status(status))
+            }
+        }
+    };
+    process::runtime()?.block_on(examining)?;
     if arguments.json {
         output::data(format_args!("{:#}", report.to_json()));
     } else {

@@ -452,3 +452,34 @@ async fn b28_a_program_that_trusts_others() {
     let words = &["does not trust the local CA", ".curlrc"][..];
     assert_named(&scene, &[("runtime", "curl", "warning", words)]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_stops_it_stops_what_it_tries() {
+    let scene = Scene::usual().await;
+    let programs = scene.path("programs");
+    fs::create_dir(&programs).unwrap();
+    let (pipe, git) = (scene.path("pipe"), programs.join("git"));
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let script = format!("#!/bin/sh\nexec >'{}'\necho up\nsleep 300\n", pipe.display());
+    fs::write(&git, script).unwrap();
+    fs::set_permissions(&git, Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:/usr/bin:/bin", programs.display());
+    let child = scene.valetkey(&["doctor"]).env("PATH", path).spawn().unwrap();
+    let pid = rustix::process::Pid::from_raw(child.id().unwrap() as i32).unwrap();
+    let (begin, begun) = tokio::sync::oneshot::channel();
+    let (leave, left) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let mut held = std::io::BufReader::new(fs::File::open(pipe).unwrap());
+        let mut said = String::new();
+        std::io::BufRead::read_line(&mut held, &mut said).unwrap();
+        begin.send(said).unwrap();
+        leave.send(std::io::Read::read_to_string(&mut held, &mut String::new()).unwrap()).unwrap();
+    });
+    let limit = std::time::Duration::from_secs(30);
+    let begun = tokio::time::timeout(limit, begun).await.expect("it was never tried");
+    assert_eq!(begun.unwrap(), "up\n");
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert_eq!(done(child).await.status, 128 + 2);
+    let left = tokio::time::timeout(limit, left).await.expect("what it had started lives on");
+    assert_eq!(left.unwrap(), 0);
+}
