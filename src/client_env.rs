@@ -32,9 +32,12 @@ const REPLACING: [&str; 12] = [
 /// Variables whose file is *added* to the client's own roots: they get all but the system's.
 const ADDING: [&str; 2] = ["CODEX_CA_CERTIFICATE", "NODE_EXTRA_CA_CERTS"];
 
+/// Variables that name the proxy of what goes through ours.
+pub const PROXIES: [&str; 3] = ["HTTPS_PROXY", "grpc_proxy", "https_proxy"];
+
 /// Variables that name proxies for what does not go through ours, as plain HTTP does not. They are the client's, but
 /// for a login.
-const OTHER_PROXIES: [&str; 4] = ["ALL_PROXY", "HTTP_PROXY", "all_proxy", "http_proxy"];
+pub const OTHER_PROXIES: [&str; 4] = ["ALL_PROXY", "HTTP_PROXY", "all_proxy", "http_proxy"];
 
 /// Hosts that clients reach without the proxy, besides those of the user's own `NO_PROXY`.
 const LOCAL: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
@@ -81,7 +84,7 @@ impl ClientEnv {
         }
         let proxy = format!("http://{}", facts.proxy);
         // gRPC looks at its own first.
-        for name in ["HTTPS_PROXY", "https_proxy", "grpc_proxy"] {
+        for name in PROXIES {
             set.insert(name.to_owned(), proxy.clone().into());
         }
         for (name, proxy) in without_logins(&OTHER_PROXIES, env) {

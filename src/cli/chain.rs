@@ -7,7 +7,7 @@ use futures_util::FutureExt as _;
 use super::credentials::source_of;
 use super::output::{self, Failure};
 use super::run;
-use crate::client_env;
+use crate::client_env::{self, OTHER_PROXIES, PROXIES};
 use crate::config::env::{Environment, UPSTREAM_PROXY};
 use crate::config::{Config, LoginSpec, ProxySetting, SourceSpec};
 use crate::origin::Target;
@@ -87,19 +87,9 @@ fn asker(line: String, variables: Vec<Variable>) -> Ask {
 /// A command is told for which proxy, and gets no secret that is for others.
 fn variables(proxy: &Target, config: &Config, env: &Environment) -> Vec<Variable> {
     let mut variables = vec![("VALETKEY_PROXY".to_owned(), Some(proxy.to_string()))];
-    let proxies = client_env::without_logins(&PROXIES, env);
+    let proxies = [&PROXIES[..], &OTHER_PROXIES, &[UPSTREAM_PROXY]].concat();
+    let proxies = client_env::without_logins(&proxies, env);
     variables.extend(proxies.map(|(name, proxy)| (name.to_owned(), Some(proxy))));
     variables.extend(run::variables_of_sources(config).map(|name| (name.to_owned(), None)));
     variables
 }
-
-/// Variables whose URLs may have a password.
-const PROXIES: [&str; 7] = [
-    "ALL_PROXY",
-    "HTTPS_PROXY",
-    "HTTP_PROXY",
-    UPSTREAM_PROXY,
-    "all_proxy",
-    "http_proxy",
-    "https_proxy",
-];

@@ -64,7 +64,7 @@ async fn run_behind(
     for name in variables_of_sources(config) {
         if typed.env.get(name).is_some() {
             output::words(format_args!(
-                "valetkey: {name} is not passed on; requests get it instead"
+                "valetkey: {name} is not passed on: what is in it is for requests alone"
             ));
             child.env_remove(name);
         }

@@ -8,6 +8,7 @@ use zeroize::Zeroizing;
 
 use super::provider::{Dialect, ORIGINATOR, Provider};
 use super::refresh::judge;
+use super::wire::LONGEST_SHOWN;
 use super::{Answer, LoginError, RefreshError};
 use crate::origin::Endpoint;
 use crate::quote::quoted;
@@ -170,9 +171,6 @@ fn denied(code: &str, description: Option<&str>) -> LoginError {
         description: description.map(|it| quoted(it, LONGEST_SHOWN)),
     }
 }
-
-/// Characters of what the issuer says that are shown: a few lines of a terminal.
-const LONGEST_SHOWN: usize = 300;
 
 fn with_query(endpoint: &Endpoint, query: &[(&str, &str)]) -> String {
     let mut form = url::form_urlencoded::Serializer::new(String::new());

@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 use super::{Answer, Reason};
 use crate::credential::claims::Claims;
 use crate::credential::{Account, TokenSet};
+use crate::quote::{printable, quoted};
 use crate::secret::Secret;
 
 /// The body of a refresh request: JSON, with Codex's members in Codex's order. Wiped on drop.
@@ -142,11 +143,14 @@ pub(super) fn parse_whoami(body: &[u8]) -> Option<Account> {
     })
 }
 
-/// A text of an issuer as it may be shown on a terminal: printable, not empty, not too long.
+/// A text of an issuer as it stands, where it may be shown on a terminal: printable, not empty, not too long.
 fn shown(text: &str, limit: usize) -> Option<String> {
-    let fits = |text: &&str| !text.is_empty() && text.len() <= limit;
-    Some(text).filter(fits).filter(|text| !text.chars().any(char::is_control)).map(str::to_owned)
+    let fits = |text: &&str| (1..=limit).contains(&text.len()) && printable(text) == *text;
+    Some(text).filter(fits).map(str::to_owned)
 }
+
+/// Characters of an issuer's own words that are shown: a few lines of a terminal.
+pub(super) const LONGEST_SHOWN: usize = 300;
 
 /// The answer that a client gets which shares this login and refreshes by itself: the set as it is
 /// now, and how long its access token lives yet where that is known. Wiped on drop.
@@ -243,7 +247,7 @@ pub fn error_code(body: &[u8]) -> Option<Option<String>> {
 pub(super) fn error_description(body: &[u8]) -> Option<String> {
     let answer: Value = serde_json::from_slice(body).ok()?;
     let said = answer["error"]["message"].as_str().or_else(|| answer["error_description"].as_str());
-    said.and_then(|said| shown(said, 300))
+    said.filter(|said| !said.is_empty()).map(|said| quoted(said, LONGEST_SHOWN))
 }
 
 /// An answer that holds no token set.

@@ -90,8 +90,8 @@ impl Upgrade {
         headers.insert(SEC_WEBSOCKET_KEY, self.key.clone());
     }
 
-    /// What the client gets for the upstream's answer. After a 101 with the right accept the two halves
-    /// are joined; any other answer passes as it is, and what the client sent early is never looked at.
+    /// What the client gets for the upstream's answer. After a 101 to a WebSocket with the right accept
+    /// the two halves are joined; any other answer passes as it is, and what the client sent early is never looked at.
     ///
     /// # Errors
     ///

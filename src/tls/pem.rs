@@ -9,6 +9,8 @@ use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
 use x509_parser::asn1_rs::{Any, Class, FromDer, Tag};
 
+use crate::quote::quoted;
+
 /// What a file of certificates held.
 #[derive(Debug, Default)]
 pub struct Bundle {
@@ -201,7 +203,7 @@ impl Block<'_> {
             return Err(PemError::Container(Container::Pkcs7));
         }
         if !matches!(*label, "CERTIFICATE" | "X509 CERTIFICATE" | "TRUSTED CERTIFICATE") {
-            let label: String = label.chars().filter(|c| !c.is_control()).take(LINE).collect();
+            let label = quoted(label, LINE);
             let notice = format!("block {number} ({label}) is no certificate and was left out");
             return Ok(Content::LeftOut(notice));
         }

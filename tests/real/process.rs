@@ -7,6 +7,8 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpListener;
+use valetkey::tasks::Tasks;
 
 use super::browser::holds_verifier;
 use super::support::{KEY, Scene, SigningIn, done, fed, program};
@@ -185,7 +187,7 @@ async fn a_days_work_shows_no_secret_to_anybody() {
     let mut stdin = child.stdin.take().unwrap();
     let mut out = BufReader::new(child.stdout.take().unwrap());
     let mut errors = child.stderr.take().unwrap();
-    let reading = valetkey::tasks::Tasks::new().spawn(async move {
+    let reading = Tasks::new().spawn(async move {
         let mut log = String::new();
         errors.read_to_string(&mut log).await.unwrap();
         log
@@ -314,14 +316,41 @@ async fn what_is_managed_is_shown() {
 
 /// The login is for the proxy of its own file, and a variable names another one.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_that_does_not_count_is_kept_from_the_program_too() {
+async fn a_login_that_does_not_count_is_shown_to_nobody() {
+    let Some(curl) = program("curl") else { return };
+    let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", other.local_addr().unwrap());
+    let asked = Tasks::new().spawn(async move {
+        let mut heads = Vec::new();
+        loop {
+            let Ok((mut stream, _)) = other.accept().await else { return heads };
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                assert_ne!(stream.read_buf(&mut head).await.unwrap(), 0);
+            }
+            let head = String::from_utf8(head).unwrap();
+            let is_last = head.contains("last.example");
+            heads.push(head);
+            let answer = "HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=\"other\"\r\n\r\n";
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            if is_last {
+                return heads;
+            }
+        }
+    });
     let scene = Scene::usual().await;
     scene.configure("[upstream]\nproxy = 'http://corp:1'\nproxy_login = 'env:LOGIN'\n");
-    let scene = scene.with("LOGIN", "me:pa55").with("VALETKEY_UPSTREAM_PROXY", "http://other:1");
-    let done = scene.run_ok(&["env"]).await;
+    let scene = scene.with("LOGIN", "me:pa55").with("VALETKEY_UPSTREAM_PROXY", &url);
+    let script = "env; for url; do \"$0\" -sS \"$url\"; done";
+    let done = scene.run(&["sh", "-c", script, &curl, THINGS, "https://last.example/"]).await;
+    let expected = format!("upstream.proxy_login is not shown to {url} (VALETKEY_UPSTREAM_PROXY)");
+    assert!(done.err.contains(&expected), "{done:?}");
     assert!(done.err.contains("LOGIN is not passed on"), "{done:?}");
-    assert!(done.out.contains("HTTPS_PROXY=") && !done.out.contains("LOGIN"), "{done:?}");
-    assert!(!done.out.contains("pa55"), "{done:?}");
+    assert!(done.out.contains("chain_auth") && done.out.contains("asks for Basic"), "{done:?}");
+    assert!(!done.out.contains("LOGIN=") && !done.out.contains("pa55"), "{done:?}");
+    let heads = asked.await.unwrap().join("");
+    assert!(heads.contains("CONNECT api.example.com:443"), "{heads}");
+    assert!(!heads.to_ascii_lowercase().contains("authorization"), "{heads}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
