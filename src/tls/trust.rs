@@ -179,7 +179,10 @@ impl Roots {
         };
         bundle.retain(is_foreign);
         let now = Clock::system().now();
-        notices.extend(fit::notices(&bundle, &system, now));
+        if let Some(path) = &settings.bundle {
+            let named = |notice| format!("{}: {notice}", path.display());
+            notices.extend(fit::notices(&bundle, &system, now).map(named));
+        }
         let remedy = Remedy {
             // A bundle of ours counts as none.
             bundle: settings.bundle.clone().filter(|_| !bundle.is_empty()),

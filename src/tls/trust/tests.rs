@@ -222,7 +222,12 @@ fn what_is_no_ca_vouches_for_nobody() {
         let roots = trust_in(TrustMode::Bundle, &path).unwrap().now();
         let shaken = shake(&roots.client_config(Alpn::Any), &server(chain, &key), &api);
         assert!(shaken.is_err(), "{why}");
-        assert!(roots.notices()[0].contains(why), "{:?}", roots.notices());
+        let named = format!("{}: ", path.display());
+        assert!(
+            roots.notices()[0].starts_with(&named) && roots.notices()[0].contains(why),
+            "{:?}",
+            roots.notices()
+        );
     }
 }
 
