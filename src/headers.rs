@@ -1,7 +1,7 @@
 //! Header fields that belong to one connection and must not cross the proxy.
 
 use http::header::{
-    CONNECTION, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
 };
 
 /// Says on every refusal which one it is; its value is a stable code.
@@ -18,6 +18,10 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
         strip_listed(headers);
     }
     let wants_trailers = headers.get_all(TE).iter().any(accepts_trailers);
+    // The coding says where the message ends, and a length beside it is wrong (RFC 9112 section 6.3).
+    if headers.contains_key(TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH);
+    }
     for name in [CONNECTION, KEEP_ALIVE, TE, TRANSFER_ENCODING, UPGRADE] {
         headers.remove(name);
     }

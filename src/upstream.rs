@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, TRANSFER_ENCODING};
 use http::uri::{Parts, PathAndQuery};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
@@ -268,6 +268,7 @@ fn shape(request: &mut Request<Body>, origin: &Origin, version: Version) {
         if let Ok(host) = HeaderValue::from_str(&origin.authority()) {
             request.headers_mut().insert(HOST, host);
         }
+        join_cookies(request.headers_mut());
         let is_framed = request.headers().contains_key(CONTENT_LENGTH)
             || request.body().size_hint().exact().is_some();
         if !is_framed {
@@ -276,6 +277,17 @@ fn shape(request: &mut Request<Body>, origin: &Origin, version: Version) {
             request.headers_mut().insert(TRANSFER_ENCODING, chunked);
         }
         *request.uri_mut() = Uri::from(path);
+    }
+}
+
+/// HTTP/2 may send each cookie in a field of its own, HTTP/1.1 has one field (RFC 9113 section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let fields: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if fields.len() > 1
+        && let Ok(mut joined) = HeaderValue::from_bytes(&fields.join(&b"; "[..]))
+    {
+        joined.set_sensitive(true);
+        headers.insert(COOKIE, joined);
     }
 }
 
@@ -420,8 +432,8 @@ impl UpstreamError {
     pub fn hint(&self) -> Cow<'static, str> {
         let fixed = match &self.stage {
             Stage::ChainAuth { was_shown: false, .. } => {
-                "put user and password into the proxy's URL, or set upstream.proxy_login, which also counts in \
-                 a shell behind `valetkey env`"
+                "put user and password into the proxy's URL, or set upstream.proxy_login; a shell behind `valetkey \
+                 env` has no password of a URL, and needs the latter"
             }
             Stage::ChainAuth { was_shown: true, .. } => {
                 "check user and password: in the proxy's URL, or upstream.proxy_login, which is for the proxy that \
@@ -436,13 +448,20 @@ impl UpstreamError {
             Stage::ChainGarbage | Stage::ChainUnreachable(_) | Stage::Timeout(Step::Chain) => {
                 "check upstream.proxy or HTTPS_PROXY: the address, and the kind (http, https, socks5h)"
             }
+            Stage::ChainRefused(word) if word.starts_with('5') => {
+                "check the host name; the upstream proxy, its DNS or its way to this host may be broken: ask whoever \
+                 runs it"
+            }
             Stage::ChainRefused(_) => {
                 "check the host name; ask whoever runs the upstream proxy to allow this host"
             }
             Stage::Dns | Stage::Timeout(Step::Dns) => {
                 "check the host name and this network; behind a company's proxy set upstream.proxy or HTTPS_PROXY"
             }
-            Stage::Http | Stage::Timeout(Step::Head | Step::Tls) | Stage::Tls => "try again",
+            Stage::Http | Stage::Timeout(Step::Head | Step::Tls) => "try again",
+            Stage::Tls => {
+                "check host and port: what answers there may speak no TLS; else try again"
+            }
             Stage::Ourselves => {
                 "check upstream.proxy and HTTPS_PROXY: they must not name this valetkey"
             }

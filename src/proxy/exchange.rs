@@ -11,7 +11,7 @@ use super::intercept::Intercepted;
 use super::reject::Rejection;
 use super::upgrade::Upgrade;
 use super::{issuer, replay};
-use crate::headers::strip_hop_by_hop;
+use crate::headers::{VALETKEY_ERROR, strip_hop_by_hop};
 use crate::origin::Origin;
 use crate::rules::{Action, Found, Rule, Unmatched};
 use crate::tokens::{TokenError, TokenSource};
@@ -234,6 +234,8 @@ impl Intercepted {
         mut response: Response<Body>,
         upgrade: Option<Upgrade>,
     ) -> Result<Response<Body>, Rejection> {
+        // What an upstream says of itself must not look like a refusal of ours.
+        response.headers_mut().remove(VALETKEY_ERROR);
         if let Some(upgrade) = upgrade {
             return upgrade.answer(&self.shared, response);
         }

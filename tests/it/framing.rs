@@ -144,6 +144,54 @@ async fn an_upstream_has_sixteen_interim_responses() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_length_beside_a_coding_does_not_cut_the_body() {
+    for alpn in [HTTP1, HTTP2] {
+        for length in [2, 500] {
+            let (scene, peer) = Peer::scene(HTTP1).await;
+            let asked = async {
+                let answer = scene.client.send(Visit::to(PEER, alpn), client::get("/v1/x"));
+                client::gather(within(answer).await.unwrap()).await
+            };
+            let (answer, ()) = tokio::join!(within(asked), async {
+                let mut stream = peer.accept().await;
+                read_head(&mut stream).await;
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nX-Valetkey-Error: policy_forbids\r\n\
+                     Transfer-Encoding: chunked\r\n\r\n7\r\na whole\r\n0\r\n\r\n"
+                );
+                stream.write_all(head.as_bytes()).await.unwrap();
+            });
+            let answer = answer.unwrap();
+            assert_eq!(answer.body(), "a whole", "{alpn:?} {length}");
+            assert!(!answer.headers().contains_key("content-length"), "{alpn:?} {length}");
+            // What it says of itself is not ours.
+            assert!(!answer.headers().contains_key("x-valetkey-error"), "{alpn:?} {length}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cookies_in_pieces_are_one_field_over_http1() {
+    for (alpn, upstream) in [(HTTP2, HTTP1), (HTTP1, HTTP1)] {
+        let (scene, peer) = Peer::scene(upstream).await;
+        let mut request = client::get("/v1/x");
+        for cookie in ["a=1", "b=2", "c=3"] {
+            request.headers_mut().append("cookie", cookie.parse().unwrap());
+        }
+        let (answer, head) =
+            tokio::join!(within(scene.client.send(Visit::to(PEER, alpn), request)), async {
+                let mut stream = peer.accept().await;
+                let head = read_head(&mut stream).await;
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+                head
+            });
+        assert_eq!(answer.unwrap().status(), 200);
+        let cookies: Vec<&str> = head.lines().filter(|it| it.starts_with("cookie:")).collect();
+        assert_eq!(cookies, ["cookie: a=1; b=2; c=3"], "{alpn:?}");
+    }
+}
+
 /// How an upstream's answer ends.
 #[derive(Clone, Copy, Debug)]
 enum Ending {
