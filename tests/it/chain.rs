@@ -208,6 +208,18 @@ async fn a_loop_to_ourselves_is_refused() {
     assert!(scene.world.api().seen().is_empty());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn interim_answers_without_end_are_given_up() {
+    let flood: &'static str = "HTTP/1.1 102 Wait\r\n\r\n".repeat(1000).leak();
+    let proxy = scripted(Arc::new(NoAuth), &[flood]).await;
+    assert_eq!(proxy.tunnel().await.unwrap_err().stage(), &Stage::ChainGarbage);
+    const SIXTEEN: &str = "HTTP/1.1 102 Wait\r\n\r\n";
+    let some: &'static str =
+        format!("{}HTTP/1.1 200 OK\r\n\r\nthrough!", SIXTEEN.repeat(16)).leak();
+    let proxy = scripted(Arc::new(NoAuth), &[some]).await;
+    assert_eq!(proxy.tunnel().await.unwrap(), "through");
+}
+
 /// A SOCKS server that takes this login and no other, and gives what is behind it.
 async fn socks(login: &'static [u8], auth: Arc<dyn ProxyAuth>) -> Upstream {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -20,7 +20,8 @@ use super::Hop;
 use super::auth::Refused;
 use crate::origin::Target;
 use crate::quote::quoted;
-use crate::upstream::body::Body;
+use crate::upstream::body::{Body, BodyError};
+use crate::upstream::interim::{self, Unanswered};
 use crate::upstream::{Stage, UpstreamError};
 
 /// What has been said to the proxy about who we are. Outlives a connection that the proxy closes in between.
@@ -76,13 +77,13 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let garbage = |error| UpstreamError::new(Stage::ChainGarbage, &hop.proxy).because(error);
-    let mut asking = Asking::on(stream).await.map_err(garbage)?;
+    let mut asking = Asking::on(stream).await.map_err(|error| garbage(BodyError::from(error)))?;
     loop {
         let request = request(hop, target, said.authorization.as_ref())?;
         let Some(response) = asking.send(request).await else {
             return Err(UpstreamError::new(Stage::ChainGarbage, &hop.proxy));
         };
-        let response = response.map_err(garbage)?;
+        let response = response.map_err(|failed| garbage(failed.error))?;
         match response.status() {
             status if status.is_success() => {
                 let parts = asking.connection.into_parts();
@@ -117,8 +118,11 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Asking<S> {
         Ok(Self { sender, connection, is_over: false })
     }
 
-    async fn send(&mut self, request: Request<Body>) -> Option<hyper::Result<Response<Incoming>>> {
-        let answer = self.sender.send_request(request);
+    async fn send(
+        &mut self,
+        request: Request<Body>,
+    ) -> Option<Result<Response<Incoming>, Unanswered>> {
+        let answer = interim::send(&mut self.sender, request);
         along(&mut self.connection, &mut self.is_over, answer).await
     }
 
@@ -202,10 +206,13 @@ fn secret_parts(sent: &HeaderValue) -> Vec<Zeroizing<String>> {
     let Some((_, token)) = sent.to_str().ok().and_then(|sent| sent.split_once(' ')) else {
         return Vec::new();
     };
-    let mut parts = vec![Zeroizing::new(token.to_owned())];
+    // An echo may leave the padding out.
+    let mut parts = vec![Zeroizing::new(token.trim_end_matches('=').to_owned())];
     let login = BASE64_STANDARD.decode(token).map(Zeroizing::new).unwrap_or_default();
     if let Some((_, password)) = str::from_utf8(&login).ok().and_then(|it| it.split_once(':')) {
         parts.push(Zeroizing::new(password.to_owned()));
+        let again = Zeroizing::new(BASE64_STANDARD.encode(password));
+        parts.push(Zeroizing::new(again.trim_end_matches('=').to_owned()));
     }
     parts.retain(|part| part.len() >= 4);
     parts
@@ -228,13 +235,17 @@ mod tests {
 
     #[test]
     fn challenges_are_shown_without_tokens() {
-        let table: [(&[&str], &str); 8] = [
+        let table: [(&[&str], &str); 9] = [
             (&["Basic realm=\"Corp proxy\""], "Basic realm=\"Corp proxy\""),
             (&["Negotiate YIIsecret", "NTLM"], "Negotiate or NTLM"),
             (&[], "a login of no kind"),
             (&["Digest qop=\"auth\", realm=\"a\u{7}b\""], "Digest realm=\"a\u{fffd}b\""),
             (&["Basic realm=\"you said Basic dXNlcjpwQHNzd29yZA==\""], "Basic…"),
             (&["Basic realm=\"user, p@ssword\"", "dXNlcjpwQHNzd29yZA=="], "Basic… or …"),
+            (
+                &["Basic realm=\"dXNlcjpwQHNzd29yZA\"", "Basic realm=\"cEBzc3dvcmQ=\""],
+                "Basic… or Basic…",
+            ),
             (&["Basic realm=\"user\""], "Basic realm=\"user\""),
             (&["A", "B", "C", "D", "E", "F", "G"], "A or B or C or D or E or F or others"),
         ];
