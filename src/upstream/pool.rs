@@ -61,6 +61,8 @@ struct State {
     http1: Vec<Idle>,
     http2: Vec<Arc<Http2>>,
     dialling: usize,
+    /// When the last of those dials began.
+    dialled_at: Option<Instant>,
     /// The last dial gave HTTP/1.1 or failed, so one dial serves one request: do not wait for others'.
     each_for_itself: bool,
 }
@@ -121,6 +123,7 @@ impl Pool {
                     pool.dialled.notified()
                 } else {
                     state.dialling += 1;
+                    state.dialled_at = Some(Instant::now());
                     break;
                 }
             };
@@ -232,9 +235,10 @@ impl State {
         if self.http2.iter().any(is_wide) { Window::Narrow } else { Window::Wide }
     }
 
-    /// Whether another's connection may have room in a moment.
+    /// Whether another's connection may have room in a moment. Of a dial that takes long, somebody makes another.
     fn is_worth_waiting(&self) -> bool {
-        (self.dialling > 0 && !self.each_for_itself)
+        let is_fresh = |at: Instant| at.elapsed() < http2::PATIENCE;
+        (self.dialling > 0 && !self.each_for_itself && self.dialled_at.is_some_and(is_fresh))
             || self.http2.iter().any(|open| open.will_tell())
     }
 
@@ -383,5 +387,20 @@ mod tests {
         // One of newer roots in its place is looked after by another.
         let newer = pool.of(&origin, 1);
         assert!(forgotten(now) && Arc::ptr_eq(&newer, &pool.of(&origin, 1)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dial_that_takes_long_holds_up_nobody_for_more_than_a_second() {
+        let pool = Pool::new(Tasks::new());
+        let origin = Origin::https(Target::parse("api.example.com:443").unwrap());
+        let never = || -> BoxFuture<'_, _> { Box::pin(std::future::pending()) };
+        let mut stuck = Box::pin(pool.checkout((&origin, 0), never));
+        assert!(futures_util::poll!(&mut stuck).is_pending());
+        let began = Instant::now();
+        let fails = || -> BoxFuture<'_, _> {
+            Box::pin(async { Err(UpstreamError::new(super::super::Stage::Tcp, &"here")) })
+        };
+        assert!(pool.checkout((&origin, 0), fails).await.is_err(), "it has dialled by itself");
+        assert_eq!(began.elapsed(), http2::PATIENCE);
     }
 }
