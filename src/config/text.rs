@@ -89,9 +89,45 @@ pub(super) fn masked(text: &str) -> String {
         let end = text[start..].find(ends).map_or(text.len(), |length| start + length);
         text[start..end].rfind('@').map(|length| start..start + length)
     });
-    let hidden: Vec<Range<usize>> = user_information.chain(keys(text)).collect();
+    let hidden: Vec<Range<usize>> =
+        user_information.chain(keys(text)).chain(values(text)).collect();
     starred(text, &hidden)
 }
+
+/// What stands behind `=` of a setting that is for a secret, or for where one is, unless it says where.
+fn values(text: &str) -> impl Iterator<Item = Range<usize>> {
+    let lines = text.split_inclusive('\n').scan(0, |start, line| {
+        *start += line.len();
+        Some((*start - line.len(), line))
+    });
+    lines.filter_map(|(start, line)| {
+        let is_for_a_secret = |(at, _): &(usize, &str)| {
+            let name = line[..*at].trim_end().trim_end_matches(['"', '\'']);
+            let is_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+            let word = name.rsplit(|c| !is_of_name(c)).next().unwrap_or_default();
+            SECRETS.contains(&word.to_ascii_lowercase().as_str())
+        };
+        let (at, _) = line.match_indices('=').find(is_for_a_secret)?;
+        let value = line[at + 1..].trim_start();
+        let says_where = ["file:", "env:"]
+            .iter()
+            .any(|kind| value.trim_start_matches(['"', '\'']).starts_with(kind));
+        (!says_where).then_some(start + at + 1..start + line.len())
+    })
+}
+
+/// Names of settings whose values are secrets, or become so by a mistake.
+const SECRETS: [&str; 9] = [
+    "api_key",
+    "client_secret",
+    "key",
+    "pass",
+    "password",
+    "proxy_login",
+    "secret",
+    "source",
+    "token",
+];
 
 /// Words that could be keys: long, with a digit in them.
 fn keys(text: &str) -> impl Iterator<Item = Range<usize>> {
@@ -134,6 +170,12 @@ mod tests {
             ("Bearer sk-proj-0123456789abcdefgh", "Bearer **************************"),
             ("x-openai-agent-assertion", "x-openai-agent-assertion"),
             ("short-1", "short-1"),
+            ("a = 1\nproxy_login = me:pa55\nb = 2", "a = 1\nproxy_login =********\nb = 2"),
+            ("proxy_login = { user = \"me\", x = 1 }", "proxy_login =***********************"),
+            ("x = { \"password\" = pa55 }", "x = { \"password\" =*******"),
+            ("source = pa55", "source =*****"),
+            ("source = \"env:NAME\"", "source = \"env:NAME\""),
+            ("proxy_login = 'file:a'", "proxy_login = 'file:a'"),
         ];
         for (text, shown) in table {
             assert_eq!(masked(text), shown);

@@ -272,6 +272,10 @@ impl ProxyUrl {
         }
         let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
         let full = Zeroizing::new(full);
+        let before_host = full.split_once("://").and_then(|(_, rest)| rest.rsplit_once('@'));
+        if before_host.is_some_and(|(login, _)| login.contains(['/', '?', '#'])) {
+            return Err(BadProxy::Reserved);
+        }
         let url = Url::parse(&full).map_err(|_| BadProxy::Form)?;
         let (scheme, default_port) = ProxyScheme::of(url.scheme()).ok_or(BadProxy::Form)?;
         if !matches!(url.path(), "" | "/") {
@@ -347,6 +351,11 @@ pub enum BadProxy {
     /// A backslash, which a URL reads as a slash.
     #[error("a backslash in a proxy's user must be written as `%5C`")]
     Backslash,
+    /// What ends the host of a URL, in user or password.
+    #[error(
+        "`#`, `/` and `?` in a proxy's user or password must be written as `%23`, `%2F` and `%3F`"
+    )]
+    Reserved,
     /// It names a file, as automatic configurations do.
     #[error("a proxy's URL has no path: PAC files are not read")]
     Path,
@@ -432,6 +441,9 @@ mod tests {
         }
         assert_eq!(ProxyUrl::parse("http://CORP\\me:x@proxy"), Err(BadProxy::Backslash));
         assert_eq!(ProxyUrl::parse("http://corp/proxy.pac"), Err(BadProxy::Path));
+        for text in ["http://me:a#b@proxy.corp", "me:a/b@proxy.corp:1", "http://me:?@proxy"] {
+            assert_eq!(ProxyUrl::parse(text), Err(BadProxy::Reserved), "{text}");
+        }
         for text in ["http://me:%ff@proxy.corp", "http://me:a%0d%0ab@proxy.corp"] {
             assert_eq!(ProxyUrl::parse(text), Err(BadProxy::Login), "{text}");
         }
