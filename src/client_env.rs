@@ -32,12 +32,8 @@ const REPLACING: [&str; 12] = [
 /// Variables whose file is *added* to the client's own roots: they get all but the system's.
 const ADDING: [&str; 2] = ["CODEX_CA_CERTIFICATE", "NODE_EXTRA_CA_CERTS"];
 
-/// Variables that name the proxy of what goes through ours.
-pub const PROXIES: [&str; 3] = ["HTTPS_PROXY", "grpc_proxy", "https_proxy"];
-
-/// Variables that name proxies for what does not go through ours, as plain HTTP does not. They are the client's, but
-/// for a login.
-pub const OTHER_PROXIES: [&str; 4] = ["ALL_PROXY", "HTTP_PROXY", "all_proxy", "http_proxy"];
+/// Variables that name the proxy for what goes through ours.
+const PROXIES: [&str; 3] = ["HTTPS_PROXY", "grpc_proxy", "https_proxy"];
 
 /// Hosts that clients reach without the proxy, besides those of the user's own `NO_PROXY`.
 const LOCAL: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
@@ -82,13 +78,13 @@ impl ClientEnv {
         for name in ADDING {
             set.insert(name.to_owned(), files.file(env.get(name).map(PathBuf::from), false)?);
         }
+        for (name, proxy) in without_logins(env) {
+            set.insert(name.to_owned(), proxy.into());
+        }
         let proxy = format!("http://{}", facts.proxy);
         // gRPC looks at its own first.
         for name in PROXIES {
             set.insert(name.to_owned(), proxy.clone().into());
-        }
-        for (name, proxy) in without_logins(&OTHER_PROXIES, env) {
-            set.insert(name.to_owned(), proxy.into());
         }
         let no_proxy = no_proxy(env);
         for name in ["NO_PROXY", "no_proxy", "no_grpc_proxy"] {
@@ -155,12 +151,12 @@ fn certificates_of(path: &Path) -> Vec<CertificateDer<'static>> {
     }
 }
 
-/// Those of these variables that name a proxy with a login, without it.
-pub fn without_logins<'a>(
-    names: &[&'a str],
-    env: &Environment,
-) -> impl Iterator<Item = (&'a str, String)> {
-    names.iter().filter_map(|name| Some((*name, without_login(&env.text(name)?)?)))
+/// Variables that name a proxy with a login, without it: those for plain HTTP and whatever else does not go through
+/// ours are the client's, and only what they say of the host.
+pub fn without_logins(env: &Environment) -> impl Iterator<Item = (&str, String)> {
+    let is_of_a_proxy = |name: &&str| name.to_ascii_lowercase().ends_with("proxy");
+    let names = env.names().filter(is_of_a_proxy);
+    names.filter_map(|name| Some((name, without_login(&env.text(name)?)?)))
 }
 
 /// A proxy without its user and password, however they are written; `None` where it has none.
@@ -173,9 +169,14 @@ fn without_login(proxy: &str) -> Option<String> {
     }
 }
 
+/// What the user's own variable has programs reach without a proxy.
+pub fn their_no_proxy(env: &Environment) -> String {
+    env.text("no_proxy").or_else(|| env.text("NO_PROXY")).unwrap_or_default()
+}
+
 /// The user's own list, then ours; nothing twice.
 fn no_proxy(env: &Environment) -> String {
-    let theirs = env.text("no_proxy").or_else(|| env.text("NO_PROXY")).unwrap_or_default();
+    let theirs = their_no_proxy(env);
     let mut hosts: Vec<&str> =
         theirs.split(',').map(str::trim).filter(|host| !host.is_empty()).collect();
     hosts.extend(LOCAL.iter().filter(|host| !theirs.split(',').any(|own| own.trim() == **host)));
@@ -223,10 +224,10 @@ mod tests {
             (Some("me:pa://55@proxy.corp"), Some("proxy.corp")),
         ];
         for (value, expected) in table {
-            for name in OTHER_PROXIES {
+            for name in ["ALL_PROXY", "FTP_PROXY", "http_proxy", "npm_config_https_proxy"] {
                 let env = Environment::from_pairs(value.map(|value| (name, value)));
                 let made = made_from(&env);
-                let found = made.iter().filter(|(it, _)| OTHER_PROXIES.contains(it));
+                let found = made.iter().filter(|(it, _)| *it == name);
                 let found: Vec<_> =
                     found.map(|(it, value)| (it, value.to_str().unwrap())).collect();
                 assert_eq!(found, expected.map(|it| (name, it)).into_iter().collect::<Vec<_>>());

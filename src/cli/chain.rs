@@ -7,8 +7,8 @@ use futures_util::FutureExt as _;
 use super::credentials::source_of;
 use super::output::{self, Failure};
 use super::run;
-use crate::client_env::{self, OTHER_PROXIES, PROXIES};
-use crate::config::env::{Environment, UPSTREAM_PROXY};
+use crate::client_env;
+use crate::config::env::Environment;
 use crate::config::{Config, LoginSpec, ProxySetting, SourceSpec};
 use crate::origin::Target;
 use crate::secret::Secret;
@@ -86,10 +86,10 @@ fn asker(line: String, variables: Vec<Variable>) -> Ask {
 
 /// A command is told for which proxy, and gets no secret that is for others.
 fn variables(proxy: &Target, config: &Config, env: &Environment) -> Vec<Variable> {
-    let mut variables = vec![("VALETKEY_PROXY".to_owned(), Some(proxy.to_string()))];
-    let proxies = [&PROXIES[..], &OTHER_PROXIES, &[UPSTREAM_PROXY]].concat();
-    let proxies = client_env::without_logins(&proxies, env);
-    variables.extend(proxies.map(|(name, proxy)| (name.to_owned(), Some(proxy))));
+    let proxies = client_env::without_logins(env);
+    let mut variables: Vec<Variable> =
+        proxies.map(|(name, proxy)| (name.to_owned(), Some(proxy))).collect();
     variables.extend(run::variables_of_sources(config).map(|name| (name.to_owned(), None)));
+    variables.push(("VALETKEY_PROXY".to_owned(), Some(proxy.to_string())));
     variables
 }

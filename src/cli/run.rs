@@ -124,7 +124,12 @@ fn exit_status(status: ExitStatus) -> u8 {
 /// As a shell has it: 127 for a program that is not there, 126 for one that cannot be run.
 fn not_started(program: &OsStr, error: &io::Error) -> u8 {
     let program = program.to_string_lossy();
-    Failure::new(format!("{program}: {error}")).report();
+    let failure = Failure::new(format!("{program}: {error}"));
+    let failure = match error.kind() {
+        io::ErrorKind::NotFound => failure.hint("is it installed, and in PATH?"),
+        _ => failure,
+    };
+    failure.report();
     if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 }
 }
 

@@ -42,6 +42,11 @@ impl Environment {
         Self(Arc::new(pairs.collect()))
     }
 
+    /// The names of all variables, but for those that are not UTF-8.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().filter_map(|name| name.to_str())
+    }
+
     /// The value of a variable; `None` for an empty one.
     pub fn get(&self, name: &str) -> Option<&OsStr> {
         self.stated(name).filter(|value| !value.is_empty())
