@@ -167,7 +167,8 @@ fn blocks(text: &str) -> Result<Vec<Block<'_>>, PemError> {
     let mut done: Vec<Block<'_>> = Vec::new();
     let mut open: Option<Block<'_>> = None;
     // A file saved by Notepad starts with a byte order mark; some have CRLF, old Mac ones only CR.
-    for line in text.trim_start_matches('\u{feff}').split(['\n', '\r']).map(str::trim) {
+    let lines = text.trim_start_matches('\u{feff}').split(['\n', '\r']).map(str::trim);
+    for line in lines.flat_map(parted) {
         match (&mut open, marker(line, "BEGIN"), marker(line, "END")) {
             (Some(block), Some(_), _) => return Err(block.is("has no END line")),
             (None, Some(label), _) => {
@@ -185,6 +186,13 @@ fn blocks(text: &str) -> Result<Vec<Block<'_>>, PemError> {
         Some(block) => Err(block.is("has no END line")),
         None => Ok(done),
     }
+}
+
+/// The two lines that became one when files were put together of which the first ends without a line's end.
+fn parted(line: &str) -> impl Iterator<Item = &str> {
+    let joint = line.find("----------BEGIN ").filter(|_| line.starts_with("-----END "));
+    let (first, second) = line.split_at(joint.map_or(line.len(), |at| at + "-----".len()));
+    [first, second].into_iter().take(if joint.is_some() { 2 } else { 1 })
 }
 
 /// The label of a line like `-----BEGIN CERTIFICATE-----`.
@@ -306,6 +314,7 @@ mod tests {
             (format!("\u{feff}{plain}").replace('\n', "\r\n"), 1, 0),
             (plain.replace('\n', "\r"), 1, 0),
             (plain.replace('\n', "  \n  "), 1, 0),
+            (format!("{}{other}", plain.trim_end()), 2, 0),
             (block("X509 CERTIFICATE", &one), 1, 0),
             (trusted(&[]), 1, 0),
             (trusted(&aux(SERVER_AUTH, &[])), 1, 0),

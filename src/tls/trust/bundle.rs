@@ -21,6 +21,11 @@ pub(super) fn read(path: &Path) -> Result<Bundle, TrustError> {
     }
     let mut all = Bundle::default();
     for file in files_in(path)? {
+        if !file.is_file() {
+            let notice = format!("{}: it is no file, or leads to none; left out", file.display());
+            all.notices.push(notice);
+            continue;
+        }
         let Bundle { certificates, notices, .. } = read_file(&file)?;
         // OpenSSL's hashed folders hold every certificate twice: by name, and as a link to it.
         for certificate in certificates {
@@ -46,12 +51,12 @@ fn read_file(path: &Path) -> Result<Bundle, TrustError> {
     Ok(bundle)
 }
 
-/// The files that are named like certificates, in the order of their names.
+/// What is named like a certificate, in the order of the names.
 fn files_in(folder: &Path) -> Result<Vec<PathBuf>, TrustError> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).map_err(|source| unreadable(folder, source))? {
         let path = entry.map_err(|source| unreadable(folder, source))?.path();
-        if is_named_like_a_certificate(&path) && path.is_file() {
+        if is_named_like_a_certificate(&path) {
             files.push(path);
         }
     }

@@ -168,6 +168,17 @@ fn the_samples() {
     assert!(error.to_string().contains("broken/bad-base64.pem"), "{error}");
 }
 
+#[test]
+fn what_a_folder_names_and_has_not_is_told() {
+    let temp = tempfile::tempdir().unwrap();
+    std::fs::copy(sample("proxy.crt"), temp.path().join("one.pem")).unwrap();
+    std::os::unix::fs::symlink("/nowhere", temp.path().join("corp.pem")).unwrap();
+    let roots = trust_in(TrustMode::Bundle, temp.path()).unwrap().now();
+    assert_eq!(roots.bundle().len(), 1);
+    assert_eq!(roots.notices().len(), 1);
+    assert!(roots.notices()[0].contains("corp.pem: it is no file"), "{:?}", roots.notices());
+}
+
 fn sample(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("certs").join(name)
 }
