@@ -421,6 +421,22 @@ async fn a_planned_rotation_breaks_nothing() {
     assert!(early.err.contains("has an old root and not yet the new one"), "{early:?}");
     assert!(early.err.contains("hint: valetkey ca install"), "{early:?}");
     assert!(machine.root(1).exists());
+    // The databases of browsers still have not, and cannot be asked.
+    machine.ca(&["install", "--store", "system"]).await;
+    let without = machine.own("without-certutil");
+    fs::create_dir(&without).unwrap();
+    std::os::unix::fs::symlink("/usr/bin/env", without.join("env")).unwrap();
+    let path = format!("PATH={}", without.display());
+    let line = machine.ca_line(&["rotate", "--finish"]);
+    let unseen = machine.run(&[&["env", &path], &*line].concat()).await;
+    assert!(unseen.status == 1 && unseen.err.contains("certutil is not installed"), "{unseen:?}");
+    let failing = without.join("certutil");
+    fs::write(&failing, "#!/bin/sh\necho locked >&2\nexit 255\n").unwrap();
+    fs::set_permissions(&failing, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{path}:/usr/bin:/bin:/usr/sbin");
+    let unseen = machine.run(&[&["env", &path], &*line].concat()).await;
+    assert!(unseen.status == 1 && unseen.err.contains("locked"), "{unseen:?}");
+    assert!(machine.root(1).exists());
     machine.ca(&["install"]).await;
     assert_eq!(machine.local().len(), 2);
 
@@ -537,7 +553,8 @@ async fn what_is_not_ours_stays_and_what_was_broken_off_is_finished() {
 
     let uninstalled = machine.ca(&["uninstall"]).await;
     assert_eq!(
-        uninstalled.err.matches("left alone").count(),
+        uninstalled.err.matches("and is not: left alone").count()
+            + uninstalled.err.matches("is one of ours, and it is not\n").count(),
         4,
         "before and after: {uninstalled:?}"
     );

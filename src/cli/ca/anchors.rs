@@ -101,7 +101,7 @@ impl Store for Anchors {
                     found.entries.push(Entry { counts: holds(&seen, &root), name, root });
                 }
                 None => found.notices.push(format!(
-                    "{}: its name says that it is one of ours, and it is not: left alone",
+                    "{}: its name says that it is one of ours, and it is not",
                     folder.join(&name).display()
                 )),
             }

@@ -46,6 +46,9 @@ pub(super) fn run(arguments: Arguments, typed: &Typed) -> Result<(), Failure> {
             return Ok(());
         }
         let is_new = |root: &&Root| old.iter().all(|old| old.fingerprint() != root.fingerprint());
+        if let Some(closed) = stores::closed(typed) {
+            return Err(closed);
+        }
         expect_learned(&stores, &old, &roots.iter().filter(is_new).collect::<Vec<_>>())?;
         rotation.retire(&old)?;
     }
@@ -123,7 +126,7 @@ impl Rotation<'_> {
     }
 }
 
-/// Refuses to end an old root that a store has whose place no new root has taken there.
+/// Refuses to end an old root that a store has, or may have, whose place no new root has taken there.
 fn expect_learned(stores: &[Box<dyn Store>], old: &[Root], new: &[&Root]) -> Result<(), Failure> {
     for store in stores {
         match store.look() {
@@ -135,7 +138,8 @@ fn expect_learned(stores: &[Box<dyn Store>], old: &[Root], new: &[&Root]) -> Res
                     return Err(Failure::new(message).hint("valetkey ca install"));
                 }
             }
-            Err(failure) => output::warning(failure.message()),
+            // What cannot be looked at may be one of them.
+            Err(failure) => return Err(failure),
         }
     }
     Ok(())

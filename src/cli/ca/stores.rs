@@ -134,6 +134,16 @@ fn system(anchors: Option<Anchors>, home: Option<&Path>) -> Result<Vec<Box<dyn S
     }
 }
 
+/// Why databases that are here cannot be looked at, if they cannot.
+pub(super) fn closed(typed: &Typed) -> Option<Failure> {
+    let search = search(typed);
+    let databases = typed.env.get("HOME").map(Path::new).map(nss::databases).unwrap_or_default();
+    if databases.is_empty() {
+        return None;
+    }
+    certutil(&search, Anchors::find(&search).as_ref()).err()
+}
+
 /// Where programs are looked for.
 pub(super) fn search(typed: &Typed) -> Search {
     Search::new(typed.env.get("PATH"))
