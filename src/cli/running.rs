@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::env::{Environment, SERVER_INFO};
 use crate::origin::Target;
+use crate::tls::file;
 
 /// What a proxy writes down about itself.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -63,7 +64,7 @@ impl ServerInfo {
 
     /// Reads it; `None` when there is none, or its process is not the one that wrote it.
     pub(super) fn read(path: &Path) -> Option<Self> {
-        let info: Self = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+        let info: Self = serde_json::from_slice(&file::read(path).ok()?).ok()?;
         info.is_alive().then_some(info)
     }
 

@@ -232,6 +232,10 @@ impl CaError {
                     "make {path} yours alone (chown, chmod go-rwx), or remove it, and a new root is made"
                 ))
             }
+            Self::Io { doing: "read", path, .. } => Some(format!(
+                "make {} readable for you, or move it away, and a new root is made",
+                path.display()
+            )),
             Self::Io { .. } | Self::NotPermitted(_) | Self::Signing(_) => None,
         }
     }

@@ -351,7 +351,7 @@ async fn b20_a_host_that_the_chain_refuses() {
     let config = scene.path(".config/valetkey/config.toml");
     let text = fs::read_to_string(&config).unwrap();
     fs::write(config, text + &rule("elsewhere.example.com")).unwrap();
-    let words = &["the upstream proxy answered 502", "allow this host"][..];
+    let words = &["the upstream proxy answered 502", "ask whoever runs it"][..];
     let culprit = ("tunnel", "elsewhere.example.com:443", "failed", words);
     assert_named(&scene, &[culprit]).await;
 }
@@ -437,7 +437,8 @@ async fn b29_a_chain_and_a_host_that_does_not_need_it() {
     let scene = scene.with("NO_PROXY", "no-such-host.invalid");
     let chain = ("chain", "", "failed", &["could not be reached"][..]);
     let direct = ("dns", "no-such-host.invalid:443", "failed", &["could not be resolved"][..]);
-    assert_named(&scene, &[chain, direct]).await;
+    let past = ("no-proxy", "no-such-host.invalid", "warning", &["past valetkey"][..]);
+    assert_named(&scene, &[past, chain, direct]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -451,6 +452,27 @@ async fn b28_a_program_that_trusts_others() {
         .unwrap();
     let words = &["does not trust the local CA", ".curlrc"][..];
     assert_named(&scene, &[("runtime", "curl", "warning", words)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn b30_a_variable_that_sends_programs_past_valetkey() {
+    let scene = Scene::usual().await.with("NO_PROXY", "chatgpt.com,api.example.com");
+    let culprit = |host| ("no-proxy", host, "warning", &["NO_PROXY", "past valetkey"][..]);
+    assert_named(&scene, &["api.example.com", "chatgpt.com"].map(culprit)).await;
+}
+
+/// Nobody writes to it, and who opens it for reading would wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipe_in_the_place_of_the_running_proxys_file_holds_up_nobody() {
+    let scene = Scene::usual().await;
+    let pipe = scene.path("server-info");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let scene = scene.with("VALETKEY_SERVER_INFO", pipe);
+    for command in ["doctor", "status", "env"] {
+        let done = done(scene.valetkey(&[command]).spawn().unwrap());
+        let done = tokio::time::timeout(std::time::Duration::from_secs(60), done).await;
+        assert!(done.expect(command).status < 2, "{command}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

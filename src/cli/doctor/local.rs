@@ -142,7 +142,10 @@ pub(super) fn credential(shown: &Shown, report: &mut Report) {
         State::Unreadable(_) if !shown.is_shared => {
             "put the key where the credential's `source` says".to_owned()
         }
-        State::Unreadable(_) | State::Ok => "see: valetkey status".to_owned(),
+        State::Unreadable(_) => {
+            format!("make it right, or sign in again: {}", shown.name.how_to_sign_in())
+        }
+        State::Ok => "see: valetkey status".to_owned(),
     };
     let because = shown.reason().map(|reason| format!(": {reason}")).unwrap_or_default();
     let sentence = format!("{}{because} ({})", shown.sentence(), shown.place);

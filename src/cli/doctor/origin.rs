@@ -50,7 +50,8 @@ pub(super) async fn meet<'a>(scene: &Scene, asked: &'a Asked) -> Met<'a> {
         status: answer.status(),
         page: page_of_a_proxy(&answer),
     }));
-    if let Some(path) = &asked.websocket {
+    let is_answered = matches!(&met.http, Some(Ok(Answer { page: None, status, .. })) if *status != StatusCode::BAD_GATEWAY);
+    if let (Some(path), true) = (&asked.websocket, is_answered) {
         met.websocket = Some(websocket(scene, origin, path, &HeaderMap::new()).await);
     }
     met

@@ -25,15 +25,16 @@ use super::report::{Check, Report};
 use crate::cli::programs::Search;
 use crate::cli::start::ca_dir;
 use crate::cli::{Failure, Typed, output, run};
-use crate::client_env::{ClientEnv, Facts};
+use crate::client_env::{self, ClientEnv, Facts};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::group::Group;
-use crate::origin::Host;
+use crate::origin::{Host, Target};
 use crate::tasks::Tasks;
 use crate::tls::ca::LocalCa;
 use crate::tls::leaf::Leaves;
 use crate::tls::trust::UpstreamTrust;
+use crate::upstream::chain::no_proxy::NoProxy;
 
 /// A program that fetches a page.
 struct Runtime {
@@ -74,7 +75,7 @@ const RUNTIMES: [Runtime; 5] = [
     Runtime {
         name: "wget",
         arguments: wget,
-        fix: "use --ca-certificate=\"$SSL_CERT_FILE\", or: valetkey ca install",
+        fix: "valetkey run -- sh -c 'wget --ca-certificate=\"$SSL_CERT_FILE\" URL', or: valetkey ca install",
         reads_variables: false,
     },
 ];
@@ -87,15 +88,16 @@ fn git(url: &str) -> Vec<String> {
     ["ls-remote", url].map(str::to_owned).into()
 }
 
-/// Older versions know no proxy. Where `fetch` does not come here, the tunnel is asked for by hand, to tell that
-/// from trust.
+/// Older versions know no proxy. Where `fetch` does not come here soon, the tunnel is asked for by hand, to tell that
+/// from trust: in a company it may wait for the way past the proxy until it is given up.
 fn node(url: &str) -> Vec<String> {
     let script = "const [proxy, url] = [new URL(process.env.HTTPS_PROXY), new URL(process.argv[1])];\
                   const byHand = () => require('http').request({ host: proxy.hostname, port: proxy.port, \
                   method: 'CONNECT', path: url.hostname + ':443' }).on('connect', (_, socket) => \
                   require('https').get({ host: url.hostname, path: url.pathname + '/by-hand', socket, \
                   agent: false }, () => process.exit(0)).on('error', () => process.exit(1))).end();\
-                  fetch(url).then(() => process.exit(0), byHand);";
+                  const late = setTimeout(byHand, 4000);\
+                  fetch(url).then(() => process.exit(0), () => { clearTimeout(late); byHand(); });";
     ["-e", script, url].map(str::to_owned).into()
 }
 
@@ -115,10 +117,17 @@ pub(super) async fn examine(
     typed: &Typed,
     report: &mut Report,
 ) {
-    let Some(host) = config.rules.constraints().into_iter().find(|it| matches!(it, Host::Name(_)))
-    else {
-        return;
-    };
+    let theirs = client_env::their_no_proxy(&typed.env);
+    let (past, _) = NoProxy::parse(&theirs);
+    let goes_past = |host: &Host| past.covers(&Target { host: host.clone(), port: 443 });
+    let names = config.rules.constraints().into_iter().filter(|it| matches!(it, Host::Name(_)));
+    let (avoided, names): (Vec<_>, Vec<_>) = names.partition(goes_past);
+    for host in avoided {
+        let sentence = "NO_PROXY sends programs past valetkey to it, without a credential";
+        let fix = "give the tool a list without it: valetkey run -- env NO_PROXY=… TOOL";
+        report.add(Check::warning("no-proxy", sentence, fix).about(host));
+    }
+    let Some(host) = names.into_iter().next() else { return };
     if let Err(failure) = visit_all(config, (&host, trust), typed, report).await {
         report.add(Check::of_failure("runtime", &failure));
     }
