@@ -7,6 +7,10 @@ use http::header::{
 /// Says on every refusal which one it is; its value is a stable code.
 pub const VALETKEY_ERROR: HeaderName = HeaderName::from_static("x-valetkey-error");
 
+/// Goes with each CONNECT to a proxy in front of us: a list of those of us that have passed it on. Like `Via` (RFC
+/// 9110 section 7.6.3) it shows a loop through other proxies, but some of those refuse what has a `Via`.
+pub const VALETKEY_VIA: HeaderName = HeaderName::from_static("x-valetkey-via");
+
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 /// Takes out what is meant for this connection only: everything that `Connection` lists, and the

@@ -202,13 +202,18 @@ impl Upstream {
     }
 
     /// Opens a byte stream to a target for a tunnel: TCP, through the chain where there is one, and
-    /// no TLS of ours.
+    /// no TLS of ours. `via` is the list of those that have passed the client's CONNECT on
+    /// ([`crate::headers::VALETKEY_VIA`]).
     ///
     /// # Errors
     ///
-    /// [`UpstreamError`] with the stage that failed.
-    pub async fn connect(&self, target: &Target) -> Result<dial::Transport, UpstreamError> {
-        self.dialer.connect(target).await
+    /// [`UpstreamError`] with the stage that failed; when we are in the list it would be a loop.
+    pub async fn connect(
+        &self,
+        target: &Target,
+        via: Option<&str>,
+    ) -> Result<dial::Transport, UpstreamError> {
+        self.dialer.connect(target, via).await
     }
 }
 

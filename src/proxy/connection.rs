@@ -18,7 +18,7 @@ use super::admit::Admission;
 use super::explained::Explained;
 use super::reject::Rejection;
 use super::{Client, Shared, exchange, intercept, tunnel};
-use crate::headers::strip_hop_by_hop;
+use crate::headers::{VALETKEY_VIA, strip_hop_by_hop};
 use crate::origin::{Origin, Scheme, Target};
 use crate::rules::{Decision, Plain};
 use crate::upstream::body::Body;
@@ -106,7 +106,8 @@ async fn connect(
         Decision::Refuse => Err(Rejection::Target("no rule allows this host")),
         Decision::Tunnel => {
             // Dialled before the answer, so that a failure is explained instead of cut.
-            let upstream = shared.upstream.connect(&target).await?;
+            let via = request.headers().get(VALETKEY_VIA).and_then(|via| via.to_str().ok());
+            let upstream = shared.upstream.connect(&target, via).await?;
             shared.take_over(hyper::upgrade::on(&mut request), |stream, shared| async move {
                 tunnel::carry(&shared, stream, upstream).await;
             });

@@ -4,6 +4,7 @@ mod race;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::sync::Arc;
@@ -45,6 +46,8 @@ pub struct Dialer {
     lookups: Arc<Semaphore>,
     /// Where this very proxy listens.
     own: ArcSwap<Vec<SocketAddr>>,
+    /// What this very proxy is called in [`crate::headers::VALETKEY_VIA`]: at random, and by nobody known.
+    mark: String,
 }
 
 impl Dialer {
@@ -52,7 +55,8 @@ impl Dialer {
     /// like curl's `--connect-to`; names in TLS and HTTP stay, and the chain is not used for those.
     pub fn new(trust: Arc<UpstreamTrust>, chain: Chain, resolve: BTreeMap<Target, Target>) -> Self {
         let lookups = Arc::new(Semaphore::new(MOST_LOOKUPS));
-        Self { trust, chain, resolve, lookups, own: ArcSwap::default() }
+        let mark = format!("{:016x}", RandomState::new().hash_one(()));
+        Self { trust, chain, resolve, lookups, own: ArcSwap::default(), mark }
     }
 
     /// Refuses connections to this address from now on: a listener of our own, and a loop.
@@ -81,7 +85,7 @@ impl Dialer {
     }
 
     async fn dial_with(&self, origin: &Origin, alpn: Alpn) -> Result<Stream, UpstreamError> {
-        let transport = self.connect(&origin.target).await?;
+        let transport = self.connect(&origin.target, None).await?;
         if origin.scheme == Scheme::Http {
             return Ok(Either::Left(transport));
         }
@@ -89,8 +93,15 @@ impl Dialer {
         Ok(Either::Right(Box::new(handshake(config, &origin.target, transport).await?)))
     }
 
-    /// TCP to the target, through the chain where there is one.
-    pub(super) async fn connect(&self, target: &Target) -> Result<Transport, UpstreamError> {
+    /// TCP to the target, through the chain where there is one, which is told who has passed this on.
+    pub(super) async fn connect(
+        &self,
+        target: &Target,
+        via: Option<&str>,
+    ) -> Result<Transport, UpstreamError> {
+        if via.is_some_and(|via| via.split(',').any(|one| one.trim() == self.mark)) {
+            return Err(UpstreamError::new(Stage::Ourselves, target));
+        }
         if let Some(place) = self.resolve.get(target) {
             return Ok(direct(self.tcp(place).await?));
         }
@@ -98,23 +109,34 @@ impl Dialer {
             None => Ok(direct(self.tcp(target).await?)),
             Some(hop) => {
                 // Boxed, because whoever has no chain would keep room for it too.
-                let tunnel = Box::pin(self.through(hop, target));
+                let via = via.into_iter().chain([&*self.mark]).collect::<Vec<_>>().join(", ");
+                let tunnel = Box::pin(self.through(hop, target, via));
                 limited(CHAIN_LIMIT, (&hop.proxy, Step::Chain), tunnel).await
             }
         }
     }
 
-    async fn through(&self, hop: &Hop, target: &Target) -> Result<Transport, UpstreamError> {
+    async fn through(
+        &self,
+        hop: &Hop,
+        target: &Target,
+        via: String,
+    ) -> Result<Transport, UpstreamError> {
         match hop.scheme {
-            ProxyScheme::Http => self.http_tunnel(hop, target).await,
-            ProxyScheme::Https => self.https_tunnel(hop, target).await,
+            ProxyScheme::Http => self.http_tunnel(hop, target, via).await,
+            ProxyScheme::Https => self.https_tunnel(hop, target, via).await,
             ProxyScheme::Socks5 => self.socks_tunnel_to_an_address(hop, target).await,
             ProxyScheme::Socks5h => self.socks_tunnel(hop, target).await,
         }
     }
 
-    async fn http_tunnel(&self, hop: &Hop, target: &Target) -> Result<Transport, UpstreamError> {
-        let mut said = Conversation::begin(hop).await?;
+    async fn http_tunnel(
+        &self,
+        hop: &Hop,
+        target: &Target,
+        via: String,
+    ) -> Result<Transport, UpstreamError> {
+        let mut said = Conversation::begin(hop, via).await?;
         loop {
             let tcp = self.tcp(&hop.proxy).await.map_err(UpstreamError::of_the_chain)?;
             let opened = open_tunnel(tcp, (hop, target), &mut said).await?;
@@ -124,8 +146,13 @@ impl Dialer {
         }
     }
 
-    async fn https_tunnel(&self, hop: &Hop, target: &Target) -> Result<Transport, UpstreamError> {
-        let mut said = Conversation::begin(hop).await?;
+    async fn https_tunnel(
+        &self,
+        hop: &Hop,
+        target: &Target,
+        via: String,
+    ) -> Result<Transport, UpstreamError> {
+        let mut said = Conversation::begin(hop, via).await?;
         loop {
             let tls = async {
                 let tcp = self.tcp(&hop.proxy).await?;

@@ -73,7 +73,7 @@ impl Scripted {
     /// Opens a tunnel and reads what comes through it to its end.
     async fn tunnel(&self) -> Result<String, UpstreamError> {
         let target = Target::parse("api.example.com:443").unwrap();
-        let mut stream = within(self.upstream.connect(&target)).await?;
+        let mut stream = within(self.upstream.connect(&target, None)).await?;
         let mut through = String::new();
         // The proxy may have gone with an error of its own.
         drop(within(stream.read_to_string(&mut through)).await);
@@ -194,16 +194,16 @@ async fn a_loop_to_ourselves_is_refused() {
     let upstream = through(own.clone(), Arc::new(NoAuth));
     upstream.avoid(scene.address);
     let target = Target::parse("api.example.com:443").unwrap();
-    let error = within(upstream.connect(&target)).await.map(drop).unwrap_err();
+    let error = within(upstream.connect(&target, None)).await.map(drop).unwrap_err();
     assert_eq!((error.stage(), error.code()), (&Stage::Ourselves, "upstream_loop"));
     // A name may lead to the same place written as an address of IPv6.
     let mapped = format!("[::ffff:{}]:{}", scene.address.ip(), scene.address.port());
     let disguised = through(Target::parse(&mapped).unwrap(), Arc::new(NoAuth));
     disguised.avoid(scene.address);
-    let error = within(disguised.connect(&target)).await.map(drop).unwrap_err();
+    let error = within(disguised.connect(&target, None)).await.map(drop).unwrap_err();
     assert_eq!(error.stage(), &Stage::Ourselves, "{mapped}");
     // So is a target that leads here, for which there is no chain.
-    let error = within(upstream.connect(&own)).await.map(drop).unwrap_err();
+    let error = within(upstream.connect(&own, None)).await.map(drop).unwrap_err();
     assert_eq!(error.stage(), &Stage::Ourselves);
     assert!(scene.world.api().seen().is_empty());
 }
@@ -218,6 +218,23 @@ async fn interim_answers_without_end_are_given_up() {
         format!("{}HTTP/1.1 200 OK\r\n\r\nthrough!", SIXTEEN.repeat(16)).leak();
     let proxy = scripted(Arc::new(NoAuth), &[some]).await;
     assert_eq!(proxy.tunnel().await.unwrap(), "through");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_passes_a_connect_on_is_told_and_a_loop_is_seen_by_it() {
+    const OPENED: &str = "HTTP/1.1 200 OK\r\n\r\n!";
+    let proxy = scripted(Arc::new(NoAuth), &[OPENED, OPENED]).await;
+    let target = Target::parse("api.example.com:443").unwrap();
+    drop(within(proxy.upstream.connect(&target, Some("one, another"))).await.unwrap());
+    let head = proxy.heads.lock().unwrap()[0].clone();
+    let via = head.lines().find_map(|line| line.strip_prefix("x-valetkey-via: ")).unwrap();
+    let own = via.strip_prefix("one, another, ").unwrap();
+    assert_eq!(own.len(), 16, "{via}");
+    let error = within(proxy.upstream.connect(&target, Some(via))).await.map(drop).unwrap_err();
+    assert_eq!(error.stage(), &Stage::Ourselves);
+    assert_eq!(proxy.heads.lock().unwrap().len(), 1, "nobody was asked");
+    let other = scripted(Arc::new(NoAuth), &[OPENED]).await;
+    assert!(within(other.upstream.connect(&target, Some(via))).await.is_ok(), "not its own");
 }
 
 /// A SOCKS server that takes this login and no other, and gives what is behind it.
@@ -256,13 +273,13 @@ async fn a_socks_login_that_has_changed_is_shown_once_more() {
     };
     let upstream = socks(b"\x01\x01u\x03new", Arc::new(AskedAuth::new(Arc::new(ask)))).await;
     let target = Target::parse("api.example.com:443").unwrap();
-    let mut stream = within(upstream.connect(&target)).await.unwrap();
+    let mut stream = within(upstream.connect(&target, None)).await.unwrap();
     let mut through = String::new();
     within(stream.read_to_string(&mut through)).await.unwrap();
     assert_eq!(through, "through");
 
     let upstream = socks(b"\x01\x01u\x03new", basic("u:old")).await;
-    let error = within(upstream.connect(&target)).await.map(drop).unwrap_err();
+    let error = within(upstream.connect(&target, None)).await.map(drop).unwrap_err();
     assert_eq!(error.code(), "chain_auth");
     assert!(error.to_string().contains("did not take the login"), "{error}");
 }

@@ -398,3 +398,30 @@ async fn a_proxy_is_never_its_own_chain() {
     assert_eq!(refused.status, 1);
     assert!(refused.err.contains("is valetkey itself"), "{refused:?}");
 }
+
+/// Each takes the other for the company's proxy.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_that_lead_to_each_other_end_at_once() {
+    let Some(curl) = program("curl") else { return };
+    let (one, two) = (Scene::usual().await, Scene::usual().await);
+    let ports = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let listen = ports.each_ref().map(|port| port.local_addr().unwrap().to_string());
+    drop(ports);
+    let mut serving = Vec::new();
+    for (scene, own, other) in [(&one, 0, 1), (&two, 1, 0)] {
+        scene.configure(&format!("[upstream]\nproxy = \"http://{}\"\n", listen[other]));
+        let mut serve = scene.valetkey(&["serve", "--listen", &listen[own]]).spawn().unwrap();
+        let mut said = BufReader::new(serve.stderr.take().unwrap()).lines();
+        while !said.next_line().await.unwrap().unwrap().starts_with("listening") {}
+        serving.push((serve, said));
+    }
+    let proxy = format!("http://{}", listen[0]);
+    let mut client = tokio::process::Command::new(curl);
+    client.args(["-sS", "-v", "--max-time", "20", "-x", &proxy, "https://no-rule.example/"]);
+    let done = done(client.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()).await;
+    assert!(done.err.contains("response 502"), "{done:?}");
+    for (serve, _) in &serving {
+        let open = fs::read_dir(format!("/proc/{}/fd", serve.id().unwrap())).unwrap().count();
+        assert!(open < 40, "{open} descriptors");
+    }
+}

@@ -18,6 +18,7 @@ use zeroize::Zeroizing;
 
 use super::Hop;
 use super::auth::Refused;
+use crate::headers::VALETKEY_VIA;
 use crate::origin::Target;
 use crate::quote::quoted;
 use crate::upstream::body::{Body, BodyError};
@@ -25,10 +26,11 @@ use crate::upstream::interim::{self, Unanswered};
 use crate::upstream::{Stage, UpstreamError};
 
 /// What has been said to the proxy about who we are. Outlives a connection that the proxy closes in between.
-#[derive(Default)]
 pub(in crate::upstream) struct Conversation {
     authorization: Option<HeaderValue>,
     rounds: u32,
+    /// Who of us has passed this on.
+    via: String,
 }
 
 /// What came of asking.
@@ -41,10 +43,10 @@ pub(in crate::upstream) enum Opened<S> {
 
 impl Conversation {
     /// What is said before the proxy has asked for anything.
-    pub(in crate::upstream) async fn begin(hop: &Hop) -> Result<Self, UpstreamError> {
+    pub(in crate::upstream) async fn begin(hop: &Hop, via: String) -> Result<Self, UpstreamError> {
         let authorization =
             hop.auth.authorization(None).await.map_err(|error| hop.no_login(error))?;
-        Ok(Self { authorization, rounds: 0 })
+        Ok(Self { authorization, rounds: 0, via })
     }
 
     /// Finds something else to say after a 407.
@@ -79,7 +81,7 @@ where
     let garbage = |error| UpstreamError::new(Stage::ChainGarbage, &hop.proxy).because(error);
     let mut asking = Asking::on(stream).await.map_err(|error| garbage(BodyError::from(error)))?;
     loop {
-        let request = request(hop, target, said.authorization.as_ref())?;
+        let request = request(hop, target, said)?;
         let Some(response) = asking.send(request).await else {
             return Err(UpstreamError::new(Stage::ChainGarbage, &hop.proxy));
         };
@@ -160,14 +162,15 @@ where
 fn request(
     hop: &Hop,
     target: &Target,
-    authorization: Option<&HeaderValue>,
+    said: &Conversation,
 ) -> Result<Request<Body>, UpstreamError> {
     let authority = target.to_string();
     let mut request = Request::builder()
         .method(Method::CONNECT)
         .uri(authority.as_str())
-        .header(HOST, authority.as_str());
-    if let Some(authorization) = authorization {
+        .header(HOST, authority.as_str())
+        .header(VALETKEY_VIA, &said.via);
+    if let Some(authorization) = &said.authorization {
         request = request.header(PROXY_AUTHORIZATION, authorization);
     }
     request
