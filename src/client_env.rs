@@ -154,10 +154,29 @@ fn certificates_of(path: &Path) -> Vec<CertificateDer<'static>> {
 /// Variables that name a proxy with a login, without it: those for plain HTTP and whatever else does not go through
 /// ours are the client's, and only what they say of the host.
 pub fn without_logins(env: &Environment) -> impl Iterator<Item = (&str, String)> {
-    let is_of_a_proxy = |name: &&str| name.to_ascii_lowercase().ends_with("proxy");
+    let is_of_a_proxy = |name: &&str| OF_PROXIES.contains(&name.to_ascii_lowercase().as_str());
     let names = env.names().filter(is_of_a_proxy);
     names.filter_map(|name| Some((name, without_login(&env.text(name)?)?)))
 }
+
+/// Variables whose values are the URL of one proxy, in lower case. Others are something else: `GOPROXY` is a list of
+/// servers of modules.
+const OF_PROXIES: [&str; 14] = [
+    "all_proxy",
+    "cargo_http_proxy",
+    "ftp_proxy",
+    "grpc_proxy",
+    "http_proxy",
+    "https_proxy",
+    "npm_config_http_proxy",
+    "npm_config_https_proxy",
+    "npm_config_proxy",
+    "rsync_proxy",
+    "socks_proxy",
+    "valetkey_upstream_proxy",
+    "ws_proxy",
+    "wss_proxy",
+];
 
 /// A proxy without its user and password, however they are written; `None` where it has none.
 fn without_login(proxy: &str) -> Option<String> {
@@ -192,6 +211,13 @@ mod tests {
         let (proxy, chain, bundle_path) = (([127, 0, 0, 1], 8377).into(), "", None);
         let facts = Facts { proxy, system: &[], bundle: &[], own: &[], chain, bundle_path };
         ClientEnv::write(&facts, env, folder.path()).unwrap()
+    }
+
+    #[test]
+    fn what_names_no_proxy_is_left_as_it_is() {
+        let others = ["GOPROXY", "INPUT_HTTP-PROXY", "SSH_PROXY", "x;cmd;proxy"];
+        let env = Environment::from_pairs(others.map(|name| (name, "https://u:p@corp,direct")));
+        assert!(made_from(&env).iter().all(|(name, _)| !others.contains(&name)));
     }
 
     /// Nobody writes to it, and who opens it for reading would wait.

@@ -124,7 +124,7 @@ pub(super) async fn examine(
     let (avoided, names): (Vec<_>, Vec<_>) = names.partition(goes_past);
     for host in avoided {
         let sentence = "NO_PROXY sends programs past valetkey to it, without a credential";
-        let fix = "give the tool a list without it: valetkey run -- env NO_PROXY=… TOOL";
+        let fix = "give the tool lists without it: valetkey run -- env NO_PROXY=… no_proxy=… TOOL";
         report.add(Check::warning("no-proxy", sentence, fix).about(host));
     }
     let Some(host) = names.into_iter().next() else { return };
