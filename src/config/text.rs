@@ -94,25 +94,32 @@ pub(super) fn masked(text: &str) -> String {
     starred(text, &hidden)
 }
 
-/// What stands behind `=` of a setting that is for a secret, or for where one is, unless it says where.
+/// What stands behind `=` of a setting that is for a secret, or for where one is, unless it says where; and of a proxy
+/// with a login, which may be no URL yet.
 fn values(text: &str) -> impl Iterator<Item = Range<usize>> {
     let lines = text.split_inclusive('\n').scan(0, |start, line| {
         *start += line.len();
         Some((*start - line.len(), line))
     });
-    lines.filter_map(|(start, line)| {
-        let is_for_a_secret = |(at, _): &(usize, &str)| {
-            let name = line[..*at].trim_end().trim_end_matches(['"', '\'']);
+    lines.flat_map(|(start, line)| {
+        let line = line.trim_end();
+        let settings = line.match_indices('=').map(|(at, _)| {
+            let name = line[..at].trim_end().trim_end_matches(['"', '\'']);
             let is_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-            let word = name.rsplit(|c| !is_of_name(c)).next().unwrap_or_default();
-            SECRETS.contains(&word.to_ascii_lowercase().as_str())
-        };
-        let (at, _) = line.match_indices('=').find(is_for_a_secret)?;
-        let value = line[at + 1..].trim_start();
-        let says_where = ["file:", "env:"]
-            .iter()
-            .any(|kind| value.trim_start_matches(['"', '\'']).starts_with(kind));
-        (!says_where).then_some(start + at + 1..start + line.len())
+            (name.rsplit(|c| !is_of_name(c)).next().unwrap_or_default(), at + 1)
+        });
+        let spans = settings.filter_map(|(name, at)| {
+            let value = line[at..].trim_start().trim_start_matches(['"', '\'']);
+            let says_where = value.starts_with("file:") || value.starts_with("env:");
+            if SECRETS.contains(&name.to_ascii_lowercase().as_str()) && !says_where {
+                return Some(at..line.len());
+            }
+            let login = value.rfind('@').filter(|_| name == "proxy")?;
+            let scheme = value.find("://").map_or(0, |mark| mark + "://".len()).min(login);
+            let value_at = line.len() - value.len();
+            Some(value_at + scheme..value_at + login)
+        });
+        spans.map(|span| start + span.start..start + span.end).collect::<Vec<_>>()
     })
 }
 
@@ -173,6 +180,10 @@ mod tests {
             ("a = 1\nproxy_login = me:pa55\nb = 2", "a = 1\nproxy_login =********\nb = 2"),
             ("proxy_login = { user = \"me\", x = 1 }", "proxy_login =***********************"),
             ("x = { \"password\" = pa55 }", "x = { \"password\" =*******"),
+            ("x = { source = 'env:A', token = 1 }\r\n", "x = { source = 'env:A', token =****\r\n"),
+            ("proxy = me:pa55@proxy.corp:3128", "proxy = *******@proxy.corp:3128"),
+            ("proxy = \"http://me:pa#ss@proxy", "proxy = \"http://********@proxy"),
+            ("proxy = http://proxy.corp", "proxy = http://proxy.corp"),
             ("source = pa55", "source =*****"),
             ("source = \"env:NAME\"", "source = \"env:NAME\""),
             ("proxy_login = 'file:a'", "proxy_login = 'file:a'"),
