@@ -201,13 +201,23 @@ impl Upstream {
         self.dialer.avoid(own);
     }
 
-    /// Opens a byte stream to a target for a tunnel: TCP, through the chain where there is one, and
-    /// no TLS of ours. `via` is the list of those that have passed the client's CONNECT on
-    /// ([`crate::headers::VALETKEY_VIA`]).
+    /// Refuses a CONNECT that has come through this very proxy before: `via` is the list of those that have
+    /// passed it on ([`crate::headers::VALETKEY_VIA`]).
     ///
     /// # Errors
     ///
-    /// [`UpstreamError`] with the stage that failed; when we are in the list it would be a loop.
+    /// [`UpstreamError`] when we are in the list.
+    pub fn refuse_loop(&self, target: &Target, via: Option<&str>) -> Result<(), UpstreamError> {
+        self.dialer.refuse_loop(target, via)
+    }
+
+    /// Opens a byte stream to a target for a tunnel: TCP, through the chain where there is one, and
+    /// no TLS of ours. `via` is the list of those that have passed the client's CONNECT on, to which we add
+    /// ourselves.
+    ///
+    /// # Errors
+    ///
+    /// [`UpstreamError`] with the stage that failed.
     pub async fn connect(
         &self,
         target: &Target,

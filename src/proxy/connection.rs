@@ -99,6 +99,8 @@ async fn connect(
     let target = Target::parse(authority)
         .map_err(|bad| Rejection::BadRequest(format!("the CONNECT target is wrong: {bad}")))?;
     refuse_ourselves(client, &target)?;
+    let via = headers.get(VALETKEY_VIA).and_then(|via| via.to_str().ok());
+    shared.upstream.refuse_loop(&target, via)?;
 
     let decision = shared.rules.load().decide(&target);
     tracing::debug!(%target, ?decision, "connect");
@@ -106,7 +108,6 @@ async fn connect(
         Decision::Refuse => Err(Rejection::Target("no rule allows this host")),
         Decision::Tunnel => {
             // Dialled before the answer, so that a failure is explained instead of cut.
-            let via = request.headers().get(VALETKEY_VIA).and_then(|via| via.to_str().ok());
             let upstream = shared.upstream.connect(&target, via).await?;
             shared.take_over(hyper::upgrade::on(&mut request), |stream, shared| async move {
                 tunnel::carry(&shared, stream, upstream).await;

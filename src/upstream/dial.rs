@@ -93,15 +93,24 @@ impl Dialer {
         Ok(Either::Right(Box::new(handshake(config, &origin.target, transport).await?)))
     }
 
+    /// Refuses a CONNECT that has come through this very proxy before.
+    pub(super) fn refuse_loop(
+        &self,
+        target: &Target,
+        via: Option<&str>,
+    ) -> Result<(), UpstreamError> {
+        match via.is_some_and(|via| via.split(',').any(|one| one.trim() == self.mark)) {
+            true => Err(UpstreamError::new(Stage::Ourselves, target)),
+            false => Ok(()),
+        }
+    }
+
     /// TCP to the target, through the chain where there is one, which is told who has passed this on.
     pub(super) async fn connect(
         &self,
         target: &Target,
         via: Option<&str>,
     ) -> Result<Transport, UpstreamError> {
-        if via.is_some_and(|via| via.split(',').any(|one| one.trim() == self.mark)) {
-            return Err(UpstreamError::new(Stage::Ourselves, target));
-        }
         if let Some(place) = self.resolve.get(target) {
             return Ok(direct(self.tcp(place).await?));
         }
@@ -126,7 +135,7 @@ impl Dialer {
             ProxyScheme::Http => self.http_tunnel(hop, target, via).await,
             ProxyScheme::Https => self.https_tunnel(hop, target, via).await,
             ProxyScheme::Socks5 => self.socks_tunnel_to_an_address(hop, target).await,
-            ProxyScheme::Socks5h => self.socks_tunnel(hop, target).await,
+            ProxyScheme::Socks5h => self.socks_tunnel(hop, target, CHAIN_LIMIT).await,
         }
     }
 
@@ -167,15 +176,21 @@ impl Dialer {
         }
     }
 
-    async fn socks_tunnel(&self, hop: &Hop, target: &Target) -> Result<Transport, UpstreamError> {
+    /// The server has until `limit` to connect to the target.
+    async fn socks_tunnel(
+        &self,
+        hop: &Hop,
+        target: &Target,
+        limit: Duration,
+    ) -> Result<Transport, UpstreamError> {
         let shown = hop.auth.login(None).await.map_err(|error| hop.no_login(error))?;
-        let failed = match self.open_socks(hop, target, shown.as_ref()).await {
+        let failed = match self.open_socks(hop, (target, limit), shown.as_ref()).await {
             Err(error) if matches!(error.stage, Stage::ChainAuth { was_shown: true, .. }) => error,
             outcome => return outcome,
         };
         // Once: what is new may be right.
         match hop.auth.login(shown.as_ref()).await.map_err(|error| hop.no_login(error))? {
-            Some(new) => self.open_socks(hop, target, Some(&new)).await,
+            Some(new) => self.open_socks(hop, (target, limit), Some(&new)).await,
             None => Err(failed),
         }
     }
@@ -183,17 +198,18 @@ impl Dialer {
     async fn open_socks(
         &self,
         hop: &Hop,
-        target: &Target,
+        (target, limit): (&Target, Duration),
         login: Option<&Secret>,
     ) -> Result<Transport, UpstreamError> {
         let mut tcp = self.tcp(&hop.proxy).await.map_err(UpstreamError::of_the_chain)?;
-        match open_socks(&mut tcp, target, login).await {
-            Ok(()) => Ok(direct(tcp)),
-            Err((stage, cause)) => {
+        let opening = async {
+            open_socks(&mut tcp, target, login).await.map_err(|(stage, cause)| {
                 let failed = UpstreamError::new(stage, &hop.proxy);
-                Err(cause.into_iter().fold(failed, UpstreamError::because))
-            }
-        }
+                cause.into_iter().fold(failed, UpstreamError::because)
+            })
+        };
+        limited(limit, (&hop.proxy, Step::Chain), opening).await?;
+        Ok(direct(tcp))
     }
 
     /// By the first address of the target's that the proxy connects to, which is not to resolve names. One that is
@@ -207,9 +223,8 @@ impl Dialer {
         let mut addresses = in_turns(self.addresses(target).await?).into_iter();
         while let Some(address) = addresses.next() {
             let place = Target { host: Host::Ip(address.ip()), port: target.port };
-            let opening = self.socks_tunnel(hop, &place);
             let limit = if addresses.len() > 0 { CONNECT_LIMIT } else { CHAIN_LIMIT };
-            match limited(limit, (&hop.proxy, Step::Chain), opening).await {
+            match self.socks_tunnel(hop, &place, limit).await {
                 Err(error)
                     if matches!(
                         error.stage,

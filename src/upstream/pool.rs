@@ -147,7 +147,8 @@ impl Drop for Dialling<'_> {
     fn drop(&mut self) {
         let mut state = lock(&self.pool.state);
         state.dialling -= 1;
-        state.each_for_itself = self.each_for_itself;
+        // Another may have found HTTP/2 meanwhile.
+        state.each_for_itself = self.each_for_itself && state.http2.is_empty();
         drop(state);
         self.pool.dialled.notify_waiters();
     }
@@ -390,7 +391,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_dial_that_takes_long_holds_up_nobody_for_more_than_a_second() {
+    async fn a_dial_that_takes_long_gets_another_beside_it_after_a_second() {
         let pool = Pool::new(Tasks::new());
         let origin = Origin::https(Target::parse("api.example.com:443").unwrap());
         let never = || -> BoxFuture<'_, _> { Box::pin(std::future::pending()) };

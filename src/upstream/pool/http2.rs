@@ -24,7 +24,7 @@ const WATERMARK: usize = 100;
 
 /// What the upstream may send on a stream before its client has taken it, and so what a client that does
 /// not read can make us hold. Wide windows are for speed over a distance: 512 KiB is 50 Mbit/s at 80 ms.
-/// Of the connections of an origin that take streams one has them. Those that are opened when it is full
+/// Of the connections of an origin that take streams one has them, or two that were dialled at once. Those that are opened when it is full
 /// have RFC 9113's own default, which many short events need no more than. So their streams hold 50 MiB,
 /// and 6.25 MiB more for every further hundred; what still ends on a connection that has gone away, beside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
