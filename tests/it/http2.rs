@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::{Barrier, mpsc};
 use tokio_rustls::server::TlsStream;
@@ -46,6 +47,9 @@ async fn play(peer: Peer, acts: Vec<Act>, requests: Arc<AtomicUsize>) {
             Act::GoAway { last, reason } => go_away(last, reason),
             Act::GoAwayThenClose { last } => {
                 wire.write(&go_away(last, NO_ERROR)).await.unwrap();
+                // Closed with something unread, TCP would reset, and take the GOAWAY with it.
+                wire.0.shutdown().await.unwrap();
+                let _until_it_ends = tokio::io::copy(&mut wire.0, &mut tokio::io::sink()).await;
                 continue;
             }
             Act::Reset(reason) => reset(stream, reason),
