@@ -70,6 +70,8 @@ async fn what_comes_early_is_held_in_part_and_gone_on_refusal() {
         let tls = client.greet(visit).await.unwrap();
         let (from, mut to) = tokio::io::split(tls);
         to.write_all(handshake("/v1/ws-refused-late/403").as_bytes()).await.unwrap();
+        // TLS keeps the last of it where this task's turn was over before the socket had taken it.
+        to.flush().await.unwrap();
         (from, to)
     };
     // What the first of everything costs is none of theirs.
