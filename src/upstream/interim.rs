@@ -14,6 +14,7 @@ use super::expect::Gate;
 
 /// Most interim responses before the final one: a 100, some 103, and a 102 now and then while the
 /// upstream works. One that sends more would hold a client for ever, and hyper has no limit of its own.
+/// The same for a proxy in front of us that is asked for a tunnel.
 ///
 /// On HTTP/2 hyper tells nothing of them. There each is thrown away before the next turn of reading
 /// (`pool/paced.rs`), and the client waits as it does for any slow answer.
