@@ -8,11 +8,14 @@ mod completions;
 mod credentials;
 mod demo;
 mod doctor;
+mod entrances;
 mod env;
 mod explain;
 mod login;
 mod logout;
 mod output;
+mod pass;
+mod passes;
 mod policies;
 mod process;
 mod programs;
@@ -67,6 +70,8 @@ enum Command {
     Run(run::Arguments),
     /// Print the variables that put a shell behind the running proxy
     Env(env::Arguments),
+    /// Let others use this proxy: make, list and revoke passes
+    Pass(pass::Arguments),
     /// Show, install or rotate the local CA that intercepted hosts are signed by
     Ca(ca::Arguments),
     /// Show every mistake of the configuration, then of the files and logins that it names
@@ -160,6 +165,7 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Explain(arguments) => explain::run(&arguments, &typed),
         Command::Login(arguments) => login::run(&arguments, &typed),
         Command::Logout(arguments) => logout::run(&arguments, &typed),
+        Command::Pass(arguments) => pass::run(&arguments, &typed),
         Command::Run(arguments) => run::run(&arguments, &typed),
         Command::Serve(arguments) => {
             typed.overrides.listen.clone_from(&arguments.listen);

@@ -17,12 +17,13 @@ mod text;
 mod upstream;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::credential::{CredentialName, Grant, Keep};
-use crate::origin::Endpoint;
+use crate::origin::{Endpoint, Host};
 use crate::rules::Rules;
 use codex::CodexFiles;
 use env::Environment;
@@ -86,26 +87,43 @@ pub struct Listener {
     pub address: ListenAddress,
     /// Users let in beside our own.
     pub allow_uids: Vec<u32>,
-    /// Whether everybody needs a pass. Always false in this version.
+    /// Whether everybody needs a pass, our own user too.
     pub require_pass: bool,
-    /// Whether clients speak TLS to it. Always false in this version.
-    pub tls: bool,
+    /// Clients speak TLS to it, and know it by these names, the usual one first; empty: without TLS.
+    pub tls_names: Vec<Host>,
 }
 
 impl Listener {
     /// A listener for our own user.
     pub fn on(address: ListenAddress) -> Self {
-        Self { address, allow_uids: Vec::new(), require_pass: false, tls: false }
+        Self { address, allow_uids: Vec::new(), require_pass: false, tls_names: Vec::new() }
+    }
+
+    /// Whether other machines may reach it.
+    pub fn is_beyond_loopback(&self) -> bool {
+        match &self.address {
+            ListenAddress::Tcp(address) => !address.ip().to_canonical().is_loopback(),
+            ListenAddress::Unix(_) => false,
+        }
     }
 }
 
 /// The address of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenAddress {
-    /// An IP address, always loopback in this version; port 0 takes a free one.
+    /// An IP address; port 0 takes a free one.
     Tcp(SocketAddr),
-    /// The path of a Unix socket. Refused in this version.
+    /// The path of a Unix socket.
     Unix(PathBuf),
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 impl FromStr for ListenAddress {
@@ -182,6 +200,21 @@ pub enum SourceSpec {
 }
 
 impl Config {
+    /// The hosts that the local CA must be able to sign for: those of rules, and what listeners with TLS are called.
+    pub fn ca_names(&self) -> Vec<Host> {
+        let of_listeners = self.listeners.iter().flat_map(|listener| &listener.tls_names).cloned();
+        let mut hosts: Vec<Host> = self.rules.constraints();
+        hosts.extend(of_listeners);
+        hosts.sort();
+        hosts.dedup();
+        hosts
+    }
+
+    /// The files that it was read from or would be, there or not: a change of one may make it another.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.policies.settings_files()
+    }
+
     /// Reads everything.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! A localhost HTTPS forward proxy that signs tools in without giving them the keys.
 
+pub mod access;
 pub mod cli;
 pub mod client_env;
 pub mod clock;

@@ -14,19 +14,22 @@ mod tunnel;
 mod upgrade;
 mod websocket;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::access::Passes;
+use crate::clock::Clock;
 use crate::rules::Rules;
 use crate::tasks::Tasks;
 use crate::tls::leaf::Leaves;
 use crate::tokens::Tokens;
 use crate::upstream::Upstream;
+pub use admit::Door;
+pub use listener::Socket;
 
 /// What a proxy is made of, all of it ready to use.
 pub struct Parts {
@@ -38,18 +41,24 @@ pub struct Parts {
     pub upstream: Upstream,
     /// Certificates for intercepted hosts.
     pub leaves: Leaves,
+    /// Who is let in beside the users that a listener knows.
+    pub passes: Arc<Passes>,
+    /// Tells how long a pass counts.
+    pub clock: Clock,
 }
 
 /// A running forward proxy. Clones are the same proxy.
 #[derive(Clone)]
 pub struct Proxy(Arc<Shared>);
 
-/// What every connection shares. Nothing here changes but the snapshot of the rules.
+/// What every connection shares. Nothing here changes but the snapshot of what is in force.
 struct Shared {
-    rules: ArcSwap<Rules>,
-    tokens: Arc<Tokens>,
+    now: ArcSwap<Now>,
+    /// Moves when another configuration is in force.
+    changes: watch::Sender<u64>,
     upstream: Upstream,
-    leaves: Leaves,
+    passes: Arc<Passes>,
+    clock: Clock,
     replay: replay::Budget,
     /// Connections, tunnels and WebSockets.
     connections: Tasks,
@@ -59,15 +68,24 @@ struct Shared {
     cut: CancellationToken,
 }
 
+/// What is in force at one moment; an exchange goes by one of these to its end.
+struct Now {
+    /// Those of the configuration, with the kinds of login filled in.
+    rules: Rules,
+    tokens: Arc<Tokens>,
+    leaves: Arc<Leaves>,
+}
+
 impl Proxy {
     /// A proxy that serves nobody yet.
     pub fn new(parts: Parts) -> Self {
-        let rules = parts.rules.with_kinds(parts.tokens.kinds());
+        let now = Now::new(parts.rules, parts.tokens, Arc::new(parts.leaves));
         Self(Arc::new(Shared {
-            rules: ArcSwap::from_pointee(rules),
-            tokens: parts.tokens,
+            now: ArcSwap::from_pointee(now),
+            changes: watch::Sender::new(0),
             upstream: parts.upstream,
-            leaves: parts.leaves,
+            passes: parts.passes,
+            clock: parts.clock,
             replay: replay::Budget::default(),
             connections: Tasks::new(),
             draining: CancellationToken::new(),
@@ -75,14 +93,26 @@ impl Proxy {
         }))
     }
 
-    /// Serves clients on a listener from now on until [`Proxy::shut_down`]. Several listeners may be
-    /// served at once. On this one the users in `allow_uids` are let in besides our own.
-    pub fn serve(&self, listener: TcpListener, allow_uids: Vec<u32>) {
-        let (shared, uids) = (self.0.clone(), admit::Uids::new(allow_uids));
-        if let Ok(own) = listener.local_addr() {
-            shared.upstream.avoid(own);
+    /// Goes by these rules and credentials from now on, and by these leaves where there are others. Nobody is cut
+    /// off: an exchange that has begun ends by what was in force, a tunnel stays what it is.
+    pub fn replace(&self, rules: Rules, tokens: Arc<Tokens>, leaves: Option<Leaves>) {
+        let leaves = leaves.map_or_else(|| self.0.now.load().leaves.clone(), Arc::new);
+        self.0.now.store(Arc::new(Now::new(rules, tokens, leaves)));
+        self.0.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Serves clients on a listener from now on until [`Proxy::shut_down`], or until the entrance is closed. Several
+    /// listeners may be served at once.
+    pub fn serve(&self, socket: Socket, door: Door) -> Entrance {
+        if let Some(own) = socket.address() {
+            self.0.upstream.avoid(own);
         }
-        self.0.connections.spawn(async move { shared.accept(listener, uids).await });
+        let entrance = Entrance {
+            door: Arc::new(ArcSwap::from_pointee(door)),
+            closed: self.0.draining.child_token(),
+        };
+        self.0.connections.spawn(self.0.clone().accept(socket, entrance.clone()));
+        entrance
     }
 
     /// Ends serving: no new clients, WebSockets are closed (1001), exchanges may end until `deadline` from
@@ -97,22 +127,50 @@ impl Proxy {
     }
 }
 
+/// A listener that is served. Dropping it changes nothing.
+#[derive(Clone, Debug)]
+pub struct Entrance {
+    door: Arc<ArcSwap<Door>>,
+    closed: CancellationToken,
+}
+
+impl Entrance {
+    /// Lets in whom this says, from the next connection on.
+    pub fn change(&self, door: Door) {
+        self.door.store(Arc::new(door));
+    }
+
+    /// Ends listening; who is in stays in.
+    pub fn close(&self) {
+        self.closed.cancel();
+    }
+}
+
+impl Now {
+    fn new(rules: Rules, tokens: Arc<Tokens>, leaves: Arc<Leaves>) -> Self {
+        Self { rules: rules.with_kinds(tokens.kinds()), tokens, leaves }
+    }
+}
+
 impl Shared {
     /// Accepts clients, and follows the kinds of login meanwhile, so that the rules in force are always
     /// those of the logins.
-    async fn accept(self: Arc<Self>, listener: TcpListener, uids: admit::Uids) {
-        let own = listener.local_addr().ok();
-        let mut kinds = self.tokens.kind_changes();
+    async fn accept(self: Arc<Self>, socket: Socket, entrance: Entrance) {
+        let mut changes = self.changes.subscribe();
+        let mut kinds = self.now.load().tokens.kind_changes();
         // One may have changed before anybody listened.
         self.follow_logins();
         loop {
             tokio::select! {
-                () = self.draining.cancelled() => return,
+                () = entrance.closed.cancelled() => return,
+                Ok(()) = changes.changed() => {
+                    kinds = self.now.load().tokens.kind_changes();
+                    self.follow_logins();
+                }
                 () = kinds.next() => self.follow_logins(),
-                (stream, peer) = listener::accept(&listener) => {
-                    let client = Client { peer, own };
-                    let admission = uids.admit(client);
-                    let serving = connection::serve(self.clone(), client, admission, stream);
+                (stream, client) = socket.accept() => {
+                    let door = entrance.door.load_full();
+                    let serving = connection::serve(self.clone(), door, client, stream);
                     self.connections.spawn(serving);
                 }
             }
@@ -120,14 +178,9 @@ impl Shared {
     }
 
     fn follow_logins(&self) {
-        let kinds = self.tokens.kinds();
-        self.rules.rcu(|rules| rules.with_kinds(kinds.clone()));
+        self.now.rcu(|now| {
+            let (tokens, leaves) = (now.tokens.clone(), now.leaves.clone());
+            Now::new(now.rules.clone(), tokens, leaves)
+        });
     }
-}
-
-/// Who is at the other end of a connection, and at which of our addresses.
-#[derive(Clone, Copy, Debug)]
-struct Client {
-    peer: SocketAddr,
-    own: Option<SocketAddr>,
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
 use zeroize::Zeroizing;
 
@@ -102,6 +103,12 @@ impl Fingerprint {
         let mut out = [0; 32];
         out.copy_from_slice(digest(&SHA256, bytes).as_ref());
         Self(out)
+    }
+
+    /// Whether the two are the same, in a time that does not tell how much of them is. For one that somebody else
+    /// chose; `==` is for our own.
+    pub fn is_same(&self, other: &Self) -> bool {
+        verify_slices_are_equal(&self.0, &other.0).is_ok()
     }
 
     /// Lower-case hexadecimal, 64 characters.

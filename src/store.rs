@@ -4,6 +4,7 @@ pub mod codex;
 mod file;
 pub mod keyring;
 pub mod memory;
+pub mod passes;
 mod record;
 mod safety;
 pub mod sealed;

@@ -16,6 +16,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, TRANSFER_ENCODING};
 use http::uri::{Parts, PathAndQuery};
@@ -29,14 +30,14 @@ use crate::tasks::Tasks;
 use crate::tls::trust::Distrust;
 use body::{Again, Body, BodyError};
 use deadline::{HEAD_LIMIT, UPGRADE_LIMIT};
-use dial::Dialer;
+use dial::{Dialer, Scope};
 use expect::Gate;
 use pool::Pool;
 
 /// Sends requests to origins. Clones share the pooled connections.
 #[derive(Clone)]
 pub struct Upstream {
-    dialer: Arc<Dialer>,
+    dialer: Arc<ArcSwap<Dialer>>,
     pool: Arc<Pool>,
     /// The pool's tasks, and those of connections that serve one request.
     tasks: Tasks,
@@ -46,7 +47,18 @@ impl Upstream {
     /// An upstream without open connections.
     pub fn new(dialer: Dialer) -> Self {
         let tasks = Tasks::new();
-        Self { dialer: Arc::new(dialer), pool: Arc::new(Pool::new(tasks.clone())), tasks }
+        Self {
+            dialer: Arc::new(ArcSwap::from_pointee(dialer)),
+            pool: Arc::new(Pool::new(tasks.clone())),
+            tasks,
+        }
+    }
+
+    /// Connects by this dialer from now on, for all clones. What is open is used to the end of what is going on in
+    /// it, and for nothing new.
+    pub fn replace(&self, dialer: Dialer) {
+        let dialer = dialer.in_the_place_of(&self.dialer.load());
+        self.dialer.store(Arc::new(dialer));
     }
 
     /// Sends a request on a pooled connection. Its URI's path and query count; scheme and authority
@@ -66,7 +78,8 @@ impl Upstream {
     ) -> Result<Response<Body>, UpstreamError> {
         if Gate::is_wanted(&request) {
             // Only on HTTP/1.1 does hyper hear a 100, and a body that nobody wanted ends the connection.
-            match Box::pin(self.dialer.dial_http1(origin)).await {
+            let dialer = self.dialer.load_full();
+            match Box::pin(dialer.dial_http1(origin, Scope::Anywhere)).await {
                 Ok(stream) => {
                     let gate = Gate::before(&mut request);
                     let sent = self.send_on(stream, origin, request, HEAD_LIMIT);
@@ -80,9 +93,10 @@ impl Upstream {
             };
         }
         let mut attempt = 1;
+        let dialer = self.dialer.load_full();
         loop {
-            let dial = || -> BoxFuture<'_, _> { Box::pin(self.dialer.dial(origin)) };
-            let place = (origin, self.dialer.trust_version());
+            let dial = || -> BoxFuture<'_, _> { Box::pin(dialer.dial(origin)) };
+            let place = (origin, dialer.trust_version());
             let mut lease = self.pool.checkout(place, dial).await?;
             shape(&mut request, origin, lease.version());
             // Only HTTP/2 can tell of a request that left that it was not processed.
@@ -146,7 +160,33 @@ impl Upstream {
         request: Request<Body>,
         limit: Duration,
     ) -> Result<Response<Body>, UpstreamError> {
-        let stream = self.dialer.dial_http1(origin).await?;
+        self.send_alone_to(origin, request, (Scope::Anywhere, limit)).await
+    }
+
+    /// Sends a request on a connection of its own to a place that must be in this scope, once: what others reach
+    /// is no matter of whoever asks for it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Upstream::send`].
+    pub async fn send_within(
+        &self,
+        scope: Scope,
+        origin: &Origin,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, UpstreamError> {
+        let response = self.send_alone_to(origin, request, (scope, HEAD_LIMIT)).await?;
+        expect_http(origin, response.status())?;
+        Ok(response)
+    }
+
+    async fn send_alone_to(
+        &self,
+        origin: &Origin,
+        request: Request<Body>,
+        (scope, limit): (Scope, Duration),
+    ) -> Result<Response<Body>, UpstreamError> {
+        let stream = self.dialer.load_full().dial_http1(origin, scope).await?;
         self.send_on(stream, origin, request, limit).await
     }
 
@@ -179,7 +219,7 @@ impl Upstream {
         &self,
         origin: &Origin,
     ) -> Result<Vec<CertificateDer<'static>>, UpstreamError> {
-        Ok(dial::certificates(&self.dialer.dial(origin).await?))
+        Ok(dial::certificates(&self.dialer.load_full().dial(origin).await?))
     }
 
     /// A connection of one's own on which only HTTP/1.1 was offered.
@@ -188,17 +228,17 @@ impl Upstream {
     ///
     /// As [`Upstream::look`].
     pub async fn open(&self, origin: &Origin) -> Result<dial::Stream, UpstreamError> {
-        self.dialer.dial_http1(origin).await
+        self.dialer.load_full().dial_http1(origin, Scope::Anywhere).await
     }
 
     /// Whether the target is reached through the chain.
     pub fn goes_through_the_chain(&self, target: &Target) -> bool {
-        self.dialer.goes_through_the_chain(target)
+        self.dialer.load().goes_through_the_chain(target)
     }
 
     /// Refuses to connect to this address from now on: where this very proxy listens.
     pub fn avoid(&self, own: SocketAddr) {
-        self.dialer.avoid(own);
+        self.dialer.load().avoid(own);
     }
 
     /// Refuses a CONNECT that has come through this very proxy before: `via` is the list of those that have
@@ -208,11 +248,11 @@ impl Upstream {
     ///
     /// [`UpstreamError`] when we are in the list.
     pub fn refuse_loop(&self, target: &Target, via: Option<&str>) -> Result<(), UpstreamError> {
-        self.dialer.refuse_loop(target, via)
+        self.dialer.load().refuse_loop(target, via)
     }
 
     /// Opens a byte stream to a target for a tunnel: TCP, through the chain where there is one, and
-    /// no TLS of ours. `via` is the list of those that have passed the client's CONNECT on, to which we add
+    /// no TLS of ours; only to a place in this scope. `via` is the list of those that have passed the client's CONNECT on, to which we add
     /// ourselves.
     ///
     /// # Errors
@@ -221,9 +261,10 @@ impl Upstream {
     pub async fn connect(
         &self,
         target: &Target,
+        scope: Scope,
         via: Option<&str>,
     ) -> Result<dial::Transport, UpstreamError> {
-        self.dialer.connect(target, via).await
+        self.dialer.load_full().connect(target, scope, via).await
     }
 }
 
@@ -361,6 +402,11 @@ pub enum Stage {
     /// The connection ended before a response came, or spoke no HTTP.
     #[error("the upstream gave no HTTP response")]
     Http,
+    /// Whoever asked may not reach what is at this address: this machine, or a private network.
+    #[error(
+        "this is an address of this machine or of a private network, which the pass does not reach"
+    )]
+    OutOfReach,
     /// The connection leads back to this very proxy.
     #[error("the connection would lead back to this valetkey")]
     Ourselves,
@@ -477,6 +523,9 @@ impl UpstreamError {
             Stage::Tls => {
                 "check host and port: what answers there may speak no TLS; else try again"
             }
+            Stage::OutOfReach => {
+                "make a pass that does: valetkey pass new --tunnel --allow-private"
+            }
             Stage::Ourselves => {
                 "check upstream.proxy and HTTPS_PROXY: they must not name this valetkey"
             }
@@ -501,6 +550,7 @@ impl UpstreamError {
             Stage::ChainUntrusted(_) => "chain_tls_untrusted",
             Stage::Dns => "upstream_dns",
             Stage::Http => "upstream_closed",
+            Stage::OutOfReach => "target_forbidden",
             Stage::Ourselves => "upstream_loop",
             Stage::Tcp => "upstream_unreachable",
             Stage::Timeout(_) => "deadline",

@@ -13,17 +13,18 @@ credential ← secret clock
 inject     ← headers secret credential
 rules      ← inject origin credential
 policy     ← credential
+access     ← secret
 config     ← rules inject origin credential policy
 tls        ← clock origin secret quote
 upstream   ← tls origin headers tasks secret quote
-store      ← credential secret tasks
+store      ← credential secret tasks access
 source     ← credential secret clock group
 oauth      ← upstream credential secret origin tasks peer quote
 tokens     ← oauth source store policy credential secret clock tasks
-proxy      ← tokens upstream tls rules inject credential headers origin secret tasks peer
+proxy      ← tokens upstream tls rules inject credential access headers origin secret clock tasks peer
 client_env ← config tls
 sandbox    ← tls upstream credential secret clock origin headers tasks
-cli        ← secret clock origin headers tasks telemetry quote group credential inject rules policy config tls upstream store source oauth tokens proxy client_env sandbox
+cli        ← secret clock origin headers tasks telemetry quote group credential inject rules policy access config tls upstream store source oauth tokens proxy client_env sandbox
 main       ← cli
 ";
 

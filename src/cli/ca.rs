@@ -69,7 +69,7 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
 /// before the first proxy runs.
 fn print(typed: &Typed, show: impl Fn(&Root)) -> Result<(), Failure> {
     let config = typed.config()?;
-    let names = config.rules.constraints();
+    let names = config.ca_names();
     let ca = LocalCa::open(&ca_dir(&config), &names, Clock::system()).map_err(output::hinted)?;
     ca.roots().iter().for_each(show);
     Ok(())

@@ -63,14 +63,30 @@ impl<'a> Credentials<'a> {
         Self { config, env, upstream, keyring, jobs, background }
     }
 
-    /// A source for each. With `deletes`, a login that a policy wants deleted is.
+    /// A source for each. With `deletes`, a login that a policy wants deleted is. A source of before that is
+    /// kept fresh by itself, for a credential that is described as it was, is taken over with all that it
+    /// knows; others are read anew.
     ///
     /// # Errors
     ///
     /// [`Failure`] for a policy that cannot be read: nothing is taken for allowed then.
-    pub(super) async fn tokens(&self, deletes: bool) -> Result<Tokens, Failure> {
+    pub(super) async fn tokens(
+        &self,
+        deletes: bool,
+        before: Option<(&Config, &Tokens)>,
+    ) -> Result<Tokens, Failure> {
         let mut sources = BTreeMap::new();
+        let kept = |name: &CredentialName, kind: &CredentialKind| {
+            let (config, tokens) = before?;
+            let is_same = config.credentials.get(name) == Some(kind);
+            let rotates = !matches!(kind, CredentialKind::ApiKey { .. });
+            tokens.source(name).filter(|_| is_same && rotates)
+        };
         for (name, kind) in &self.config.credentials {
+            if let Some(source) = kept(name, kind) {
+                sources.insert(name.clone(), Arc::clone(source));
+                continue;
+            }
             let source = match kind {
                 CredentialKind::ApiKey { source } => {
                     let source = source_of(source, self.env);

@@ -5,6 +5,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -21,6 +22,7 @@ use crate::client_env::ClientEnv;
 use crate::config::env::Environment;
 use crate::config::{Config, Overrides};
 use crate::headers::VALETKEY_ERROR;
+use crate::proxy::{Door, Socket};
 use crate::sandbox::client::{self, Client, HTTP1, HTTP2, Visit};
 use crate::sandbox::{Seen, Settings, World};
 use crate::secret::Secret;
@@ -111,10 +113,10 @@ impl<'a> Stage<'a> {
         let own_env = Environment::from_pairs([("HOME", home.path())]);
         let overrides = Overrides { config: Some(config), ..Overrides::default() };
         let config = Config::load(&overrides, &own_env).map_err(output::mistakes)?;
-        let started = Started::new(&config, &own_env).await?;
+        let started = Started::new(config, Arc::default(), &own_env).await?;
         let listener = start::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await?;
         let address = listener.local_addr()?;
-        started.proxy.serve(listener, Vec::new());
+        started.proxy.serve(Socket::Tcp(listener), Door::default());
         let roots = started.write_roots(home.path())?;
         let all_roots = home.path().join("client.pem");
         fs::write(&all_roots, fs::read_to_string(roots)? + world.ca_pem())?;

@@ -44,8 +44,11 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
             .hint("start one: valetkey serve")
             .hint("or run one program behind a proxy of its own: valetkey run -- PROGRAM"));
     };
-    let address =
-        info.address().ok_or_else(|| Failure::new("the running proxy's address is odd"))?;
+    let address = info.address().filter(|_| info.proxy.starts_with("http://"));
+    let address = address.ok_or_else(|| {
+        Failure::new(format!("programs cannot be put behind {} by variables", info.proxy))
+            .hint("give the proxy a listener for this machine too: [[listeners]] address = \"127.0.0.1:8377\"")
+    })?;
     let roots = LocalCa::load_roots(&ca_dir(&config)).map_err(output::hinted)?;
     let dir = config.paths.runtime_dir.join("env");
     process::private_dir(&dir)?;

@@ -60,6 +60,11 @@ pub(super) fn private_dir(dir: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Whether this process has a terminal that it may be asked from.
+pub(super) fn has_terminal() -> bool {
+    fs::File::open("/dev/tty").is_ok()
+}
+
 /// The signals that ask a program to end, or that it may have a use for.
 pub(super) struct Signals(Vec<(Signal, Stream)>);
 

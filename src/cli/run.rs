@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, IsTerminal as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{ExitCode, ExitStatus};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -16,6 +17,7 @@ use super::running::{self, ServerInfo};
 use super::start::{self, Started};
 use super::{Typed, process};
 use crate::config::{Config, CredentialKind, LoginSpec, SourceSpec};
+use crate::proxy::{Door, Socket};
 
 /// What `run` takes.
 #[derive(Debug, clap::Args)]
@@ -34,25 +36,29 @@ const DRAIN: Duration = Duration::from_millis(100);
 pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Failure> {
     let config = typed.config()?;
     process::harden();
-    process::runtime()?.block_on(run_behind(&arguments.command, typed, &config))
+    process::runtime()?.block_on(run_behind(&arguments.command, typed, config))
 }
 
 async fn run_behind(
     command: &[OsString],
     typed: &Typed,
-    config: &Config,
+    config: Config,
 ) -> Result<ExitCode, Failure> {
     let mut signals = Signals::passed_on()?;
-    let mut started = Started::new(config, &typed.env).await?;
+    // The program is our own user's: nobody needs a pass.
+    let mut started = Started::new(config, Arc::default(), &typed.env).await?;
     let listener = start::bind(([127, 0, 0, 1], 0).into()).await?;
     let address = listener.local_addr()?;
-    started.proxy.serve(listener, Vec::new());
+    started.proxy.serve(Socket::Tcp(listener), Door::default());
 
-    let runtime_dir = &config.paths.runtime_dir;
+    let runtime_dir = &started.config().paths.runtime_dir;
     process::private_dir(runtime_dir)?;
     running::sweep(runtime_dir);
     let folder = tempfile::Builder::new().prefix(running::RUN_PREFIX).tempdir_in(runtime_dir)?;
-    let info = ServerInfo::of_this_process(address, started.write_roots(folder.path())?);
+    let info = ServerInfo::of_this_process(
+        format!("http://{address}"),
+        started.write_roots(folder.path())?,
+    );
     info.write(&folder.path().join(running::FILE))?;
     let client_env = started.client_env(address, &typed.env, folder.path())?;
 
@@ -61,7 +67,7 @@ async fn run_behind(
     };
     let mut child = Command::new(program);
     child.args(arguments).envs(client_env.iter());
-    for name in variables_of_sources(config) {
+    for name in variables_of_sources(started.config()) {
         if typed.env.get(name).is_some() {
             output::words(format_args!(
                 "valetkey: {name} is not passed on: what is in it is for requests alone"

@@ -15,17 +15,21 @@ use crate::tls::file;
 /// What a proxy writes down about itself.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) struct ServerInfo {
-    /// The TCP port.
+    /// The TCP port; 0 where there is none.
     pub(super) port: u16,
     /// The process.
     pub(super) pid: u32,
     /// PEM file with the roots that clients must trust.
     pub(super) ca: PathBuf,
-    /// The proxy's URL.
+    /// The proxy's URL: `http://`, `https://`, or `unix:` and the path of a socket.
     pub(super) proxy: String,
     /// When the process started, in the kernel's own count: tells it from a later one with its pid.
     #[serde(default)]
     started: Option<u64>,
+}
+
+fn address(proxy: &str) -> Option<SocketAddr> {
+    proxy.split_once("://")?.1.parse().ok()
 }
 
 /// The name that `serve`'s file has in the runtime folder; the files of `run` have it in theirs.
@@ -36,15 +40,15 @@ pub(super) const RUN_PREFIX: &str = "run-";
 
 impl ServerInfo {
     /// What this process says of its proxy.
-    pub(super) fn of_this_process(proxy: SocketAddr, ca: PathBuf) -> Self {
+    pub(super) fn of_this_process(proxy: String, ca: PathBuf) -> Self {
         let pid = std::process::id();
-        let (port, proxy) = (proxy.port(), format!("http://{proxy}"));
+        let port = address(&proxy).map_or(0, |address| address.port());
         Self { port, pid, ca, proxy, started: started(pid) }
     }
 
-    /// Where the proxy listens.
+    /// Where the proxy listens; `None` for one at a Unix socket only.
     pub(super) fn address(&self) -> Option<SocketAddr> {
-        self.proxy.strip_prefix("http://")?.parse().ok()
+        address(&self.proxy)
     }
 
     /// Writes it to a file in one step, for its user alone.
@@ -149,11 +153,11 @@ mod tests {
     use super::*;
 
     fn info(pid: u32) -> ServerInfo {
-        let address = SocketAddr::from(([127, 0, 0, 1], 4242));
+        let proxy = "http://127.0.0.1:4242".to_owned();
         ServerInfo {
             pid,
             started: started(pid),
-            ..ServerInfo::of_this_process(address, "ca.pem".into())
+            ..ServerInfo::of_this_process(proxy, "ca.pem".into())
         }
     }
 

@@ -3,13 +3,21 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::Signal;
+
+use super::changes::Changes;
+use super::entrances::Entrances;
 use super::output::{self, Failure};
+use super::passes::{self, Followed};
 use super::running::{self, ServerInfo};
-use super::start::{self, Started};
+use super::start::Started;
 use super::{Typed, process};
-use crate::config::{Config, ListenAddress};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::tasks::Tasks;
 
 /// What `serve` takes.
 #[derive(Debug, clap::Args)]
@@ -30,52 +38,139 @@ pub(super) fn run(typed: &Typed) -> Result<ExitCode, Failure> {
     let config = typed.config()?;
     process::harden();
     process::forbid_core_files();
-    process::runtime()?.block_on(serve(typed, &config))
+    process::runtime()?.block_on(serve(typed, config))
 }
 
-async fn serve(typed: &Typed, config: &Config) -> Result<ExitCode, Failure> {
+async fn serve(typed: &Typed, config: Config) -> Result<ExitCode, Failure> {
     let mut signals = process::Signals::ending()?;
-    let mut started = Started::new(config, &typed.env).await?;
-    let mut listeners = Vec::new();
-    for listener in &config.listeners {
-        let ListenAddress::Tcp(address) = listener.address else { continue };
-        listeners.push((start::bind(address).await?, listener.allow_uids.clone()));
-    }
-    let addresses: Vec<_> = listeners.iter().filter_map(|(it, _)| it.local_addr().ok()).collect();
-    let first =
-        addresses.first().ok_or_else(|| Failure::new("there is no address to listen on"))?;
-    for (listener, allow_uids) in listeners {
-        started.proxy.serve(listener, allow_uids);
-    }
-
-    let runtime_dir = &config.paths.runtime_dir;
-    process::private_dir(runtime_dir)?;
-    running::sweep(runtime_dir);
-    let info = ServerInfo::of_this_process(*first, started.write_roots(runtime_dir)?);
-    let files = [Some(runtime_dir.join(running::FILE)), config.server_info.clone()];
-    let files: Vec<PathBuf> = files.into_iter().flatten().collect();
-    for file in &files {
-        info.write(file).map_err(|error| Failure::at(file, error))?;
-    }
-    for address in &addresses {
-        output::words(format_args!("listening on http://{address}"));
-    }
-    output::words("put a shell behind it: eval \"$(valetkey env)\"");
-
-    let forbidden = tokio::select! {
-        _ = signals.next() => None,
-        failure = started.forbidden() => Some(failure),
-    };
+    let mut serving = Serving::begin(typed, config).await?;
+    let outcome = serving.until_asked_to_end(&mut signals).await;
     output::words("shutting down; a second signal ends it at once");
     tokio::select! {
-        () = started.shut_down(DRAIN) => {}
+        () = serving.end() => {}
         _ = signals.next() => {}
     }
-    for file in &files {
-        // Only our own word: another proxy may have started meanwhile.
-        if ServerInfo::read(file).is_some_and(|now| now.pid == info.pid) {
-            let _gone_already = fs::remove_file(file);
+    serving.tidy();
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+/// A proxy that runs, and what it goes by.
+struct Serving<'a> {
+    typed: &'a Typed,
+    started: Started,
+    entrances: Entrances,
+    passes: Arc<Followed>,
+    /// What was left for other commands, in these files.
+    info: ServerInfo,
+    files: Vec<PathBuf>,
+    has_terminal: bool,
+}
+
+impl<'a> Serving<'a> {
+    async fn begin(typed: &'a Typed, config: Config) -> Result<Self, Failure> {
+        let has_terminal = process::has_terminal();
+        let (file, tasks) = (passes::file(&config), Tasks::new());
+        let passes =
+            Followed::read(file, Clock::system(), tasks.clone()).map_err(output::hinted)?;
+        let passes = Arc::new(passes);
+        let started = Started::new(config, passes.passes.clone(), &typed.env).await?;
+        let config = started.config();
+        let runtime_dir = &config.paths.runtime_dir;
+        process::private_dir(runtime_dir)?;
+        running::sweep(runtime_dir);
+        let files = [Some(runtime_dir.join(running::FILE)), config.server_info.clone()];
+        let files: Vec<PathBuf> = files.into_iter().flatten().collect();
+
+        let mut entrances = Entrances::default();
+        entrances.follow(&config.listeners, &started.proxy, passes.passes.has_any()).await?;
+        tasks.spawn(passes.clone().follow());
+        let info =
+            ServerInfo::of_this_process(usual(&entrances)?, started.write_roots(runtime_dir)?);
+        let mut serving = Self { typed, started, entrances, passes, info, files, has_terminal };
+        serving.leave_word()?;
+        // Who hears it finds the word.
+        serving.entrances.announce();
+        output::words("put a shell behind it: eval \"$(valetkey env)\"");
+        Ok(serving)
+    }
+
+    /// Says to other commands where it runs.
+    fn leave_word(&self) -> Result<(), Failure> {
+        for file in &self.files {
+            self.info.write(file).map_err(|error| Failure::at(file, error))?;
+        }
+        Ok(())
+    }
+
+    /// Serves, and follows what it goes by.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`] when a login that is not allowed ends it.
+    async fn until_asked_to_end(&mut self, signals: &mut process::Signals) -> Result<(), Failure> {
+        let mut changes = Changes::of(self.started.config().files(), Tasks::new());
+        loop {
+            tokio::select! {
+                signal = signals.next() => match signal {
+                    // From a terminal that is gone it means what it means to every program.
+                    Signal::HUP if !self.has_terminal || process::has_terminal() => self.reload().await,
+                    _ => return Ok(()),
+                },
+                () = changes.next() => self.reload().await,
+                failure = self.started.forbidden() => return Err(failure),
+            }
         }
     }
-    forbidden.map_or(Ok(ExitCode::SUCCESS), Err)
+
+    /// Reads everything again. What is wrong is said, and what was in force stays so.
+    async fn reload(&mut self) {
+        match self.try_reload().await {
+            Ok(()) => output::words("the configuration was read again and is in force"),
+            Err(failure) => {
+                failure.report();
+                output::words("the configuration from before stays in force");
+            }
+        }
+    }
+
+    async fn try_reload(&mut self) -> Result<(), Failure> {
+        let config = self.typed.config()?;
+        self.passes.look().await.map_err(output::hinted)?;
+        // The listeners first: an address may be taken, and the rest can be undone no more.
+        let (listeners, has_passes) = (config.listeners.clone(), self.passes.passes.has_any());
+        let before = self.started.config().listeners.clone();
+        self.entrances.follow(&listeners, &self.started.proxy, has_passes).await?;
+        if let Err(failure) = self.started.reload(config, &self.typed.env).await {
+            self.entrances.follow(&before, &self.started.proxy, true).await?;
+            return Err(failure);
+        }
+        let runtime_dir = &self.started.config().paths.runtime_dir;
+        let roots = self.started.write_roots(runtime_dir)?;
+        self.info = ServerInfo::of_this_process(usual(&self.entrances)?, roots);
+        self.leave_word()?;
+        self.entrances.announce();
+        Ok(())
+    }
+
+    /// Ends serving, and saves what is to last.
+    async fn end(&self) {
+        self.started.shut_down(DRAIN).await;
+        if let Err(error) = self.passes.save().await {
+            output::warning(output::chain_of(&error));
+        }
+    }
+
+    fn tidy(&self) {
+        self.entrances.tidy();
+        for file in &self.files {
+            // Only our own word: another proxy may have started meanwhile.
+            if ServerInfo::read(file).is_some_and(|now| now.pid == self.info.pid) {
+                let _gone_already = fs::remove_file(file);
+            }
+        }
+    }
+}
+
+fn usual(entrances: &Entrances) -> Result<String, Failure> {
+    entrances.usual().ok_or_else(|| Failure::new("there is no address to listen on"))
 }

@@ -13,6 +13,7 @@ use super::chain;
 use super::credentials::Credentials;
 use super::output::{self, Failure};
 use super::roots;
+use crate::access::Passes;
 use crate::client_env::{ClientEnv, Facts};
 use crate::clock::Clock;
 use crate::config::env::Environment;
@@ -38,6 +39,8 @@ pub(super) struct Started {
     exits: bool,
     roots: Vec<Root>,
     out: WayOut,
+    /// What all of it was made from.
+    config: Config,
 }
 
 /// The way out and what it trusts.
@@ -54,16 +57,18 @@ impl Started {
     /// # Errors
     ///
     /// [`Failure`] for a CA, a bundle or a chain that cannot be used.
-    pub(super) async fn new(config: &Config, env: &Environment) -> Result<Self, Failure> {
-        let clock = Clock::system();
-        let names = config.rules.constraints();
-        let ca = LocalCa::open(&ca_dir(config), &names, clock.clone()).map_err(output::hinted)?;
+    pub(super) async fn new(
+        config: Config,
+        passes: Arc<Passes>,
+        env: &Environment,
+    ) -> Result<Self, Failure> {
+        let ca = open_ca(&config)?;
         let roots = ca.roots().to_vec();
-        let out = WayOut::new(config, &roots, env)?;
+        let out = WayOut::new(&config, &roots, env)?;
         roots::follow(&out.trust, &Tasks::new());
         let refreshes = Tasks::new();
-        let credentials = Credentials::new(config, env, out.upstream.clone(), refreshes.clone());
-        let tokens = Arc::new(credentials.tokens(true).await?);
+        let credentials = Credentials::new(&config, env, out.upstream.clone(), refreshes.clone());
+        let tokens = Arc::new(credentials.tokens(true, None).await?);
         // Before anybody looks, so that none falls in between.
         let violations = tokens.violations();
         if let Err(failure) = allowed(&tokens) {
@@ -76,9 +81,50 @@ impl Started {
             tokens: Arc::clone(&tokens),
             upstream: out.upstream.clone(),
             leaves: Leaves::new(ca).map_err(output::hinted)?,
+            passes,
+            clock: Clock::system(),
         });
         let exits = config.on_policy_violation == OnViolation::Exit;
-        Ok(Self { proxy, refreshes, tokens, violations, exits, roots, out })
+        Ok(Self { proxy, refreshes, tokens, violations, exits, roots, out, config })
+    }
+
+    /// Goes by another configuration from now on, and reads keys and roots again. Nobody is cut off.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`] for what [`Started::new`] would fail for; then nothing has changed.
+    pub(super) async fn reload(
+        &mut self,
+        config: Config,
+        env: &Environment,
+    ) -> Result<(), Failure> {
+        let names_are_new = config.ca_names() != self.config.ca_names();
+        let ca = if names_are_new { Some(open_ca(&config)?) } else { None };
+        let roots = ca.as_ref().map_or_else(|| self.roots.clone(), |ca| ca.roots().to_vec());
+        let leaves = ca.map(Leaves::new).transpose().map_err(output::hinted)?;
+        let way_is_new = names_are_new || config.upstream != self.config.upstream;
+        let way = if way_is_new { Some(NewWay::of(&config, &roots, env)?) } else { None };
+        if way.is_none() {
+            self.out.trust.reload().map_err(output::hinted)?;
+        }
+        let upstream = self.out.upstream.clone();
+        let credentials = Credentials::new(&config, env, upstream, self.refreshes.clone());
+        let before = Some((&self.config, &*self.tokens));
+        let tokens = Arc::new(credentials.tokens(true, before).await?);
+        // From here on nothing fails.
+        if let Some(way) = way {
+            self.out.take(way);
+        }
+        self.violations = tokens.violations();
+        self.proxy.replace(config.rules.clone(), Arc::clone(&tokens), leaves);
+        self.exits = config.on_policy_violation == OnViolation::Exit;
+        (self.tokens, self.roots, self.config) = (tokens, roots, config);
+        Ok(())
+    }
+
+    /// What it goes by.
+    pub(super) fn config(&self) -> &Config {
+        &self.config
     }
 
     /// The variables for clients of the proxy at `address`; their files are written into `dir`.
@@ -162,16 +208,16 @@ impl WayOut {
     ///
     /// [`Failure`] for a bundle or a chain that cannot be used.
     pub(super) fn new(config: &Config, roots: &[Root], env: &Environment) -> Result<Self, Failure> {
-        let UpstreamConfig { proxies, resolve, .. } = &config.upstream;
-        let trust = trust(&config.upstream, roots.iter().map(Root::spki).collect())?;
-        for notice in trust.now().notices() {
-            output::warning(notice);
-        }
-        let chain = chain::chain(config, env)?;
-        let shown = proxies.first().map(|proxy| proxy.url.to_string()).unwrap_or_default();
-        let trust = Arc::new(trust);
-        let dialer = Dialer::new(trust.clone(), chain, resolve.clone());
-        Ok(Self { upstream: Upstream::new(dialer), trust, chain: shown })
+        let NewWay { dialer, trust, chain } = NewWay::of(config, roots, env)?;
+        Ok(Self { upstream: Upstream::new(dialer), trust, chain })
+    }
+
+    /// Goes another way from now on.
+    fn take(&mut self, NewWay { dialer, trust, chain }: NewWay) {
+        self.upstream.replace(dialer);
+        (self.trust, self.chain) = (trust, chain);
+        // Who followed the trust of before ends with it.
+        roots::follow(&self.trust, &Tasks::new());
     }
 
     /// As [`Started::client_env`], for a proxy that runs elsewhere.
@@ -200,6 +246,33 @@ impl WayOut {
         let written = ClientEnv::write(&facts, env, dir);
         written.map_err(|error| Failure::at(dir, error))
     }
+}
+
+/// A way out that nobody goes yet.
+struct NewWay {
+    dialer: Dialer,
+    trust: Arc<UpstreamTrust>,
+    /// The chain, as it is exported to clients.
+    chain: String,
+}
+
+impl NewWay {
+    fn of(config: &Config, roots: &[Root], env: &Environment) -> Result<Self, Failure> {
+        let UpstreamConfig { proxies, resolve, .. } = &config.upstream;
+        let trust = trust(&config.upstream, roots.iter().map(Root::spki).collect())?;
+        for notice in trust.now().notices() {
+            output::warning(notice);
+        }
+        let (chain, trust) = (chain::chain(config, env)?, Arc::new(trust));
+        let shown = proxies.first().map(|proxy| proxy.url.to_string()).unwrap_or_default();
+        let dialer = Dialer::new(trust.clone(), chain, resolve.clone());
+        Ok(Self { dialer, trust, chain: shown })
+    }
+}
+
+fn open_ca(config: &Config) -> Result<LocalCa, Failure> {
+    let (dir, names) = (ca_dir(config), config.ca_names());
+    LocalCa::open(&dir, &names, Clock::system()).map_err(output::hinted)
 }
 
 /// Where the local CA is kept.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -16,7 +17,7 @@ use super::terms;
 use super::upstream::{LoginSpec, ProxyChoice, Trust};
 use super::{ListenAddress, Listener, OnViolation, SourceSpec};
 use crate::credential::{CredentialName, Grant, Keep};
-use crate::origin::{Endpoint, Target};
+use crate::origin::{Endpoint, Host, Target};
 use crate::rules::DefaultAction;
 
 /// A text of settings, not yet read.
@@ -188,10 +189,7 @@ fn proxy_login(
 
 /// `listen` is short for one more listener.
 fn listeners(table: &Table<'_>) -> Vec<Listener> {
-    let short = table.parsed("listen", ListenAddress::from_str).map(|address| {
-        refuse_what_comes_later(&address, table.mistakes());
-        Listener::on(address.value)
-    });
+    let short = table.parsed("listen", ListenAddress::from_str).map(|it| Listener::on(it.value));
     let long = table.get("listeners").map(|list| list.items()).unwrap_or_default();
     let long = long.iter().filter_map(|item| listener(&item.table(LISTENER)?));
     short.into_iter().chain(long).collect()
@@ -202,40 +200,36 @@ fn listener(table: &Table<'_>) -> Option<Listener> {
     if table.key("address").is_none() {
         mistakes.add(table.place(), "a listener needs an `address`");
     }
-    let flag = |key| {
-        let value = table.get(key)?;
-        let is_set = value.flag()?;
-        if is_set {
-            mistakes.add(value.place(), format_args!("`{key}` comes in a later version"));
-        }
-        Some(is_set)
-    };
+    let flag = |key| table.get(key).and_then(|value| value.flag()).unwrap_or_default();
     let (require_pass, tls) = (flag("require_pass"), flag("tls"));
     let uids = table.get("allow_uids").map(|list| list.items()).unwrap_or_default();
     let allow_uids = uids.iter().filter_map(Value::uid).collect();
-    let address = table.parsed("address", ListenAddress::from_str)?;
-    refuse_what_comes_later(&address, mistakes);
-    Some(Listener {
-        address: address.value,
-        allow_uids,
-        require_pass: require_pass.unwrap_or_default(),
-        tls: tls.unwrap_or_default(),
-    })
+    let names = table.parsed_list("tls_names", Host::parse);
+    if let (Some(place), false) = (table.key("tls_names"), tls) {
+        mistakes.add(&place, "`tls_names` has no meaning without `tls = true`");
+    }
+    let address = table.parsed("address", ListenAddress::from_str)?.value;
+    let own_names = || names_of(&address);
+    let tls_names = match (tls, names.is_empty()) {
+        (false, _) => Vec::new(),
+        (true, true) => own_names(),
+        (true, false) => names.into_iter().map(|name| name.value).collect(),
+    };
+    Some(Listener { address, allow_uids, require_pass, tls_names })
 }
 
-/// Notes an address that only a later version can guard.
-pub(super) fn refuse_what_comes_later(address: &At<ListenAddress>, mistakes: &Mistakes) {
-    match &address.value {
-        ListenAddress::Tcp(at) if at.ip().is_loopback() => {}
-        ListenAddress::Tcp(_) => mistakes.add_with_hint(
-            &address.place,
-            "a listener beyond loopback needs passes, which come in a later version",
-            Some("use 127.0.0.1 or [::1]".to_owned()),
-        ),
-        ListenAddress::Unix(_) => {
-            mistakes.add(&address.place, "Unix sockets come in a later version");
+/// What clients usually call a listener: its address, this machine, and this machine as containers on it know it.
+fn names_of(address: &ListenAddress) -> Vec<Host> {
+    let known = ["localhost", "host.docker.internal"].into_iter();
+    let known = known.filter_map(|name| Host::parse(name).ok());
+    let own = match address {
+        ListenAddress::Tcp(address) if address.ip().is_unspecified() => {
+            Some(Host::Ip(Ipv4Addr::LOCALHOST.into()))
         }
-    }
+        ListenAddress::Tcp(address) => Some(Host::Ip(address.ip())),
+        ListenAddress::Unix(_) => None,
+    };
+    own.into_iter().chain(known).collect()
 }
 
 fn resolved(upstream: &Table<'_>) -> BTreeMap<Target, Target> {
@@ -354,7 +348,7 @@ pub(super) const DOCUMENT: &[&str] = &[
     "credentials",
     "rules",
 ];
-pub(super) const LISTENER: &[&str] = &["address", "allow_uids", "require_pass", "tls"];
+pub(super) const LISTENER: &[&str] = &["address", "allow_uids", "require_pass", "tls", "tls_names"];
 pub(super) const UPSTREAM: &[&str] = &["ca_bundle", "trust", "proxy", "proxy_login", "resolve"];
 pub(super) const CREDENTIAL: &[&str] = &[
     "kind",

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::str::FromStr;
 
-use super::file::{CredentialForm, Kind, Layer, refuse_what_comes_later};
+use super::file::{CredentialForm, Kind, Layer};
 use super::mistakes::{Mistakes, closest};
 use super::rule::{RuleForm, SignsIn};
 use super::table::At;
@@ -25,7 +25,6 @@ pub(super) fn listeners(
     let mut listeners = of_layers.cloned().unwrap_or_default();
     let typed = typed.and_then(|text| text.parse(mistakes, ListenAddress::from_str));
     if let Some(address) = typed {
-        refuse_what_comes_later(&address, mistakes);
         listeners.truncate(1);
         match listeners.first_mut() {
             Some(first) => first.address = address.value,

@@ -51,15 +51,18 @@ impl PolicyFiles {
     /// The files whose change may change [`PolicyFiles::read`], whether they exist or not.
     pub fn files(&self, codex_home: &Path) -> Vec<PathBuf> {
         let machine = &self.machine;
-        vec![
-            machine.managed.clone(),
-            self.user.clone(),
-            machine.system.clone(),
+        let of_codex = [
             machine.codex_managed.clone(),
             config_of(codex_home),
             machine.codex_system.clone(),
             machine.codex_requirements.clone(),
-        ]
+        ];
+        self.settings_files().into_iter().chain(of_codex).collect()
+    }
+
+    /// Those of them that are ours.
+    pub(super) fn settings_files(&self) -> Vec<PathBuf> {
+        vec![self.machine.managed.clone(), self.user.clone(), self.machine.system.clone()]
     }
 }
 

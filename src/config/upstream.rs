@@ -16,7 +16,7 @@ use super::table::At;
 use crate::origin::{Host, ProxyScheme, Target};
 
 /// How upstreams are reached.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UpstreamConfig {
     /// Which roots are trusted.
     pub trust: Trust,

@@ -1,48 +1,49 @@
 //! One client connection: a CONNECT or an absolute-form request becomes a target, the rules decide.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, ORIGIN, REFERER, TRANSFER_ENCODING};
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
+use hyper::server::conn::http1::{self, UpgradeableConnection};
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpStream;
+use tokio_util::either::Either;
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use super::admit::Admission;
+use super::admit::{Admission, Admitted, Door};
 use super::explained::Explained;
+use super::listener::{Client, ClientStream, RawStream};
 use super::reject::Rejection;
-use super::{Client, Shared, exchange, intercept, tunnel};
+use super::{Shared, exchange, intercept, tunnel};
 use crate::headers::{VALETKEY_VIA, strip_hop_by_hop};
 use crate::origin::{Origin, Scheme, Target};
 use crate::rules::{Decision, Plain};
 use crate::upstream::body::Body;
+use crate::upstream::dial::Scope;
 use crate::upstream::early::Early;
 
 /// Longest wait for a request's head, idling included. Real clients send CONNECT at once.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
 
+/// How long the connection of a client that is not let in any more has for its goodbyes.
+const PARTING: Duration = Duration::from_secs(1);
+
 /// Serves one client until it goes, its tunnel takes over, or the proxy shuts down.
-pub(super) async fn serve(
-    shared: Arc<Shared>,
-    client: Client,
-    admission: Admission,
-    stream: TcpStream,
-) {
-    let span = tracing::debug_span!("connection", client = %client.peer);
+pub(super) async fn serve(shared: Arc<Shared>, door: Arc<Door>, client: Client, stream: RawStream) {
+    let span = tracing::debug_span!("connection", ?client);
+    let admission = door.admit(client);
+    let Some(stream) = open(&shared, &door, stream).await else { return };
     let serving = shared.clone();
     let service = service_fn(move |request| {
         let serving = serving.clone();
         async move {
-            let answered = match admission.check() {
-                Ok(()) => answer(serving, client, request).await,
-                Err(stranger) => Err(stranger),
-            };
+            let answered = answer(serving, (client, admission), request).await;
             Ok::<_, Infallible>(answered.unwrap_or_else(Rejection::into_response))
         }
     });
@@ -52,20 +53,36 @@ pub(super) async fn serve(
         .auto_date_header(false)
         .serve_connection(TokioIo::new(Explained::new(stream)), service)
         .with_upgrades();
-    shared.drive(connection, |connection| connection.graceful_shutdown()).instrument(span).await;
+    let never = CancellationToken::new();
+    let finish = |connection: Pin<&mut _>| UpgradeableConnection::graceful_shutdown(connection);
+    shared.drive(connection, &never, finish).instrument(span).await;
+}
+
+/// The stream in which the client speaks HTTP: inside TLS, where it is to speak that.
+async fn open(shared: &Shared, door: &Door, stream: RawStream) -> Option<ClientStream> {
+    let Some(name) = &door.tls else { return Some(Either::Left(stream)) };
+    match intercept::accept_at_the_port(shared, name, stream).await {
+        Ok(stream) => Some(Either::Right(Box::new(stream))),
+        Err(error) => {
+            tracing::debug!(%error, "client handshake failed at the port");
+            None
+        }
+    }
 }
 
 async fn answer(
     shared: Arc<Shared>,
-    client: Client,
+    (client, admission): (Client, Admission),
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Rejection> {
+    // Before anything is looked up: a page could guess at passes, too.
     refuse_browsers(&request)?;
+    let admitted = admission.check(request.headers(), &shared.passes, shared.clock.now())?;
     if request.method() == Method::CONNECT {
-        return connect(shared, client, request).await;
+        return connect(shared, (client, admitted), request).await;
     }
     match request.uri().scheme_str() {
-        Some("http") => plain(&shared, client, request).await,
+        Some("http") => plain(&shared, (client, admitted), request).await,
         Some(_) => Err(Rejection::CleartextRefused),
         None => Err(Rejection::Target("this is a proxy: it serves no pages of its own")),
     }
@@ -85,7 +102,7 @@ fn refuse_browsers(request: &Request<Incoming>) -> Result<(), Rejection> {
 
 async fn connect(
     shared: Arc<Shared>,
-    client: Client,
+    (client, admitted): (Client, Admitted),
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Rejection> {
     let headers = request.headers();
@@ -102,21 +119,22 @@ async fn connect(
     let via = headers.get(VALETKEY_VIA).and_then(|via| via.to_str().ok());
     shared.upstream.refuse_loop(&target, via)?;
 
-    let decision = shared.rules.load().decide(&target);
+    let (decision, scope) = admitted.decide(&shared.now.load().rules, &target)?;
     tracing::debug!(%target, ?decision, "connect");
     match decision {
         Decision::Refuse => Err(Rejection::Target("no rule allows this host")),
         Decision::Tunnel => {
+            admitted.count(shared.clock.now())?;
             // Dialled before the answer, so that a failure is explained instead of cut.
-            let upstream = shared.upstream.connect(&target, via).await?;
+            let upstream = shared.upstream.connect(&target, scope, via).await?;
             shared.take_over(hyper::upgrade::on(&mut request), |stream, shared| async move {
-                tunnel::carry(&shared, stream, upstream).await;
+                tunnel::carry(&shared, &admitted.ended(), stream, upstream).await;
             });
             Ok(Response::new(Body::empty()))
         }
         Decision::Intercept => {
             shared.take_over(hyper::upgrade::on(&mut request), |stream, shared| async move {
-                intercept::serve(shared, target, stream).await;
+                intercept::serve(shared, (target, admitted), stream).await;
             });
             Ok(Response::new(Body::empty()))
         }
@@ -126,7 +144,7 @@ async fn connect(
 /// An absolute-form `http://` request: plain text, so it never meets a credential.
 async fn plain(
     shared: &Arc<Shared>,
-    client: Client,
+    (client, admitted): (Client, Admitted),
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Rejection> {
     let authority = request.uri().authority().map_or("", |authority| authority.as_str());
@@ -137,20 +155,27 @@ async fn plain(
     exchange::check_framing(&request)?;
     exchange::check_host(&request, &origin)?;
 
-    match shared.rules.load().decide_plain(&origin.target) {
+    match shared.now.load().rules.decide_plain(&origin.target) {
         Plain::Forward => {}
         Plain::NoRule => return Err(Rejection::Target("no rule allows this host")),
         Plain::OnlyTls => return Err(Rejection::CleartextRefused),
     }
+    // No rule speaks of the host.
+    let scope = admitted.elsewhere()?;
+    admitted.count(shared.clock.now())?;
     strip_hop_by_hop(request.headers_mut());
-    let mut response = shared.upstream.send(&origin, request.map(Body::from)).await?;
+    let request = request.map(Body::from);
+    let mut response = match scope {
+        Scope::Anywhere => shared.upstream.send(&origin, request).await?,
+        Scope::Public => shared.upstream.send_within(scope, &origin, request).await?,
+    };
     strip_hop_by_hop(response.headers_mut());
     Ok(response)
 }
 
 /// A target that is this very proxy would loop until something runs out.
 fn refuse_ourselves(client: Client, target: &Target) -> Result<(), Rejection> {
-    let own_port = client.own.is_some_and(|own| own.port() == target.port);
+    let own_port = client.own().is_some_and(|own| own.port() == target.port);
     if own_port && target.host.is_loopback() {
         return Err(Rejection::Target("the target is this proxy itself"));
     }
@@ -158,14 +183,24 @@ fn refuse_ourselves(client: Client, target: &Target) -> Result<(), Rejection> {
 }
 
 impl Shared {
-    /// Runs a connection to its end; asks it to finish when the proxy drains, drops it when it cuts.
-    pub(super) async fn drive<C, E>(&self, connection: C, finish: impl Fn(std::pin::Pin<&mut C>))
-    where
+    /// Runs a connection to its end; asks it to finish when the proxy drains, drops it when it cuts. When the client
+    /// is not let in any more (`ended`) it has a moment to finish, in which its WebSockets are closed.
+    pub(super) async fn drive<C, E>(
+        &self,
+        connection: C,
+        ended: &CancellationToken,
+        finish: impl Fn(Pin<&mut C>),
+    ) where
         C: Future<Output = Result<(), E>>,
         E: std::fmt::Display,
     {
         let mut connection = std::pin::pin!(connection);
         let mut asked = false;
+        let last_moment = async {
+            ended.cancelled().await;
+            tokio::time::sleep(PARTING).await;
+        };
+        let mut last_moment = std::pin::pin!(last_moment);
         loop {
             tokio::select! {
                 outcome = connection.as_mut() => {
@@ -178,6 +213,11 @@ impl Shared {
                     asked = true;
                     finish(connection.as_mut());
                 }
+                () = ended.cancelled(), if !asked => {
+                    asked = true;
+                    finish(connection.as_mut());
+                }
+                () = last_moment.as_mut() => return,
                 () = self.cut.cancelled() => return,
             }
         }
@@ -186,7 +226,7 @@ impl Shared {
     /// Gives the client's stream, once HTTP has let go of it, to a task of its own.
     fn take_over<F, T>(self: &Arc<Self>, upgrade: OnUpgrade, road: F)
     where
-        F: FnOnce(Early<TcpStream>, Arc<Self>) -> T + Send + 'static,
+        F: FnOnce(Early<ClientStream>, Arc<Self>) -> T + Send + 'static,
         T: Future<Output = ()> + Send + 'static,
     {
         let shared = self.clone();
@@ -194,7 +234,7 @@ impl Shared {
         let carrying = async move {
             let Ok(upgraded) = upgrade.await else { return };
             // The connection was built on this very type, so the other case does not happen.
-            let Ok(parts) = upgraded.downcast::<TokioIo<Explained<TcpStream>>>() else { return };
+            let Ok(parts) = upgraded.downcast::<TokioIo<Explained<ClientStream>>>() else { return };
             road(Early::new(parts.read_buf, parts.io.into_inner().into_inner()), shared).await;
         };
         self.connections.spawn(carrying.instrument(span));

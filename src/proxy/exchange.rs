@@ -14,7 +14,7 @@ use super::{issuer, replay};
 use crate::headers::{VALETKEY_ERROR, strip_hop_by_hop};
 use crate::origin::Origin;
 use crate::rules::{Action, Found, Rule, Unmatched};
-use crate::tokens::{TokenError, TokenSource};
+use crate::tokens::{TokenError, TokenSource, Tokens};
 use crate::upstream::body::{Body, Inbound};
 
 /// Answers one request: with the upstream's response, or with a refusal that explains itself.
@@ -60,10 +60,11 @@ async fn answer(
 ) -> Result<Response<Body>, Rejection> {
     check_framing(&request)?;
     connection.check_names(&request)?;
+    connection.admitted.count(connection.shared.clock.now())?;
     let upgrade = Upgrade::take(&mut request)?;
     // The snapshot is held for the exchange, so that the rule cannot change under it.
-    let rules = connection.shared.rules.load_full();
-    let found = rules.find(&connection.origin, request.method(), request.uri().path());
+    let now = connection.shared.now.load_full();
+    let found = now.rules.find(&connection.origin, request.method(), request.uri().path());
     let rule = match found {
         Found::Rule(rule) => rule,
         Found::Unmatched(Unmatched::Forward) => return forward(connection, request, upgrade).await,
@@ -72,12 +73,21 @@ async fn answer(
         }
     };
     tracing::debug!(rule = rule.name, "ruled");
+    if !connection.admitted.may_use(&now.rules, rule) {
+        return Err(Rejection::OutOfReach(
+            "this pass is not for the rule that covers this request",
+        ));
+    }
     match &rule.action {
         Action::Inject { .. } if request.method() == Method::TRACE => {
             Err(Rejection::Target("a TRACE would show the credential"))
         }
-        Action::Inject { .. } => Signed::new(connection, rule)?.send(request, upgrade).await,
-        Action::Issuer { uses } => issuer::answer(connection, uses, request).await,
+        Action::Inject { .. } => {
+            Signed::new(connection, &now.tokens, rule)?.send(request, upgrade).await
+        }
+        Action::Issuer { uses } => {
+            issuer::answer(connection, (uses, now.tokens.source(&uses.credential)), request).await
+        }
         Action::Refuse => Err(Rejection::Target("a rule refuses this path")),
         Action::Tunnel => forward(connection, request, upgrade).await,
     }
@@ -122,9 +132,12 @@ struct Signed<'a> {
 }
 
 impl<'a> Signed<'a> {
-    fn new(connection: &'a Arc<Intercepted>, rule: &'a Arc<Rule>) -> Result<Self, Rejection> {
-        let source =
-            rule.action.uses().and_then(|uses| connection.shared.tokens.source(&uses.credential));
+    fn new(
+        connection: &'a Arc<Intercepted>,
+        tokens: &'a Tokens,
+        rule: &'a Arc<Rule>,
+    ) -> Result<Self, Rejection> {
+        let source = rule.action.uses().and_then(|uses| tokens.source(&uses.credential));
         let source = source.ok_or(Rejection::Target("the rule's credential does not exist"))?;
         Ok(Self { connection, rule, source })
     }
@@ -237,7 +250,7 @@ impl Intercepted {
         // What an upstream says of itself must not look like a refusal of ours.
         response.headers_mut().remove(VALETKEY_ERROR);
         if let Some(upgrade) = upgrade {
-            return upgrade.answer(&self.shared, response);
+            return upgrade.answer(&self.shared, &self.admitted, response);
         }
         strip_hop_by_hop(response.headers_mut());
         Ok(response)

@@ -11,11 +11,13 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::Shared;
+use super::admit::Admitted;
 use super::exchange;
 use super::explained::Explained;
 use super::reject::Rejection;
@@ -75,13 +77,18 @@ const MOST_READ_AHEAD: usize = 64 * 1024;
 pub(super) struct Intercepted {
     pub(super) shared: Arc<Shared>,
     pub(super) origin: Origin,
+    /// Who the client is.
+    pub(super) admitted: Admitted,
     /// The client greeted another host than it asked the tunnel for: every request gets 421.
     pub(super) greeted_another: bool,
 }
 
 /// Serves the client of a tunnel to `target`, in the place of the target.
-pub(super) async fn serve<S>(shared: Arc<Shared>, target: Target, mut stream: S)
-where
+pub(super) async fn serve<S>(
+    shared: Arc<Shared>,
+    (target, admitted): (Target, Admitted),
+    mut stream: S,
+) where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let mut first = BytesMut::with_capacity(1024);
@@ -92,13 +99,13 @@ where
     let is_tls = first[0] == TLS_HANDSHAKE;
     let stream = Early::new(first.freeze(), stream);
     if !is_tls {
-        return explain_cleartext(&shared, stream).await;
+        return explain_cleartext(&shared, &admitted, stream).await;
     }
     let accepting = tokio::time::timeout(HANDSHAKE_LIMIT, accept(&shared, &target, stream));
     match accepting.await {
         Ok(Ok((stream, greeted_another))) => {
             let origin = Origin::https(target);
-            let connection = Intercepted { shared, origin, greeted_another };
+            let connection = Intercepted { shared, origin, admitted, greeted_another };
             converse(Arc::new(connection), stream).await;
         }
         Ok(Err(error)) => tracing::debug!(%error, "client handshake failed"),
@@ -117,19 +124,43 @@ where
     let greeted = greeting.client_hello().server_name().map(Host::parse);
     let greeted_another = greeted.as_ref().is_some_and(|host| host.as_ref() != Ok(&target.host));
     // With a leaf for the name that the client greeted, it gets to see why it is refused.
+    let leaves = shared.now.load().leaves.clone();
     let host = match greeted {
-        Some(Ok(host)) if greeted_another && shared.leaves.permits(&host) => host,
+        Some(Ok(host)) if greeted_another && leaves.permits(&host) => host,
         _ => target.host.clone(),
     };
-    let config = shared.leaves.server_config(&host).map_err(io::Error::other)?;
+    let config = leaves.server_config(&host).map_err(io::Error::other)?;
     Ok((greeting.into_stream(config).await?, greeted_another))
+}
+
+/// The TLS of a client of a listener that speaks it, for the name that the client greets, else for `name`. HTTP/1.1
+/// is all that is spoken at the port.
+pub(super) async fn accept_at_the_port<S>(
+    shared: &Shared,
+    name: &Host,
+    stream: S,
+) -> io::Result<TlsStream<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let accepting = async {
+        let greeting = LazyConfigAcceptor::new(Default::default(), stream).await?;
+        let greeted = greeting.client_hello().server_name().and_then(|it| Host::parse(it).ok());
+        let leaves = shared.now.load().leaves.clone();
+        let host = greeted.filter(|host| leaves.permits(host));
+        let config = leaves.server_config(host.as_ref().unwrap_or(name));
+        let mut config = ServerConfig::clone(&*config.map_err(io::Error::other)?);
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        greeting.into_stream(Arc::new(config)).await
+    };
+    tokio::time::timeout(HANDSHAKE_LIMIT, accepting).await?
 }
 
 async fn converse<S>(connection: Arc<Intercepted>, stream: TlsStream<S>)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let shared = connection.shared.clone();
+    let (shared, ended) = (connection.shared.clone(), connection.admitted.ended());
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let service = service_fn(move |request: Request<Incoming>| {
         // Boxed, because hyper keeps room for this future beside every idle connection.
@@ -149,7 +180,7 @@ where
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .serve_connection(TokioIo::new(stream), service);
-        shared.drive(serving, |serving| serving.graceful_shutdown()).await;
+        shared.drive(serving, &ended, |serving| serving.graceful_shutdown()).await;
     } else {
         let serving = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -158,12 +189,12 @@ where
             .auto_date_header(false)
             .serve_connection(TokioIo::new(Explained::new(stream)), service)
             .with_upgrades();
-        shared.drive(serving, |serving| serving.graceful_shutdown()).await;
+        shared.drive(serving, &ended, |serving| serving.graceful_shutdown()).await;
     }
 }
 
 /// A client that speaks plain HTTP in a tunnel to an intercepted host gets told so.
-async fn explain_cleartext<S>(shared: &Shared, stream: S)
+async fn explain_cleartext<S>(shared: &Shared, admitted: &Admitted, stream: S)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -176,5 +207,5 @@ where
         .keep_alive(false)
         .auto_date_header(false)
         .serve_connection(TokioIo::new(Explained::new(stream)), service);
-    shared.drive(serving, |serving| serving.graceful_shutdown()).await;
+    shared.drive(serving, &admitted.ended(), |serving| serving.graceful_shutdown()).await;
 }

@@ -16,7 +16,7 @@ use super::reject::Rejection;
 use crate::headers::strip_hop_by_hop;
 use crate::rules::Use;
 use crate::secret::Secret;
-use crate::tokens::Whose;
+use crate::tokens::{TokenSource, Whose};
 use crate::upstream::body::{Body, Inbound};
 
 /// Longest token request that is looked at; a real one is below 4 KiB.
@@ -25,10 +25,9 @@ const MOST_BODY: usize = 64 * 1024;
 /// Answers a request to an issuer's endpoint, judged by the token in its body.
 pub(super) async fn answer(
     connection: &Arc<Intercepted>,
-    uses: &Use,
+    (uses, source): (&Use, Option<&Arc<TokenSource>>),
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Rejection> {
-    let source = connection.shared.tokens.source(&uses.credential);
     let (Some(source), &Method::POST) = (source, request.method()) else {
         return forward(connection, request, None).await;
     };
@@ -42,6 +41,10 @@ pub(super) async fn answer(
     let body = gather(body).await?;
     let asked = Asked::read(head.headers.get(CONTENT_TYPE), &body);
     let whose = asked.as_ref().and_then(|asked| source.recognises(asked.token()));
+    if connection.admitted.is_by_pass() && whose.is_some() {
+        // Who holds a pass was never given the login; what it shows has leaked, and gets nothing for it.
+        return Err(Rejection::OutOfReach("a token of the shared login is not for a pass to use"));
+    }
     match (asked, whose) {
         (Some(Asked::Refresh(_)), Some(whose @ (Whose::Current | Whose::Previous))) => {
             tracing::info!(credential = %uses.credential, "answering a client's refresh of the shared login");

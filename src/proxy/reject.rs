@@ -7,6 +7,8 @@ use http::header::{CONTENT_TYPE, HeaderValue, PROXY_AUTHENTICATE, RETRY_AFTER, U
 use http::{Response, StatusCode};
 use serde_json::json;
 
+use super::admit;
+use crate::access::Refused;
 use crate::headers::VALETKEY_ERROR;
 use crate::inject::UnfitSecret;
 use crate::tokens::TokenError;
@@ -33,9 +35,17 @@ pub(super) enum Rejection {
     /// No WebSocket can be had, and the client is to do without; holds why.
     #[error("no WebSocket can be had: {0}")]
     NoWebSocket(String),
-    /// The client is another user's; holds the uid where the kernel gave one.
-    #[error("only the user who runs valetkey may use it{}", .0.map(|uid| format!(", and this is uid {uid}")).unwrap_or_default())]
-    PassRequired(Option<u32>),
+    /// A pass does not reach this; holds why.
+    #[error("{0}")]
+    OutOfReach(&'static str),
+    /// The client is a stranger and shows no pass that counts.
+    #[error("{}", admit::describe(*.uid, *.why))]
+    PassRequired {
+        /// Its user, where the kernel gave one and it could be let in for that.
+        uid: Option<u32>,
+        /// What is wrong with the pass that it shows, if it shows one.
+        why: Option<Refused>,
+    },
     /// No rule, or a rule, forbids this; holds why.
     #[error("{0}")]
     Target(&'static str),
@@ -82,14 +92,22 @@ impl Rejection {
                 "websocket_unavailable",
                 "use HTTP in its place, as Codex then does; see: valetkey doctor".into(),
             ),
-            Self::PassRequired(uid) => Row(
+            Self::OutOfReach(_) => Row(
+                S::FORBIDDEN,
+                "target_forbidden",
+                "see what it reaches: valetkey pass list; make one that reaches more: valetkey pass new".into(),
+            ),
+            Self::PassRequired { uid, .. } => Row(
                 S::PROXY_AUTHENTICATION_REQUIRED,
                 "pass_required",
                 match uid {
-                    Some(uid) => {
-                        format!("to let it in, add to [[listeners]]: allow_uids = [{uid}]")
-                    }
-                    None => "connect from this machine, as the user who runs valetkey".into(),
+                    Some(uid) => format!(
+                        "show a pass, http://NAME:PASS@HOST:PORT (valetkey pass new NAME); or let this user in: \
+                         [[listeners]] allow_uids = [{uid}]"
+                    ),
+                    None => "show a pass in the proxy's URL, http://NAME:PASS@HOST:PORT; who runs valetkey makes one: \
+                             valetkey pass new NAME"
+                        .into(),
                 },
             ),
             Self::Target(_) => {
@@ -187,6 +205,7 @@ fn token_row(error: &TokenError) -> Row {
 
 fn upstream_row(error: &UpstreamError) -> Row {
     let status = match error.stage() {
+        Stage::OutOfReach => StatusCode::FORBIDDEN,
         Stage::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
         _ => StatusCode::BAD_GATEWAY,
     };

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 
@@ -18,8 +19,8 @@ const BUFFER: usize = 64 * 1024;
 /// and still read, others never close at all.
 const LINGER: Duration = Duration::from_secs(30);
 
-/// Joins two streams until both directions have ended, or the proxy is cut.
-pub(super) async fn carry<A, B>(shared: &Shared, client: A, upstream: B)
+/// Joins two streams until both directions have ended, the client is not let in any more, or the proxy is cut.
+pub(super) async fn carry<A, B>(shared: &Shared, ended: &CancellationToken, client: A, upstream: B)
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
@@ -35,6 +36,7 @@ where
                 tracing::debug!(%error, "tunnel ended");
             }
         }
+        () = ended.cancelled() => tracing::debug!("the pass of a tunnel counts no more"),
         () = shared.cut.cancelled() => {}
     }
 }

@@ -16,6 +16,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
+use super::admit::Admitted;
 use super::reject::Rejection;
 use super::websocket::{self, Ends};
 use crate::headers::{lists, strip_hop_by_hop};
@@ -100,6 +101,7 @@ impl Upgrade {
     pub(super) fn answer(
         self,
         shared: &Arc<Shared>,
+        admitted: &Admitted,
         mut response: Response<Body>,
     ) -> Result<Response<Body>, Rejection> {
         let status = response.status();
@@ -140,6 +142,7 @@ impl Upgrade {
         let ends = Ends {
             draining: shared.draining.clone(),
             forbidden: self.forbidden,
+            shut_out: admitted.ended(),
             cut: shared.cut.clone(),
         };
         let client = self.client;

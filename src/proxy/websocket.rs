@@ -21,6 +21,8 @@ pub(super) struct Ends {
     /// The credential of its handshake may no longer be used: 1008. Of a WebSocket that was forwarded
     /// as it is nobody cancels this one.
     pub(super) forbidden: CancellationToken,
+    /// The client is not let in any more: 1008.
+    pub(super) shut_out: CancellationToken,
     /// At once, without a word.
     pub(super) cut: CancellationToken,
 }
@@ -40,6 +42,7 @@ where
         biased;
         () = ends.cut.cancelled() => None,
         () = ends.forbidden.cancelled() => Some(POLICY),
+        () = ends.shut_out.cancelled() => Some(POLICY),
         () = ends.draining.cancelled() => Some(GOING_AWAY),
         outcome = tunnel::both(up.run(), down.run(), &moved) => {
             if let Err(error) = outcome {

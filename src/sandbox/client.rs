@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{HOST, HeaderValue};
+use http::header::{HOST, HeaderValue, PROXY_AUTHORIZATION};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Empty, Full};
@@ -56,6 +56,8 @@ pub struct Client {
     is_proxy: bool,
     roots: Arc<RootCertStore>,
     tasks: Tasks,
+    /// What is shown to the proxy.
+    authorization: Option<HeaderValue>,
 }
 
 impl Client {
@@ -70,7 +72,20 @@ impl Client {
         for root in bundle.certificates {
             store.add(root).map_err(io::Error::other)?;
         }
-        Ok(Self { address: proxy, is_proxy: true, roots: Arc::new(store), tasks: Tasks::new() })
+        let (roots, tasks) = (Arc::new(store), Tasks::new());
+        Ok(Self { address: proxy, is_proxy: true, roots, tasks, authorization: None })
+    }
+
+    /// The same client, which shows the proxy this in `Proxy-Authorization`.
+    #[must_use]
+    pub fn showing(&self, authorization: HeaderValue) -> Self {
+        Self { authorization: Some(authorization), ..self.clone() }
+    }
+
+    /// The same client of another proxy.
+    #[must_use]
+    pub fn of(&self, proxy: SocketAddr) -> Self {
+        Self { address: proxy, ..self.clone() }
     }
 
     /// A client that connects to `server` whatever host it visits.
@@ -162,6 +177,9 @@ impl Client {
         *request.uri_mut() = uri;
         let host = HeaderValue::from_str(target).map_err(io::Error::other)?;
         request.headers_mut().insert(HOST, host);
+        if let Some(shown) = &self.authorization {
+            request.headers_mut().insert(PROXY_AUTHORIZATION, shown.clone());
+        }
         let response = sender.send_request(request).await.map_err(io::Error::other)?;
         if response.status() != StatusCode::OK {
             return Err(io::Error::other(Refused(Box::new(gather(response).await?))));

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +38,83 @@ pub type Transport = Early<Either<TcpStream, Box<TlsStream<TcpStream>>>>;
 /// verified TLS.
 pub type Stream = Either<Transport, Box<TlsStream<Transport>>>;
 
+/// Which addresses may be connected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All.
+    Anywhere,
+    /// None of this machine, of a private network, or of a link.
+    Public,
+}
+
+impl Scope {
+    /// Judges the very address that is connected to, after every lookup, so that no name leads around it.
+    fn has(self, address: SocketAddr) -> bool {
+        self == Self::Anywhere || (is_public(address.ip()) && !is_of_this_machine(address))
+    }
+
+    /// Whether a host may be asked of a proxy that looks names up itself.
+    fn has_host(self, host: &Host) -> bool {
+        match host {
+            _ if self == Self::Anywhere => true,
+            Host::Ip(ip) => is_public(*ip),
+            Host::Name(_) => !host.is_loopback(),
+        }
+    }
+}
+
+/// Whether an address has one meaning in the whole Internet, by the registries of special ones (RFC 6890, RFC 4193,
+/// RFC 4291, RFC 6598), and leads to one host. One of IPv6 that carries one of IPv4 is as that one.
+fn is_public(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => {
+            let [a, b, c, _] = ip.octets();
+            let is_special = match (a, b, c) {
+                // This network, loopback, documentation, benchmarks, protocol assignments, 6to4 relays.
+                (0 | 127, _, _) | (192, 0, 0 | 2) | (192, 88, 99) | (198, 18 | 19, _) => true,
+                (198, 51, 100) | (203, 0, 113) => true,
+                // Shared by a provider's customers.
+                (100, 64..=127, _) => true,
+                // Multicast, reserved, broadcast.
+                (224.., _, _) => true,
+                _ => false,
+            };
+            !(is_special || ip.is_private() || ip.is_link_local())
+        }
+        IpAddr::V6(ip) => {
+            let [first, second, ..] = ip.segments();
+            let embedded = |high: u16, low: u16| {
+                let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+                is_public(IpAddr::from([a, b, c, d]))
+            };
+            match (first, second) {
+                // Translated (RFC 6052), 6to4 (RFC 3056).
+                (0x64, 0xff9b) => embedded(ip.segments()[6], ip.segments()[7]),
+                (0x2002, high) => embedded(high, ip.segments()[2]),
+                // Teredo and other protocols, documentation.
+                (0x2001, 0..=0x1ff | 0xdb8) | (0x3fff, 0..=0xfff) => false,
+                // All that is assigned to hosts (RFC 4291 section 2.4).
+                _ => first & 0xe000 == 0x2000,
+            }
+        }
+    }
+}
+
+/// Whether an address is one of this machine's own: it is then also where a packet to it would come from. Nothing is
+/// sent.
+fn is_of_this_machine(address: SocketAddr) -> bool {
+    let any: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let source = || {
+        let socket = UdpSocket::bind((any, 0))?;
+        socket.connect(address)?;
+        io::Result::Ok(socket.local_addr()?.ip())
+    };
+    source().is_ok_and(|source| source == address.ip())
+}
+
 /// Opens connections to targets and origins.
 pub struct Dialer {
     trust: Arc<UpstreamTrust>,
@@ -48,6 +125,8 @@ pub struct Dialer {
     own: ArcSwap<Vec<SocketAddr>>,
     /// What this very proxy is called in [`crate::headers::VALETKEY_VIA`]: at random, and by nobody known.
     mark: String,
+    /// Versions of the roots that earlier dialers have had in its place.
+    versions_before: u64,
 }
 
 impl Dialer {
@@ -56,7 +135,18 @@ impl Dialer {
     pub fn new(trust: Arc<UpstreamTrust>, chain: Chain, resolve: BTreeMap<Target, Target>) -> Self {
         let lookups = Arc::new(Semaphore::new(MOST_LOOKUPS));
         let mark = format!("{:016x}", RandomState::new().hash_one(()));
-        Self { trust, chain, resolve, lookups, own: ArcSwap::default(), mark }
+        let (own, versions_before) = (ArcSwap::default(), 0);
+        Self { trust, chain, resolve, lookups, own, mark, versions_before }
+    }
+
+    /// The same for the proxy of an earlier one, whose connections then count as verified under older roots.
+    pub(super) fn in_the_place_of(self, earlier: &Self) -> Self {
+        Self {
+            own: ArcSwap::new(earlier.own.load_full()),
+            mark: earlier.mark.clone(),
+            versions_before: earlier.trust_version() + 1,
+            ..self
+        }
     }
 
     /// Refuses connections to this address from now on: a listener of our own, and a loop.
@@ -66,17 +156,21 @@ impl Dialer {
 
     /// The version of the roots that a dial from now on verifies with, or an earlier one.
     pub(super) fn trust_version(&self) -> u64 {
-        self.trust.version()
+        self.versions_before + self.trust.version()
     }
 
     /// A connection on which HTTP/2 or HTTP/1.1 is spoken, as the upstream chose.
     pub(super) async fn dial(&self, origin: &Origin) -> Result<Stream, UpstreamError> {
-        self.dial_with(origin, Alpn::Any).await
+        self.dial_with(origin, (Alpn::Any, Scope::Anywhere)).await
     }
 
     /// A connection on which only HTTP/1.1 was offered.
-    pub(super) async fn dial_http1(&self, origin: &Origin) -> Result<Stream, UpstreamError> {
-        self.dial_with(origin, Alpn::Http1).await
+    pub(super) async fn dial_http1(
+        &self,
+        origin: &Origin,
+        scope: Scope,
+    ) -> Result<Stream, UpstreamError> {
+        self.dial_with(origin, (Alpn::Http1, scope)).await
     }
 
     /// Whether the target is reached through the chain.
@@ -84,8 +178,12 @@ impl Dialer {
         !self.resolve.contains_key(target) && self.chain.hop(target).is_some()
     }
 
-    async fn dial_with(&self, origin: &Origin, alpn: Alpn) -> Result<Stream, UpstreamError> {
-        let transport = self.connect(&origin.target, None).await?;
+    async fn dial_with(
+        &self,
+        origin: &Origin,
+        (alpn, scope): (Alpn, Scope),
+    ) -> Result<Stream, UpstreamError> {
+        let transport = self.connect(&origin.target, scope, None).await?;
         if origin.scheme == Scheme::Http {
             return Ok(Either::Left(transport));
         }
@@ -105,21 +203,26 @@ impl Dialer {
         }
     }
 
-    /// TCP to the target, through the chain where there is one, which is told who has passed this on.
+    /// TCP to the target, through the chain where there is one, which is told who has passed this on. A name that the
+    /// proxy in front of us looks up is in whatever scope that proxy has.
     pub(super) async fn connect(
         &self,
         target: &Target,
+        scope: Scope,
         via: Option<&str>,
     ) -> Result<Transport, UpstreamError> {
         if let Some(place) = self.resolve.get(target) {
-            return Ok(direct(self.tcp(place).await?));
+            return Ok(direct(self.tcp(place, scope).await?));
         }
         match self.chain.hop(target) {
-            None => Ok(direct(self.tcp(target).await?)),
+            None => Ok(direct(self.tcp(target, scope).await?)),
+            Some(_) if !scope.has_host(&target.host) => {
+                Err(UpstreamError::new(Stage::OutOfReach, target))
+            }
             Some(hop) => {
                 // Boxed, because whoever has no chain would keep room for it too.
                 let via = via.into_iter().chain([&*self.mark]).collect::<Vec<_>>().join(", ");
-                let tunnel = Box::pin(self.through(hop, target, via));
+                let tunnel = Box::pin(self.through(hop, (target, scope), via));
                 limited(CHAIN_LIMIT, (&hop.proxy, Step::Chain), tunnel).await
             }
         }
@@ -128,13 +231,13 @@ impl Dialer {
     async fn through(
         &self,
         hop: &Hop,
-        target: &Target,
+        (target, scope): (&Target, Scope),
         via: String,
     ) -> Result<Transport, UpstreamError> {
         match hop.scheme {
             ProxyScheme::Http => self.http_tunnel(hop, target, via).await,
             ProxyScheme::Https => self.https_tunnel(hop, target, via).await,
-            ProxyScheme::Socks5 => self.socks_tunnel_to_an_address(hop, target).await,
+            ProxyScheme::Socks5 => self.socks_tunnel_to_an_address(hop, target, scope).await,
             ProxyScheme::Socks5h => self.socks_tunnel(hop, target, CHAIN_LIMIT).await,
         }
     }
@@ -147,7 +250,8 @@ impl Dialer {
     ) -> Result<Transport, UpstreamError> {
         let mut said = Conversation::begin(hop, via).await?;
         loop {
-            let tcp = self.tcp(&hop.proxy).await.map_err(UpstreamError::of_the_chain)?;
+            let tcp =
+                self.tcp(&hop.proxy, Scope::Anywhere).await.map_err(UpstreamError::of_the_chain)?;
             let opened = open_tunnel(tcp, (hop, target), &mut said).await?;
             if let Opened::Tunnel(tcp, early) = opened {
                 return Ok(Early::new(early, Either::Left(tcp)));
@@ -164,7 +268,7 @@ impl Dialer {
         let mut said = Conversation::begin(hop, via).await?;
         loop {
             let tls = async {
-                let tcp = self.tcp(&hop.proxy).await?;
+                let tcp = self.tcp(&hop.proxy, Scope::Anywhere).await?;
                 let config = self.trust.now().client_config(Alpn::Http1);
                 handshake(config, &hop.proxy, tcp).await
             };
@@ -201,7 +305,8 @@ impl Dialer {
         (target, limit): (&Target, Duration),
         login: Option<&Secret>,
     ) -> Result<Transport, UpstreamError> {
-        let mut tcp = self.tcp(&hop.proxy).await.map_err(UpstreamError::of_the_chain)?;
+        let mut tcp =
+            self.tcp(&hop.proxy, Scope::Anywhere).await.map_err(UpstreamError::of_the_chain)?;
         let opening = async {
             open_socks(&mut tcp, target, login).await.map_err(|(stage, cause)| {
                 let failed = UpstreamError::new(stage, &hop.proxy);
@@ -218,9 +323,10 @@ impl Dialer {
         &self,
         hop: &Hop,
         target: &Target,
+        scope: Scope,
     ) -> Result<Transport, UpstreamError> {
         let mut failed = None;
-        let mut addresses = in_turns(self.addresses(target).await?).into_iter();
+        let mut addresses = in_turns(self.addresses_within(target, scope).await?).into_iter();
         while let Some(address) = addresses.next() {
             let place = Target { host: Host::Ip(address.ip()), port: target.port };
             let limit = if addresses.len() > 0 { CONNECT_LIMIT } else { CHAIN_LIMIT };
@@ -237,6 +343,21 @@ impl Dialer {
             }
         }
         Err(failed.unwrap_or_else(|| UpstreamError::new(Stage::Dns, target)))
+    }
+
+    /// The addresses of a place that are in a scope, in the system's order.
+    async fn addresses_within(
+        &self,
+        place: &Target,
+        scope: Scope,
+    ) -> Result<Vec<SocketAddr>, UpstreamError> {
+        let mut addresses = self.addresses(place).await?;
+        let is_known = !addresses.is_empty();
+        addresses.retain(|address| scope.has(*address));
+        match addresses.is_empty() && is_known {
+            true => Err(UpstreamError::new(Stage::OutOfReach, place)),
+            false => Ok(addresses),
+        }
     }
 
     /// All addresses of a place, in the system's order. Looked up on a thread that nobody waits for: the system's
@@ -258,8 +379,8 @@ impl Dialer {
         limited(DNS_LIMIT, (place, Step::Dns), async { looking_up.await.map_err(unresolved) }).await
     }
 
-    async fn tcp(&self, place: &Target) -> Result<TcpStream, UpstreamError> {
-        let addresses = in_turns(self.addresses(place).await?);
+    async fn tcp(&self, place: &Target, scope: Scope) -> Result<TcpStream, UpstreamError> {
+        let addresses = in_turns(self.addresses_within(place, scope).await?);
         let failed = |error: io::Error| {
             let stage = match error.kind() {
                 io::ErrorKind::TimedOut => Stage::Timeout(Step::Tcp),
@@ -391,5 +512,63 @@ impl UpstreamError {
             other => Stage::ChainUnreachable(Some(other.to_string())),
         };
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn public_addresses() {
+        for (ip, expected) in [
+            ("1.1.1.1", true),
+            ("8.8.8.8", true),
+            ("172.15.0.1", true),
+            ("100.63.0.1", true),
+            ("223.255.255.255", true),
+            ("2606:4700::1111", true),
+            ("::ffff:8.8.8.8", true),
+            ("64:ff9b::808:808", true),
+            ("2002:808:808::1", true),
+            ("0.0.0.0", false),
+            ("0.1.2.3", false),
+            ("10.0.0.1", false),
+            ("100.64.0.1", false),
+            ("127.0.0.1", false),
+            ("127.255.255.254", false),
+            ("169.254.169.254", false),
+            ("172.16.0.1", false),
+            ("172.31.255.255", false),
+            ("192.0.0.192", false),
+            ("192.168.1.1", false),
+            ("198.18.0.1", false),
+            ("224.0.0.1", false),
+            ("255.255.255.255", false),
+            ("::", false),
+            ("::1", false),
+            ("::ffff:127.0.0.1", false),
+            ("::ffff:169.254.169.254", false),
+            ("::127.0.0.1", false),
+            ("64:ff9b::7f00:1", false),
+            ("64:ff9b::a9fe:a9fe", false),
+            ("2002:7f00:1::", false),
+            ("2002:a00:1::1", false),
+            ("2001::1", false),
+            ("2001:db8::1", false),
+            ("fc00::1", false),
+            ("fd00:ec2::254", false),
+            ("fe80::1", false),
+            ("fec0::1", false),
+            ("ff02::1", false),
+        ] {
+            assert_eq!(is_public(ip.parse().unwrap()), expected, "{ip}");
+        }
+    }
+
+    #[test]
+    fn our_own_addresses() {
+        assert!(is_of_this_machine(([127, 0, 0, 1], 80).into()));
+        assert!(!is_of_this_machine(([192, 0, 2, 1], 80).into()));
     }
 }

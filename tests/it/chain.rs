@@ -14,7 +14,7 @@ use valetkey::tls::trust::{TrustMode, TrustSettings, UpstreamTrust};
 use valetkey::upstream::chain::auth::{AskedAuth, BasicAuth, NoAuth, ProxyAuth};
 use valetkey::upstream::chain::no_proxy::NoProxy;
 use valetkey::upstream::chain::{Chain, Hop};
-use valetkey::upstream::dial::Dialer;
+use valetkey::upstream::dial::{Dialer, Scope};
 use valetkey::upstream::{Stage, Upstream, UpstreamError};
 
 use super::support::within;
@@ -73,7 +73,7 @@ impl Scripted {
     /// Opens a tunnel and reads what comes through it to its end.
     async fn tunnel(&self) -> Result<String, UpstreamError> {
         let target = Target::parse("api.example.com:443").unwrap();
-        let mut stream = within(self.upstream.connect(&target, None)).await?;
+        let mut stream = within(self.upstream.connect(&target, Scope::Anywhere, None)).await?;
         let mut through = String::new();
         // The proxy may have gone with an error of its own.
         drop(within(stream.read_to_string(&mut through)).await);
@@ -194,16 +194,18 @@ async fn a_loop_to_ourselves_is_refused() {
     let upstream = through(own.clone(), Arc::new(NoAuth));
     upstream.avoid(scene.address);
     let target = Target::parse("api.example.com:443").unwrap();
-    let error = within(upstream.connect(&target, None)).await.map(drop).unwrap_err();
+    let error =
+        within(upstream.connect(&target, Scope::Anywhere, None)).await.map(drop).unwrap_err();
     assert_eq!((error.stage(), error.code()), (&Stage::Ourselves, "upstream_loop"));
     // A name may lead to the same place written as an address of IPv6.
     let mapped = format!("[::ffff:{}]:{}", scene.address.ip(), scene.address.port());
     let disguised = through(Target::parse(&mapped).unwrap(), Arc::new(NoAuth));
     disguised.avoid(scene.address);
-    let error = within(disguised.connect(&target, None)).await.map(drop).unwrap_err();
+    let error =
+        within(disguised.connect(&target, Scope::Anywhere, None)).await.map(drop).unwrap_err();
     assert_eq!(error.stage(), &Stage::Ourselves, "{mapped}");
     // So is a target that leads here, for which there is no chain.
-    let error = within(upstream.connect(&own, None)).await.map(drop).unwrap_err();
+    let error = within(upstream.connect(&own, Scope::Anywhere, None)).await.map(drop).unwrap_err();
     assert_eq!(error.stage(), &Stage::Ourselves);
     assert!(scene.world.api().seen().is_empty());
 }
@@ -225,7 +227,11 @@ async fn who_passes_a_connect_on_is_told_and_a_loop_is_seen_by_it() {
     const OPENED: &str = "HTTP/1.1 200 OK\r\n\r\n!";
     let proxy = scripted(Arc::new(NoAuth), &[OPENED, OPENED]).await;
     let target = Target::parse("api.example.com:443").unwrap();
-    drop(within(proxy.upstream.connect(&target, Some("one, another"))).await.unwrap());
+    drop(
+        within(proxy.upstream.connect(&target, Scope::Anywhere, Some("one, another")))
+            .await
+            .unwrap(),
+    );
     let head = proxy.heads.lock().unwrap()[0].clone();
     let via = head.lines().find_map(|line| line.strip_prefix("x-valetkey-via: ")).unwrap();
     let own = via.strip_prefix("one, another, ").unwrap();
@@ -273,13 +279,14 @@ async fn a_socks_login_that_has_changed_is_shown_once_more() {
     };
     let upstream = socks(b"\x01\x01u\x03new", Arc::new(AskedAuth::new(Arc::new(ask)))).await;
     let target = Target::parse("api.example.com:443").unwrap();
-    let mut stream = within(upstream.connect(&target, None)).await.unwrap();
+    let mut stream = within(upstream.connect(&target, Scope::Anywhere, None)).await.unwrap();
     let mut through = String::new();
     within(stream.read_to_string(&mut through)).await.unwrap();
     assert_eq!(through, "through");
 
     let upstream = socks(b"\x01\x01u\x03new", basic("u:old")).await;
-    let error = within(upstream.connect(&target, None)).await.map(drop).unwrap_err();
+    let error =
+        within(upstream.connect(&target, Scope::Anywhere, None)).await.map(drop).unwrap_err();
     assert_eq!(error.code(), "chain_auth");
     assert!(error.to_string().contains("did not take the login"), "{error}");
 }

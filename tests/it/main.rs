@@ -13,6 +13,7 @@ mod http2;
 mod leak;
 mod login;
 mod names;
+mod pass;
 mod peer;
 mod refresh;
 mod refuse;

@@ -12,13 +12,14 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use valetkey::access::Passes;
 use valetkey::clock::Clock;
 use valetkey::config::env::Environment;
 use valetkey::config::{Config, CredentialKind, Overrides, SourceSpec};
 use valetkey::credential::{Keep, LoginKind};
 use valetkey::oauth::provider::Provider;
 use valetkey::policy::{Demand, Level, Limit, Policy};
-use valetkey::proxy::{Parts, Proxy};
+use valetkey::proxy::{Door, Parts, Proxy, Socket};
 use valetkey::sandbox::client::{Client, Visit};
 use valetkey::sandbox::{PretendLogin, Settings, World};
 use valetkey::secret::Secret;
@@ -67,6 +68,8 @@ impl Default for Options {
 pub(crate) struct Scene {
     pub(crate) world: World,
     pub(crate) proxy: Proxy,
+    /// Who is let in with what.
+    pub(crate) passes: Arc<Passes>,
     /// What the owner of the machine allows.
     pub(crate) policy: watch::Sender<Arc<Policy>>,
     pub(crate) address: SocketAddr,
@@ -99,7 +102,7 @@ impl Scene {
         let login = options.lifetime.map(|life| write(life).unwrap());
         let config = config(&world, &home, &(options.top, &options.rules));
 
-        let ca = LocalCa::open(&home.path().join("ca"), &config.rules.constraints(), clock.clone());
+        let ca = LocalCa::open(&home.path().join("ca"), &config.ca_names(), clock.clone());
         let ca = ca.unwrap();
         let (own, pems): (Vec<_>, String) = (
             ca.roots().iter().map(Root::spki).collect(),
@@ -114,20 +117,32 @@ impl Scene {
         let policy = watch::Sender::default();
         let allowed = Enforced { policy: policy.subscribe(), deletes: true };
         let tokens = tokens(&config, &clock, &upstream, &(refreshes.clone(), allowed)).await;
+        let passes = Arc::new(Passes::default());
         let proxy = Proxy::new(Parts {
             rules: config.rules,
             tokens: Arc::new(tokens),
             upstream,
             leaves: Leaves::new(ca).unwrap(),
+            passes: passes.clone(),
+            clock: clock.clone(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        proxy.serve(listener, Vec::new());
+        proxy.serve(Socket::Tcp(listener), Door::default());
 
         let roots = home.path().join("client.pem");
         fs::write(&roots, pems + world.ca_pem()).unwrap();
         let client = Client::through(address, &roots).unwrap();
-        Self { world, proxy, policy, address, login, client, clock, home, refreshes }
+        Self { world, proxy, passes, policy, address, login, client, clock, home, refreshes }
+    }
+
+    /// Another listener of the proxy's, which lets nobody in without a pass, and a client of it that has none.
+    pub(crate) async fn strict(&self) -> (SocketAddr, Client) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let door = Door { require_pass: true, ..Door::default() };
+        self.proxy.serve(Socket::Tcp(listener), door);
+        (address, self.client.of(address))
     }
 
     /// Allows logins of this kind and no other from now on.

@@ -101,7 +101,7 @@ pub(super) fn uninstall(arguments: Arguments, typed: &Typed) -> Result<(), Failu
 
 /// The roots that clients are to trust; one is made where there is none for a name that is ruled, except for show.
 fn roots_in_use(config: &Config, dir: &Path, dry_run: bool) -> Result<Vec<Root>, Failure> {
-    let (names, clock) = (config.rules.constraints(), Clock::system());
+    let (names, clock) = (config.ca_names(), Clock::system());
     let opened = if dry_run {
         LocalCa::open_unchanged(dir, &names, clock)
     } else {

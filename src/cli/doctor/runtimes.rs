@@ -215,7 +215,7 @@ impl Visited {
     /// With a leaf of the local CA, or of one in memory where there is none that speaks for all rules yet: to
     /// ask the doctor makes none.
     async fn open(config: &Config, host: &Host) -> Result<Self, Failure> {
-        let (names, clock) = (config.rules.constraints(), Clock::system());
+        let (names, clock) = (config.ca_names(), Clock::system());
         let known = LocalCa::open_unchanged(&ca_dir(config), &names, clock.clone());
         let ca = match known.map_err(output::hinted)? {
             Some(ca) => ca,

@@ -1,0 +1,263 @@
+//! `valetkey pass`: makes, lists and revokes what others show to use this proxy.
+
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::output::{self, Failure, WRONG_USE};
+use super::status::in_words;
+use super::{Typed, passes, running};
+use crate::access::{self, PassName, Reach, Record};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::secret::Fingerprint;
+
+/// What `pass` takes.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a pass, and print it this once
+    New(New),
+    /// Show the passes, and what each reaches; never a pass itself
+    List {
+        /// Print one JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// End a pass at once, and with it the tunnels that it opened
+    Revoke {
+        /// Which one
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        name: Option<PassName>,
+        /// Every pass
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct New {
+    /// What to call it: letters, digits, `-` and `_`
+    name: PassName,
+
+    /// The rules that it may use [default: all, also those to come]
+    #[arg(long, value_name = "RULE,…", value_delimiter = ',')]
+    rules: Option<Vec<String>>,
+
+    /// How long it counts: 90s, 30m, 8h, 7d [default: until it is revoked]
+    #[arg(long, value_name = "TIME")]
+    ttl: Option<Life>,
+
+    /// How many requests it is good for [default: any number]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    max_requests: Option<u64>,
+
+    /// Let it reach other hosts too, which are not signed in to
+    #[arg(long)]
+    tunnel: bool,
+
+    /// Of those, also this machine and private networks
+    #[arg(long, requires = "tunnel")]
+    allow_private: bool,
+}
+
+pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Failure> {
+    let config = typed.config()?;
+    match &arguments.command {
+        Command::New(new) => make(new, &config, typed)?,
+        Command::List { json } => list(&config, *json)?,
+        Command::Revoke { name, .. } => revoke(&config, name.as_ref())?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn make(new: &New, config: &Config, typed: &Typed) -> Result<(), Failure> {
+    let rules = new.rules.as_deref().map(|rules| known(rules, config)).transpose()?;
+    let now = Clock::system().now();
+    let pass = access::mint()?;
+    let record = Record {
+        name: new.name.clone(),
+        digest: Fingerprint::of(pass.as_bytes()),
+        reach: Reach { rules, tunnel: new.tunnel, allow_private: new.allow_private },
+        created: now,
+        expires: new.ttl.map(|life| now + life.0),
+        max_requests: new.max_requests,
+        used: 0,
+    };
+    let name = &new.name;
+    if !passes::file(config).add(record, now).map_err(output::hinted)? {
+        return Err(Failure::new(format!("there is a pass `{name}` already"))
+            .hint(format!("end it: valetkey pass revoke {name}; or choose another name")));
+    }
+    output::data(&*pass);
+    let until = new.ttl.map_or_else(
+        || "until it is revoked".to_owned(),
+        |life| format!("until {}", in_words(now + life.0)),
+    );
+    output::words(format_args!("this is the only time that it is shown; it counts {until}"));
+    let running = running::find(&config.paths.runtime_dir, &typed.env).map(|it| it.proxy);
+    let proxy = running.as_deref().and_then(|url| url.split_once("://"));
+    let (scheme, place) =
+        proxy.filter(|(_, place)| !place.starts_with('/')).unwrap_or(("http", "HOST:8377"));
+    output::words(format_args!(
+        "clients show it in the proxy's URL: {scheme}://{name}:PASS@{place}"
+    ));
+    output::words(format_args!("end it: valetkey pass revoke {name}"));
+    Ok(())
+}
+
+/// The rules that a pass is for, each of which must exist: a misspelt one would be found out by whoever holds it.
+fn known(rules: &[String], config: &Config) -> Result<Vec<String>, Failure> {
+    let mut names: Vec<&str> = config.rules.iter().map(|rule| rule.name.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    match rules.iter().find(|rule| !names.contains(&rule.as_str())) {
+        Some(strange) => Err(Failure::new(format!("there is no rule `{strange}`"))
+            .status(WRONG_USE)
+            .hint(format!("the configuration has: {}", names.join(", ")))),
+        None => Ok(rules.to_vec()),
+    }
+}
+
+fn list(config: &Config, as_json: bool) -> Result<(), Failure> {
+    let (records, now) =
+        (passes::file(config).read().map_err(output::hinted)?, Clock::system().now());
+    if as_json {
+        let list: Vec<Value> = records.iter().map(|record| to_json(record, now)).collect();
+        output::data(format_args!("{:#}", Value::from(list)));
+        return Ok(());
+    }
+    if records.is_empty() {
+        output::words("there is no pass; make one: valetkey pass new NAME");
+    }
+    for record in &records {
+        output::data(&record.name);
+        for (word, value) in to_text(record, now) {
+            output::data(format_args!("  {word:<14}{value}"));
+        }
+    }
+    Ok(())
+}
+
+fn to_text(record: &Record, now: OffsetDateTime) -> Vec<(&'static str, String)> {
+    let Reach { rules, tunnel, allow_private } = &record.reach;
+    let counts = match record.expires {
+        _ if record.is_used_up() => "no more: it is used up".to_owned(),
+        Some(at) if record.has_expired(now) => format!("no more: it ended {}", in_words(at)),
+        Some(at) => format!("until {}", in_words(at)),
+        None => "until it is revoked".to_owned(),
+    };
+    let others = match (tunnel, allow_private) {
+        (false, _) => "no",
+        (true, false) => "yes, but none of this machine or of private networks",
+        (true, true) => "yes, all",
+    };
+    let used = match record.max_requests {
+        Some(most) => format!("{} of {most} requests", record.used),
+        None => format!("{} requests", record.used),
+    };
+    vec![
+        ("counts", counts),
+        ("rules", rules.as_ref().map_or_else(|| "all".to_owned(), |rules| rules.join(", "))),
+        ("other hosts", others.to_owned()),
+        ("used for", used),
+    ]
+}
+
+fn to_json(record: &Record, now: OffsetDateTime) -> Value {
+    let moment = |at: OffsetDateTime| at.format(&Rfc3339).ok();
+    json!({
+        "name": record.name.as_str(),
+        "counts": !record.has_expired(now) && !record.is_used_up(),
+        "rules": record.reach.rules,
+        "tunnel": record.reach.tunnel,
+        "allow_private": record.reach.allow_private,
+        "created": moment(record.created),
+        "expires": record.expires.and_then(moment),
+        "max_requests": record.max_requests,
+        "used": record.used,
+    })
+}
+
+fn revoke(config: &Config, name: Option<&PassName>) -> Result<(), Failure> {
+    let count = passes::file(config).remove(name).map_err(output::hinted)?;
+    match (name, count) {
+        (Some(name), 0) => {
+            return Err(Failure::new(format!("there is no pass `{name}`"))
+                .hint("see those that there are: valetkey pass list"));
+        }
+        (Some(name), _) => output::words(format_args!("`{name}` counts no more")),
+        (None, count) => output::words(format_args!("{count} passes count no more")),
+    }
+    Ok(())
+}
+
+/// How long a pass counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Life(Duration);
+
+impl FromStr for Life {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const EXPECTED: &str = "expected a number and s, m, h or d, as in 8h; ten years at most";
+        let (number, unit) = match text.strip_suffix(['s', 'm', 'h', 'd']) {
+            Some(number) => (number, &text[number.len()..]),
+            None => return Err(EXPECTED),
+        };
+        let unit = match unit {
+            "s" => 1,
+            "m" => 60,
+            "h" => 60 * 60,
+            _ => 24 * 60 * 60,
+        };
+        let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+        let number = number.parse::<u64>().ok().filter(|_| is_number).ok_or(EXPECTED)?;
+        let seconds = number.checked_mul(unit).filter(|it| (1..=LONGEST_LIFE).contains(it));
+        seconds.map(|seconds| Self(Duration::from_secs(seconds))).ok_or(EXPECTED)
+    }
+}
+
+/// Ten years, in seconds: what is to last longer needs no end.
+const LONGEST_LIFE: u64 = 10 * 366 * 24 * 60 * 60;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lives() {
+        let table = [
+            ("90s", Some(90)),
+            ("30m", Some(1800)),
+            ("8h", Some(28_800)),
+            ("7d", Some(604_800)),
+            ("0h", None),
+            ("8", None),
+            ("h", None),
+            ("", None),
+            ("-1h", None),
+            ("+1h", None),
+            ("1.5h", None),
+            ("8 h", None),
+            ("8H", None),
+            ("99999999999999999999d", None),
+            ("4000d", None),
+            ("8\u{fc}", None),
+        ];
+        for (text, seconds) in table {
+            let life = text.parse::<Life>().ok().map(|life| life.0.as_secs());
+            assert_eq!(life, seconds, "{text}");
+        }
+    }
+}
