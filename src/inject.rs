@@ -82,6 +82,11 @@ impl Injection {
         }
     }
 
+    /// Whether no value of the client's own in this field goes on.
+    pub fn touches(&self, name: &HeaderName) -> bool {
+        self.set.iter().any(|(set, _)| set == name) || self.remove.contains(name)
+    }
+
     /// The fields that are set, with their templates, for people to read.
     pub fn templates(&self) -> impl Iterator<Item = (&HeaderName, &Template)> {
         self.set.iter().map(|(name, template)| (name, template))

@@ -6,6 +6,7 @@ pub mod client_env;
 pub mod clock;
 pub mod config;
 pub mod credential;
+pub mod decoy;
 pub mod group;
 pub mod headers;
 pub mod inject;

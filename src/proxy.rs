@@ -2,6 +2,7 @@
 
 mod admit;
 mod connection;
+mod decoys;
 mod exchange;
 mod explained;
 mod frames;
@@ -29,6 +30,7 @@ use crate::tls::leaf::Leaves;
 use crate::tokens::Tokens;
 use crate::upstream::Upstream;
 pub use admit::Door;
+use decoys::Decoys;
 pub use listener::Socket;
 
 /// What a proxy is made of, all of it ready to use.
@@ -73,6 +75,7 @@ struct Now {
     /// Those of the configuration, with the kinds of login filled in.
     rules: Rules,
     tokens: Arc<Tokens>,
+    decoys: Decoys,
     leaves: Arc<Leaves>,
 }
 
@@ -148,7 +151,8 @@ impl Entrance {
 
 impl Now {
     fn new(rules: Rules, tokens: Arc<Tokens>, leaves: Arc<Leaves>) -> Self {
-        Self { rules: rules.with_kinds(tokens.kinds()), tokens, leaves }
+        let (rules, decoys) = (rules.with_kinds(tokens.kinds()), Decoys::of(&tokens));
+        Self { rules, tokens, decoys, leaves }
     }
 }
 

@@ -14,6 +14,7 @@ inject     ← headers secret credential
 rules      ← inject origin credential
 policy     ← credential
 access     ← secret
+decoy      ← credential secret
 config     ← rules inject origin credential policy
 tls        ← clock origin secret quote
 upstream   ← tls origin headers tasks secret quote
@@ -21,16 +22,25 @@ store      ← credential secret tasks access
 source     ← credential secret clock group
 oauth      ← upstream credential secret origin tasks peer quote
 tokens     ← oauth source store policy credential secret clock tasks
-proxy      ← tokens upstream tls rules inject credential access headers origin secret clock tasks peer
+proxy      ← tokens upstream tls rules inject decoy credential access headers origin secret clock tasks peer
 client_env ← config tls
 sandbox    ← tls upstream credential secret clock origin headers tasks
-cli        ← secret clock origin headers tasks telemetry quote group credential inject rules policy access config tls upstream store source oauth tokens proxy client_env sandbox
+cli        ← secret clock origin headers tasks telemetry quote group credential inject rules policy access decoy config tls upstream store source oauth tokens proxy client_env sandbox
 main       ← cli
 ";
 
 /// Rooms, and files of rooms, that may open a secret: where it goes to its destination.
-const MAY_EXPOSE: [&str; 7] =
-    ["inject.rs", "credential/claims.rs", "oauth", "source", "store", "sandbox", "upstream/chain"];
+/// (`decoy.rs` only looks for its own mark in one.)
+const MAY_EXPOSE: [&str; 8] = [
+    "inject.rs",
+    "credential/claims.rs",
+    "decoy.rs",
+    "oauth",
+    "source",
+    "store",
+    "sandbox",
+    "upstream/chain",
+];
 
 /// Files that are compiled for tests only, like the tests at the foot of the others.
 const TEST_ONLY: [&str; 2] = ["fake.rs", "tests.rs"];

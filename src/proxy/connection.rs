@@ -20,7 +20,7 @@ use super::admit::{Admission, Admitted, Door};
 use super::explained::Explained;
 use super::listener::{Client, ClientStream, RawStream};
 use super::reject::Rejection;
-use super::{Shared, exchange, intercept, tunnel};
+use super::{Shared, decoys, exchange, intercept, tunnel};
 use crate::headers::{VALETKEY_VIA, strip_hop_by_hop};
 use crate::origin::{Origin, Scheme, Target};
 use crate::rules::{Decision, Plain};
@@ -160,11 +160,12 @@ async fn plain(
         Plain::NoRule => return Err(Rejection::Target("no rule allows this host")),
         Plain::OnlyTls => return Err(Rejection::CleartextRefused),
     }
+    shared.now.load().decoys.check(&request, None)?;
     // No rule speaks of the host.
     let scope = admitted.elsewhere()?;
     admitted.count(shared.clock.now())?;
     strip_hop_by_hop(request.headers_mut());
-    let request = request.map(Body::from);
+    let request = request.map(|body| Body::from(body).map_trailers(decoys::strip_trailers));
     let mut response = match scope {
         Scope::Anywhere => shared.upstream.send(&origin, request).await?,
         Scope::Public => shared.upstream.send_within(scope, &origin, request).await?,

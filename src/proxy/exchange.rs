@@ -7,6 +7,7 @@ use http::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 use tracing::Instrument as _;
 
+use super::decoys;
 use super::intercept::Intercepted;
 use super::reject::Rejection;
 use super::upgrade::Upgrade;
@@ -65,6 +66,11 @@ async fn answer(
     // The snapshot is held for the exchange, so that the rule cannot change under it.
     let now = connection.shared.now.load_full();
     let found = now.rules.find(&connection.origin, request.method(), request.uri().path());
+    let covering = match found {
+        Found::Rule(rule) => Some(&**rule),
+        Found::Unmatched(_) => None,
+    };
+    now.decoys.check(&request, covering)?;
     let rule = match found {
         Found::Rule(rule) => rule,
         Found::Unmatched(Unmatched::Forward) => return forward(connection, request, upgrade).await,
@@ -85,9 +91,7 @@ async fn answer(
         Action::Inject { .. } => {
             Signed::new(connection, &now.tokens, rule)?.send(request, upgrade).await
         }
-        Action::Issuer { uses } => {
-            issuer::answer(connection, (uses, now.tokens.source(&uses.credential)), request).await
-        }
+        Action::Issuer { uses } => issuer::answer(connection, &now, uses, request).await,
         Action::Refuse => Err(Rejection::Target("a rule refuses this path")),
         Action::Tunnel => forward(connection, request, upgrade).await,
     }
@@ -102,6 +106,7 @@ pub(super) async fn forward(
     let (mut head, body) = Head::of(request);
     strip_hop_by_hop(&mut head.headers);
     let (body, replay) = replay::keep(body, &connection.shared.replay, replay::MOST_OTHER);
+    let body = body.map_trailers(decoys::strip_trailers);
     let response = connection.send(head, body, upgrade.as_ref()).await?;
     replay.give_up();
     connection.finish(response, upgrade)
@@ -211,6 +216,7 @@ impl<'a> Signed<'a> {
             if let Action::Inject { injection, .. } = &rule.action {
                 injection.strip(trailers);
             }
+            decoys::strip_trailers(trailers);
         });
         self.connection.send(head, body, upgrade).await
     }

@@ -1,22 +1,26 @@
 //! The token and revoke endpoints as the proxy sees them: a client that shares our login gets our one
-//! refresh; every other login passes through untouched.
+//! refresh, one that holds decoys gets decoys; every other login passes through untouched.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
+use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::Now;
 use super::exchange::{Head, forward};
 use super::intercept::Intercepted;
 use super::reject::Rejection;
+use crate::clock::Clock;
+use crate::credential::{Account, CredentialName};
+use crate::decoy::{self, DecoySet, Tag};
 use crate::headers::strip_hop_by_hop;
 use crate::rules::Use;
 use crate::secret::Secret;
-use crate::tokens::{TokenSource, Whose};
+use crate::tokens::{State, TokenSource, Whose};
 use crate::upstream::body::{Body, Inbound};
 
 /// Longest token request that is looked at; a real one is below 4 KiB.
@@ -25,9 +29,11 @@ const MOST_BODY: usize = 64 * 1024;
 /// Answers a request to an issuer's endpoint, judged by the token in its body.
 pub(super) async fn answer(
     connection: &Arc<Intercepted>,
-    (uses, source): (&Use, Option<&Arc<TokenSource>>),
+    now: &Now,
+    uses: &Use,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Rejection> {
+    let source = now.tokens.source(&uses.credential);
     let (Some(source), &Method::POST) = (source, request.method()) else {
         return forward(connection, request, None).await;
     };
@@ -40,6 +46,12 @@ pub(super) async fn answer(
     let (mut head, body) = Head::of(request);
     let body = gather(body).await?;
     let asked = Asked::read(head.headers.get(CONTENT_TYPE), &body);
+    let shown = asked.as_ref().map(|asked| decoy::tags_in_secret(asked.token()));
+    let (all, shown) = (decoy::tags_in(&body), shown.unwrap_or_default());
+    if !all.is_empty() || !shown.is_empty() {
+        now.decoys.check_body(&all, &shown, &uses.credential)?;
+        return answer_decoy(source, &uses.credential, asked).await;
+    }
     let whose = asked.as_ref().and_then(|asked| source.recognises(asked.token()));
     if connection.admitted.is_by_pass() && whose.is_some() {
         // Who holds a pass was never given the login; what it shows has leaked, and gets nothing for it.
@@ -70,6 +82,44 @@ pub(super) async fn answer(
             Ok(response)
         }
     }
+}
+
+/// Answers who shows a decoy, without a word to the issuer: a refresh with fresh ones, a logout with success
+/// and no effect.
+async fn answer_decoy(
+    source: &TokenSource,
+    name: &CredentialName,
+    asked: Option<Asked>,
+) -> Result<Response<Body>, Rejection> {
+    let answer = match asked {
+        Some(Asked::Revoke(_)) | None => json!({}),
+        Some(Asked::Refresh(_)) => {
+            let status = source.status();
+            if !matches!(status.state, State::Ok | State::Unreadable(_)) {
+                // A client whose every request will be refused learns it here.
+                source.current().await?;
+            }
+            decoys_for(Tag::of(name), &status.account)
+        }
+    };
+    tracing::debug!(credential = %name, "answering a client that holds decoys");
+    let mut response = Response::new(Body::from(Bytes::from(answer.to_string())));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
+}
+
+/// An issuer's answer (RFC 6749 section 5.1) with nothing but decoys.
+fn decoys_for(tag: Tag, account: &Account) -> Value {
+    let set = DecoySet::new(tag, account, Clock::system().now());
+    json!({
+        "access_token": set.access,
+        "expires_in": DecoySet::expires_in(),
+        "id_token": set.id,
+        "refresh_token": set.refresh,
+        "token_type": "Bearer",
+    })
 }
 
 async fn gather(body: Inbound) -> Result<Bytes, Rejection> {

@@ -8,6 +8,7 @@ use http::{Response, StatusCode};
 use serde_json::json;
 
 use super::admit;
+use super::decoys::Misplaced;
 use crate::access::Refused;
 use crate::headers::VALETKEY_ERROR;
 use crate::inject::UnfitSecret;
@@ -29,6 +30,9 @@ pub(super) enum Rejection {
     /// A ruled host was asked for in plain text.
     #[error("this host is signed in by a rule, so it is never spoken to in plain text")]
     CleartextRefused,
+    /// A decoy where nothing would put a credential in its place.
+    #[error(transparent)]
+    DecoyMisplaced(#[from] Misplaced),
     /// Not HTTP/1.1, or more of it than is taken; holds the status that says which.
     #[error("{}", malformed(*.0))]
     Malformed(StatusCode),
@@ -81,6 +85,9 @@ impl Rejection {
             ),
             Self::CleartextRefused => {
                 Row(S::FORBIDDEN, "cleartext_refused", "use https:// (or wss://)".into())
+            }
+            Self::DecoyMisplaced(misplaced) => {
+                Row(S::FORBIDDEN, "decoy_misplaced", misplaced.hint())
             }
             Self::Malformed(status) => Row(
                 *status,

@@ -8,6 +8,7 @@
 )]
 
 mod chain;
+mod decoy;
 mod framing;
 mod http2;
 mod leak;

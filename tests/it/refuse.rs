@@ -10,7 +10,7 @@ use super::support::{CHATGPT, CODEX, EXAMPLE, OTHER, Options, Scene, refusal, wi
 
 /// Sends bytes to the proxy's port, and gives the answer when it has one.
 #[expect(clippy::disallowed_methods, reason = "the test plays a client")]
-async fn raw(scene: &Scene, bytes: &[u8]) -> Option<Response<Bytes>> {
+pub(crate) async fn raw(scene: &Scene, bytes: &[u8]) -> Option<Response<Bytes>> {
     let mut stream = TcpStream::connect(scene.address).await.unwrap();
     // The proxy may answer and close before it has read all.
     let _broken_pipe = stream.write_all(bytes).await;

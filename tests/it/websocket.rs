@@ -53,7 +53,7 @@ async fn over_http1_with_and_without_alpn() {
 }
 
 /// An HTTP/2 connection to a host that can ask for extended CONNECT.
-async fn http2(
+pub(crate) async fn http2(
     scene: &Scene,
     target: &str,
 ) -> hyper::client::conn::http2::SendRequest<client::ClientBody> {
@@ -71,7 +71,7 @@ async fn http2(
     sender
 }
 
-fn extended_connect(path: &str) -> Request<client::ClientBody> {
+pub(crate) fn extended_connect(path: &str) -> Request<client::ClientBody> {
     let mut request = client::get("/");
     *request.method_mut() = Method::CONNECT;
     *request.uri_mut() = format!("https://chatgpt.com{path}").parse().unwrap();
