@@ -11,6 +11,7 @@ mod doctor;
 mod entrances;
 mod env;
 mod explain;
+mod init;
 mod login;
 mod logout;
 mod output;
@@ -25,6 +26,7 @@ mod running;
 mod serve;
 mod start;
 mod status;
+mod token;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -80,6 +82,10 @@ enum Command {
     Explain(explain::Arguments),
     /// Look at everything that a request depends on, and name what is in its way
     Doctor(doctor::Arguments),
+    /// Put a tool into place that holds no credential
+    Init(init::Arguments),
+    /// Print the current secret of a credential, for tools that ask a command for it
+    Token(token::Arguments),
     /// Show the whole thing at work, on this machine alone, in a few seconds
     Demo,
     /// Print a completion script for a shell
@@ -163,6 +169,7 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Doctor(arguments) => doctor::run(&arguments, &typed),
         Command::Env(arguments) => env::run(&arguments, &typed),
         Command::Explain(arguments) => explain::run(&arguments, &typed),
+        Command::Init(arguments) => init::run(&arguments, &typed),
         Command::Login(arguments) => login::run(&arguments, &typed),
         Command::Logout(arguments) => logout::run(&arguments, &typed),
         Command::Pass(arguments) => pass::run(&arguments, &typed),
@@ -173,5 +180,6 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
             serve::run(&typed)
         }
         Command::Status(arguments) => status::run(&arguments, &typed),
+        Command::Token(arguments) => token::run(&arguments, &typed),
     }
 }

@@ -135,11 +135,7 @@ impl<'a> Credentials<'a> {
     /// [`Failure`] when there is none of that name, or one that is only read.
     pub(super) fn cache(&self, name: &CredentialName) -> Result<SignIn, Failure> {
         let Some(kind) = self.config.credentials.get(name) else {
-            let known: Vec<&str> =
-                self.config.credentials.keys().map(CredentialName::as_str).collect();
-            return Err(Failure::new(format!("there is no credential `{name}`"))
-                .status(output::WRONG_USE)
-                .hint(format!("the configuration has: {}", known.join(", "))));
+            return Err(output::no_credential(self.config, name));
         };
         let policy = match kind {
             CredentialKind::ApiKey { .. } => {

@@ -10,7 +10,8 @@ use std::path::Path;
 
 use anstream::{eprintln, stderr, stdout};
 
-use crate::config::ConfigErrors;
+use crate::config::{Config, ConfigErrors};
+use crate::credential::CredentialName;
 use crate::oauth::LoginError;
 pub(super) use crate::quote::printable;
 use crate::source::SourceError;
@@ -28,6 +29,9 @@ pub(super) struct Failure {
 
 /// Exit status for a command that was typed wrongly.
 pub(super) const WRONG_USE: u8 = 2;
+
+/// Exit status where somebody has to sign in first.
+pub(super) const SIGN_IN_NEEDED: u8 = 4;
 
 /// Width of the report of a configuration's mistakes, in columns: that of the smallest terminal.
 const WIDTH: usize = 80;
@@ -134,6 +138,14 @@ pub(super) fn hinted<E: Hinted>(error: E) -> Failure {
     }
 }
 
+/// The failure that a credential is which the configuration does not have.
+pub(super) fn no_credential(config: &Config, name: &CredentialName) -> Failure {
+    let known: Vec<&str> = config.credentials.keys().map(CredentialName::as_str).collect();
+    Failure::new(format!("there is no credential `{name}`"))
+        .status(WRONG_USE)
+        .hint(format!("the configuration has: {}", known.join(", ")))
+}
+
 /// The failure that a configuration with mistakes is: every mistake, with its line.
 pub(super) fn mistakes(errors: ConfigErrors) -> Failure {
     let colour = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
@@ -193,6 +205,15 @@ pub(super) fn columns() -> Option<usize> {
 /// Writes data to stdout as it is, without a line's end.
 pub(super) fn raw(text: &str) {
     let _closed_pipe = stdout().lock().write_all(text.as_bytes());
+}
+
+/// A text as one word of a shell's.
+pub(super) fn shell_word(text: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:@%".contains(&byte);
+    if !text.is_empty() && text.bytes().all(is_plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 /// Says something to the person at the terminal.

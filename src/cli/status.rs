@@ -183,6 +183,24 @@ impl Shown {
         text
     }
 
+    /// Whether there is a login to go on with.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`] with what to type where there is none.
+    pub(super) fn require_login(&self) -> Result<(), Failure> {
+        let failure = Failure::new(format!("credential `{}`: {}", self.name, self.sentence()));
+        match &self.status.state {
+            State::Ok => Ok(()),
+            State::NoLogin | State::Dead(_) | State::Unsupported(_) => {
+                Err(failure.status(output::SIGN_IN_NEEDED).hint(self.name.how_to_sign_in()))
+            }
+            State::Forbidden(violation) => Err(Failure::new(violation.sentence.clone())
+                .hint("what is asked for, and where: valetkey check --managed")),
+            State::Unreadable(_) => Err(failure.hint("see: valetkey status")),
+        }
+    }
+
     /// How it is signed in, or why not; Codex's own words where it has some.
     pub(super) fn sentence(&self) -> String {
         let masked = || self.status.masked.clone().unwrap_or_default();

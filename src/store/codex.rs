@@ -9,6 +9,7 @@
 mod auth_json;
 mod cache;
 mod found;
+pub mod plain;
 #[cfg(test)]
 mod tests;
 

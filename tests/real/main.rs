@@ -20,6 +20,7 @@ mod codex;
 mod company;
 #[cfg(target_os = "linux")]
 mod corporate;
+mod decoys;
 #[cfg(target_os = "linux")]
 mod dialling;
 mod doctor;

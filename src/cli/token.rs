@@ -1,0 +1,208 @@
+//! `valetkey token`: prints the current secret of a credential, for tools that ask a command for it.
+
+mod docker;
+mod git;
+
+use std::io::{self, IsTerminal as _, Read as _};
+use std::process::ExitCode;
+
+use clap::ValueEnum;
+use time::OffsetDateTime;
+use zeroize::Zeroizing;
+
+use super::credentials::Credentials;
+use super::output::{self, Failure};
+use super::start::WayOut;
+use super::{Typed, process};
+use crate::config::Config;
+use crate::credential::{Credential, CredentialName};
+use crate::origin::{Scheme, Target};
+use crate::rules::{Action, Decision, Rules};
+use crate::tasks::Tasks;
+use crate::tokens::{TokenError, Tokens};
+
+/// What `token` takes.
+///
+/// Print the current secret of a credential: refreshed first where that is due, and never on a terminal unless
+/// asked. Whoever runs this gets the secret itself; behind a proxy a tool needs none.
+///
+/// For Codex, in a provider of its config.toml:
+///
+///   auth = { command = "valetkey", args = ["token"] }
+///
+/// For git, where a rule signs the host in:
+///
+///   git config --global credential.https://github.com.helper '!valetkey token --helper git'
+///
+/// For docker, an executable `docker-credential-valetkey` in PATH, named `valetkey` under credHelpers:
+///
+///   #!/bin/sh
+///   exec valetkey token --helper docker "$@"
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(super) struct Arguments {
+    /// The credential [default: openai; with --helper the one whose rule signs the host in]
+    #[arg(value_name = "NAME")]
+    credential: Option<String>,
+
+    /// What git or docker asks for; they add it themselves
+    #[arg(value_name = "OPERATION", requires = "helper")]
+    operation: Option<String>,
+
+    /// Answer as a credential helper of this program
+    #[arg(long, value_enum)]
+    helper: Option<Asker>,
+
+    /// Print it on a terminal too
+    #[arg(long)]
+    show: bool,
+}
+
+/// The programs that ask for credentials in a form of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Asker {
+    Git,
+    Docker,
+}
+
+/// The user name that goes with a token: GitHub's for one of an app, and as good as any other elsewhere.
+const USER: &str = "x-access-token";
+
+/// Longest question that is read; a real one is below 1 KiB.
+const MOST_INPUT: u64 = 64 * 1024;
+
+pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Failure> {
+    if io::stdout().is_terminal() && !arguments.show {
+        return Err(Failure::new(
+            "a terminal shows and keeps what is printed, so the secret is not",
+        )
+        .status(output::WRONG_USE)
+        .hint("pipe it to where it is needed, or: valetkey token --show"));
+    }
+    let Some(asker) = arguments.helper else {
+        let name = arguments.credential.as_deref().unwrap_or(CredentialName::USUAL);
+        return print(&name.parse()?, typed);
+    };
+    let (name, operation) = match (&arguments.credential, &arguments.operation) {
+        (name, Some(operation)) => (name.as_deref(), operation.as_str()),
+        (Some(operation), None) => (None, operation.as_str()),
+        (None, None) => {
+            return Err(Failure::new("the operation is missing: git and docker add it themselves")
+                .status(output::WRONG_USE)
+                .hint("by hand: echo | valetkey token --helper git get"));
+        }
+    };
+    let name = name.map(str::parse).transpose()?;
+    match asker {
+        Asker::Git => git::answer(operation, name.as_ref(), typed),
+        Asker::Docker => docker::answer(operation, name.as_ref(), typed),
+    }
+}
+
+fn print(name: &CredentialName, typed: &Typed) -> Result<ExitCode, Failure> {
+    let config = typed.config()?;
+    let found = process::runtime()?.block_on(async {
+        let opened = Opened::new(&config, typed).await?;
+        opened.secret(&config, name).await
+    })?;
+    let text = Zeroizing::new(format!("{}\n", found.text.as_str()));
+    output::raw(&text);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A secret to be printed.
+struct Found {
+    text: Zeroizing<String>,
+    /// When it ends, where that is known.
+    expires_at: Option<OffsetDateTime>,
+}
+
+/// Asks for the secret that is for a host, reached over TLS; `None` where no rule signs it in with this
+/// credential, or with any.
+fn secret_for(
+    target: &Target,
+    wanted: Option<&CredentialName>,
+    typed: &Typed,
+) -> Result<Option<Found>, Failure> {
+    let config = typed.config()?;
+    process::runtime()?.block_on(async {
+        let opened = Opened::new(&config, typed).await?;
+        let rules = config.rules.with_kinds(opened.tokens.kinds());
+        let Some(name) = covering(&rules, target, wanted) else { return Ok(None) };
+        opened.secret(&config, name).await.map(Some)
+    })
+}
+
+/// The credential whose rule signs requests to the host in.
+fn covering<'a>(
+    rules: &'a Rules,
+    target: &Target,
+    wanted: Option<&CredentialName>,
+) -> Option<&'a CredentialName> {
+    if rules.decide(target) != Decision::Intercept {
+        return None;
+    }
+    rules.on_host(target).filter(|rule| rules.is_in_force(rule)).find_map(|rule| {
+        let Action::Inject { uses, .. } = &rule.action else { return None };
+        wanted.is_none_or(|wanted| *wanted == uses.credential).then_some(&uses.credential)
+    })
+}
+
+/// The credentials of a configuration, open to be read.
+struct Opened {
+    tokens: Tokens,
+    jobs: Tasks,
+}
+
+impl Opened {
+    async fn new(config: &Config, typed: &Typed) -> Result<Self, Failure> {
+        process::harden();
+        let jobs = Tasks::new();
+        let way_out = WayOut::of(config, &typed.env)?;
+        let credentials = Credentials::new(config, &typed.env, way_out.upstream, jobs.clone());
+        Ok(Self { tokens: credentials.tokens(false).await?, jobs })
+    }
+
+    /// The secret as it is once every refresh that is due has ended.
+    async fn secret(&self, config: &Config, name: &CredentialName) -> Result<Found, Failure> {
+        let source = self.tokens.source(name);
+        let source = source.ok_or_else(|| output::no_credential(config, name))?;
+        let asked = source.current().await;
+        // The one that was asked for, and one that asking has started in the background.
+        self.jobs.finished().await;
+        let credential = match asked {
+            Ok(_) => source.current().await,
+            Err(error) => Err(error),
+        };
+        self.jobs.finished().await;
+        let text = text_of(&*credential.map_err(failure)?)?;
+        Ok(Found { text, expires_at: source.status().expires_at })
+    }
+}
+
+fn text_of(credential: &Credential) -> Result<Zeroizing<String>, Failure> {
+    // A line's end in it would be read as the end of the answer.
+    credential.token().check_field_value()?;
+    Ok(Zeroizing::new(credential.token().expose().to_owned()))
+}
+
+fn failure(error: TokenError) -> Failure {
+    let hint = error.hint();
+    let status = match &error {
+        TokenError::LoginRequired { .. } => output::SIGN_IN_NEEDED,
+        _ => 1,
+    };
+    Failure::from(error).status(status).hint(hint)
+}
+
+/// What the asking program says on standard input.
+fn question() -> Result<String, Failure> {
+    let mut text = String::new();
+    io::stdin().take(MOST_INPUT).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// The host that a text names, with or without a port.
+fn host_of(text: &str) -> Option<Target> {
+    Target::parse_with_default(text, Scheme::Https.default_port()).ok()
+}
