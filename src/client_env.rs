@@ -1,17 +1,23 @@
 //! The variables that a client program needs to go through the proxy and to trust it: one list for
 //! `run`, `env` and whoever sets a client up.
 
+mod java;
+mod proxy_url;
+mod wget;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs::Permissions;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{self, Write as _};
-use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use rustls_pki_types::CertificateDer;
 
+pub use self::proxy_url::ProxyUrl;
 use crate::config::env::{Environment, UPSTREAM_CA_BUNDLE, UPSTREAM_PROXY};
-use crate::tls::{file, pem};
+use crate::tls::{file, pem, pkcs12};
 
 /// Variables whose file *replaces* the client's own roots: they get everything.
 const REPLACING: [&str; 12] = [
@@ -32,8 +38,17 @@ const REPLACING: [&str; 12] = [
 /// Variables whose file is *added* to the client's own roots: they get all but the system's.
 const ADDING: [&str; 2] = ["CODEX_CA_CERTIFICATE", "NODE_EXTRA_CA_CERTS"];
 
-/// Variables that name the proxy for what goes through ours.
-const PROXIES: [&str; 3] = ["HTTPS_PROXY", "grpc_proxy", "https_proxy"];
+/// Variables that name the proxy for what goes through ours. gRPC, cargo and npm look at their own first, where also
+/// a file of the user's may name another one.
+const PROXIES: [&str; 5] =
+    ["CARGO_HTTP_PROXY", "HTTPS_PROXY", "grpc_proxy", "https_proxy", "npm_config_https_proxy"];
+
+/// Variables in which the user may have named another proxy for one program, in lower case. It would go past ours.
+const OF_ONE_PROGRAM: [&str; 3] = ["cargo_http_proxy", "npm_config_https_proxy", "pip_proxy"];
+
+/// The three in which gcloud has its proxy where the user has named one for it: host, port and type.
+const GCLOUD_PROXY: [&str; 3] =
+    ["CLOUDSDK_PROXY_ADDRESS", "CLOUDSDK_PROXY_PORT", "CLOUDSDK_PROXY_TYPE"];
 
 /// Hosts that clients reach without the proxy, besides those of the user's own `NO_PROXY`.
 const LOCAL: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
@@ -41,8 +56,8 @@ const LOCAL: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 /// What a client's environment is made from.
 #[derive(Debug)]
 pub struct Facts<'a> {
-    /// The proxy's address.
-    pub proxy: SocketAddr,
+    /// Where clients find the proxy.
+    pub proxy: ProxyUrl,
     /// The system's roots.
     pub system: &'a [CertificateDer<'static>],
     /// The company's certificates.
@@ -81,15 +96,25 @@ impl ClientEnv {
         for (name, proxy) in without_logins(env) {
             set.insert(name.to_owned(), proxy.into());
         }
-        let proxy = format!("http://{}", facts.proxy);
-        // gRPC looks at its own first.
-        for name in PROXIES {
-            set.insert(name.to_owned(), proxy.clone().into());
+        let is_another = |name: &&str| OF_ONE_PROGRAM.contains(&name.to_ascii_lowercase().as_str());
+        for name in PROXIES.into_iter().chain(env.names().filter(is_another)) {
+            set.insert(name.to_owned(), facts.proxy.as_str().into());
+        }
+        if env.get(GCLOUD_PROXY[0]).is_some() {
+            let port = facts.proxy.port().to_string();
+            let values = [facts.proxy.host(), &port, "http"];
+            set.extend(
+                GCLOUD_PROXY.iter().zip(values).map(|(name, it)| ((*name).into(), it.into())),
+            );
         }
         let no_proxy = no_proxy(env);
         for name in ["NO_PROXY", "no_proxy", "no_grpc_proxy"] {
             set.insert(name.to_owned(), no_proxy.clone().into());
         }
+        let former = env.text(java::VARIABLE);
+        let options = java::options(former, (&facts.proxy, &no_proxy), &files.java()?);
+        set.insert(java::VARIABLE.to_owned(), options);
+        set.insert(wget::VARIABLE.to_owned(), files.wgetrc(env)?);
         set.insert("NODE_USE_ENV_PROXY".to_owned(), "1".into());
         set.insert(UPSTREAM_PROXY.to_owned(), facts.chain.into());
         let bundle_path = facts.bundle_path.map(Path::as_os_str).unwrap_or_default();
@@ -120,24 +145,48 @@ impl Files<'_> {
         let system = if with_system { self.facts.system } else { &[] };
         let all = [system, self.facts.bundle, &former, self.facts.own].concat();
         let kind = if with_system { "roots" } else { "added" };
-        let path = write_once(self.dir, kind, &pem::write_pem(&all))?;
+        let path = write_once(self.dir, (kind, ".pem"), pem::write_pem(&all).as_bytes(), PUBLIC)?;
         let value = path.clone().into();
         self.written.insert(key, path);
         Ok(value)
+    }
+
+    /// Java's trust store, which replaces its own roots.
+    fn java(&self) -> io::Result<PathBuf> {
+        let all = [self.facts.system, self.facts.bundle, self.facts.own].concat();
+        write_once(self.dir, ("roots", ".p12"), &pkcs12::trust_store(&all), PUBLIC)
+    }
+
+    /// wget's settings: those of the user, then ours.
+    fn wgetrc(&mut self, env: &Environment) -> io::Result<OsString> {
+        let roots = PathBuf::from(self.file(None, true)?);
+        let settings = wget::settings(env, &self.facts.proxy, &roots);
+        Ok(write_once(self.dir, ("wgetrc", ""), &settings, PRIVATE)?.into())
     }
 }
 
 /// Writes a file that is named by its contents, so that whoever writes the same folder at the same time
 /// writes the same file, and one that a client reads never changes.
-fn write_once(dir: &Path, kind: &str, contents: &str) -> io::Result<PathBuf> {
+fn write_once(
+    dir: &Path,
+    (kind, ending): (&str, &str),
+    contents: &[u8],
+    mode: u32,
+) -> io::Result<PathBuf> {
     let mut hasher = DefaultHasher::new();
     contents.hash(&mut hasher);
-    let path = dir.join(format!("{kind}-{:016x}.pem", hasher.finish()));
+    let path = dir.join(format!("{kind}-{:016x}{ending}", hasher.finish()));
     let mut file = tempfile::NamedTempFile::new_in(dir)?;
-    file.write_all(contents.as_bytes())?;
+    file.write_all(contents)?;
+    file.as_file().set_permissions(Permissions::from_mode(mode))?;
     file.persist(&path)?;
     Ok(path)
 }
+
+/// Certificates are for everybody who is let into their folder: in a container that may be another user.
+const PUBLIC: u32 = 0o644;
+/// What was the user's may hold a password.
+const PRIVATE: u32 = 0o600;
 
 fn certificates_of(path: &Path) -> Vec<CertificateDer<'static>> {
     let read = file::read(path).map_err(|error| error.to_string());
@@ -204,11 +253,14 @@ fn no_proxy(env: &Environment) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
 
     fn made_from(env: &Environment) -> ClientEnv {
         let folder = tempfile::tempdir().unwrap();
-        let (proxy, chain, bundle_path) = (([127, 0, 0, 1], 8377).into(), "", None);
+        let proxy = SocketAddr::from(([127, 0, 0, 1], 8377)).into();
+        let (chain, bundle_path) = ("", None);
         let facts = Facts { proxy, system: &[], bundle: &[], own: &[], chain, bundle_path };
         ClientEnv::write(&facts, env, folder.path()).unwrap()
     }
@@ -218,6 +270,23 @@ mod tests {
         let others = ["GOPROXY", "INPUT_HTTP-PROXY", "SSH_PROXY", "x;cmd;proxy"];
         let env = Environment::from_pairs(others.map(|name| (name, "https://u:p@corp,direct")));
         assert!(made_from(&env).iter().all(|(name, _)| !others.contains(&name)));
+    }
+
+    #[test]
+    fn a_proxy_of_one_program_gives_way() {
+        let names = ["CARGO_HTTP_PROXY", "NPM_CONFIG_HTTPS_PROXY", "PIP_PROXY"];
+        let theirs = names.map(|name| (name, "http://me:pa55@corp:3128"));
+        let made = made_from(&Environment::from_pairs(theirs));
+        for name in names {
+            let found = made.iter().find(|(it, _)| *it == name).unwrap();
+            assert_eq!(found.1, "http://127.0.0.1:8377", "{name}");
+        }
+        let is_gcloud = |(name, _): &(&str, &OsString)| GCLOUD_PROXY.contains(name);
+        assert_eq!(made.iter().filter(is_gcloud).count(), 0);
+        let env = Environment::from_pairs([("CLOUDSDK_PROXY_ADDRESS", "corp")]);
+        let made = made_from(&env);
+        let values: Vec<_> = made.iter().filter(is_gcloud).map(|(_, value)| value).collect();
+        assert_eq!(values, ["127.0.0.1", "8377", "http"]);
     }
 
     /// Nobody writes to it, and who opens it for reading would wait.
@@ -250,7 +319,7 @@ mod tests {
             (Some("me:pa://55@proxy.corp"), Some("proxy.corp")),
         ];
         for (value, expected) in table {
-            for name in ["ALL_PROXY", "FTP_PROXY", "http_proxy", "npm_config_https_proxy"] {
+            for name in ["ALL_PROXY", "FTP_PROXY", "http_proxy", "npm_config_proxy"] {
                 let env = Environment::from_pairs(value.map(|value| (name, value)));
                 let made = made_from(&env);
                 let found = made.iter().filter(|(it, _)| *it == name);

@@ -4,6 +4,7 @@ pub mod ca;
 pub mod file;
 pub mod leaf;
 pub mod pem;
+pub mod pkcs12;
 pub mod trust;
 
 #[cfg(test)]

@@ -236,7 +236,7 @@ impl WayOut {
             roots.iter().map(|root| root.der().clone()).collect();
         let roots = self.trust.now();
         let facts = Facts {
-            proxy: address,
+            proxy: address.into(),
             system: roots.system(),
             bundle: roots.bundle(),
             own: &own,

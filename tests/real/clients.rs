@@ -74,11 +74,11 @@ async fn git_clone() {
 async fn wget() {
     let Some(wget) = program("wget") else { return };
     let scene = Scene::usual().await;
-    // wget reads no variable for its roots: it is told where they are.
-    let ca = "exec \"$0\" --ca-certificate=\"$SSL_CERT_FILE\" -qO- \"$1\"";
-    let done = scene.run_ok(&["sh", "-c", ca, &wget, "https://api.example.com/v1/things"]).await;
+    fs::write(scene.path(".wgetrc"), "header = X-Theirs: still here").unwrap();
+    let done = scene.run_ok(&[&wget, "-qO-", "https://api.example.com/v1/things"]).await;
     assert!(done.out.contains("present and current"), "{done:?}");
-    scene.seen_signed_in();
+    let seen = scene.seen_signed_in();
+    assert_eq!(seen[0].headers["x-theirs"], "still here");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -39,6 +39,8 @@ mod memory;
 mod policies;
 mod process;
 mod roots;
+#[cfg(target_os = "linux")]
+mod runtimes;
 mod served;
 mod silence;
 mod support;

@@ -43,40 +43,29 @@ struct Runtime {
     arguments: fn(&str) -> Vec<String>,
     /// What to type when it does not trust what the variables name.
     fix: &'static str,
-    /// Whether it reads a variable that says whom to trust.
-    reads_variables: bool,
 }
 
 const RUNTIMES: [Runtime; 5] = [
-    Runtime {
-        name: "curl",
-        arguments: curl,
-        fix: "look for `cacert` or `proxy` in ~/.curlrc",
-        reads_variables: true,
-    },
+    Runtime { name: "curl", arguments: curl, fix: "look for `cacert` or `proxy` in ~/.curlrc" },
     Runtime {
         name: "git",
         arguments: git,
         fix: "see: git config --show-origin --get-regexp '^http\\.'",
-        reads_variables: true,
     },
     Runtime {
         name: "node",
         arguments: node,
         fix: "look for NODE_OPTIONS (--use-openssl-ca) and a version older than 7.3",
-        reads_variables: true,
     },
     Runtime {
         name: "python3",
         arguments: python,
         fix: "look for SSL_CERT_DIR and sitecustomize; or: valetkey ca install",
-        reads_variables: true,
     },
     Runtime {
         name: "wget",
         arguments: wget,
-        fix: "valetkey run -- sh -c 'wget --ca-certificate=\"$SSL_CERT_FILE\" URL', or: valetkey ca install",
-        reads_variables: false,
+        fix: "see whether it reads WGETRC (wget2 does not), or: valetkey ca install",
     },
 ];
 
@@ -143,7 +132,7 @@ async fn visit_all(
     let folder = tempfile::tempdir()?;
     let now = trust.now();
     let facts = Facts {
-        proxy: visited.address,
+        proxy: visited.address.into(),
         system: now.system(),
         bundle: now.bundle(),
         own: &visited.roots,
@@ -163,14 +152,11 @@ async fn visit_all(
                 "trusts the local CA, but reads no HTTPS_PROXY: what it fetches goes past valetkey",
                 "use a version that knows NODE_USE_ENV_PROXY (24), or undici's EnvHttpProxyAgent",
             ),
-            Seen::Nothing if runtime.reads_variables => Check::warning(
+            Seen::Nothing => Check::warning(
                 "runtime",
                 "does not trust the local CA under `valetkey run`",
                 runtime.fix,
             ),
-            Seen::Nothing => {
-                Check::warning("runtime", "reads no variable that says whom to trust", runtime.fix)
-            }
         };
         report.add(check.about(runtime.name));
     }
@@ -324,11 +310,11 @@ mod tests {
             // Its end comes when nobody holds it any more.
             leave.send(pipe.read(&mut [0]).unwrap()).unwrap();
         });
-        let (proxy, chain, bundle_path) = (([127, 0, 0, 1], 1).into(), "", None);
+        let proxy = SocketAddr::from(([127, 0, 0, 1], 1)).into();
+        let (chain, bundle_path) = ("", None);
         let facts = Facts { proxy, system: &[], bundle: &[], own: &[], chain, bundle_path };
         let variables = ClientEnv::write(&facts, &Environment::default(), folder.path()).unwrap();
-        let runtime =
-            Runtime { name: "sh", arguments: begun_and_late, fix: "", reads_variables: true };
+        let runtime = Runtime { name: "sh", arguments: begun_and_late, fix: "" };
         let host = Host::parse("api.example").unwrap();
         {
             let mut visiting = pin!(visit(&runtime, &host, (&variables, &[])));
