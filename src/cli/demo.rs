@@ -113,7 +113,8 @@ impl<'a> Stage<'a> {
         let own_env = Environment::from_pairs([("HOME", home.path())]);
         let overrides = Overrides { config: Some(config), ..Overrides::default() };
         let config = Config::load(&overrides, &own_env).map_err(output::mistakes)?;
-        let started = Started::new(config, Arc::default(), &own_env).await?;
+        let ca = start::local_ca(&config)?;
+        let started = Started::new(config, ca, Arc::default(), &own_env).await?;
         let listener = start::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await?;
         let address = listener.local_addr()?;
         started.proxy.serve(Socket::Tcp(listener), Door::default());

@@ -22,6 +22,10 @@ use crate::proxy::{Door, Socket};
 /// What `run` takes.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
+    /// Use a local CA of this run alone, whose keys are never written
+    #[arg(long)]
+    ephemeral_ca: bool,
+
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -36,17 +40,21 @@ const DRAIN: Duration = Duration::from_millis(100);
 pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Failure> {
     let config = typed.config()?;
     process::harden();
-    process::runtime()?.block_on(run_behind(&arguments.command, typed, config))
+    process::runtime()?.block_on(run_behind(arguments, typed, config))
 }
 
 async fn run_behind(
-    command: &[OsString],
+    arguments: &Arguments,
     typed: &Typed,
     config: Config,
 ) -> Result<ExitCode, Failure> {
     let mut signals = Signals::passed_on()?;
+    let ca = match arguments.ephemeral_ca {
+        true => start::ephemeral_ca(&config)?,
+        false => start::local_ca(&config)?,
+    };
     // The program is our own user's: nobody needs a pass.
-    let mut started = Started::new(config, Arc::default(), &typed.env).await?;
+    let mut started = Started::new(config, ca, Arc::default(), &typed.env).await?;
     let listener = start::bind(([127, 0, 0, 1], 0).into()).await?;
     let address = listener.local_addr()?;
     started.proxy.serve(Socket::Tcp(listener), Door::default());
@@ -62,7 +70,7 @@ async fn run_behind(
     info.write(&folder.path().join(running::FILE))?;
     let client_env = started.client_env(address, &typed.env, folder.path())?;
 
-    let [program, arguments @ ..] = command else {
+    let [program, arguments @ ..] = &*arguments.command else {
         return Err(Failure::new("no program was named").status(output::WRONG_USE));
     };
     let mut child = Command::new(program);

@@ -13,7 +13,7 @@ use super::entrances::Entrances;
 use super::output::{self, Failure};
 use super::passes::{self, Followed};
 use super::running::{self, ServerInfo};
-use super::start::Started;
+use super::start::{self, Started};
 use super::{Typed, process};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -73,7 +73,8 @@ impl<'a> Serving<'a> {
         let passes =
             Followed::read(file, Clock::system(), tasks.clone()).map_err(output::hinted)?;
         let passes = Arc::new(passes);
-        let started = Started::new(config, passes.passes.clone(), &typed.env).await?;
+        let ca = start::local_ca(&config)?;
+        let started = Started::new(config, ca, passes.passes.clone(), &typed.env).await?;
         let config = started.config();
         let runtime_dir = &config.paths.runtime_dir;
         process::private_dir(runtime_dir)?;

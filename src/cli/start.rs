@@ -52,17 +52,17 @@ pub(super) struct WayOut {
 }
 
 impl Started {
-    /// Builds everything. Nothing is served and no login is needed yet.
+    /// Builds everything around a local CA. Nothing is served and no login is needed yet.
     ///
     /// # Errors
     ///
-    /// [`Failure`] for a CA, a bundle or a chain that cannot be used.
+    /// [`Failure`] for a bundle or a chain that cannot be used.
     pub(super) async fn new(
         config: Config,
+        ca: LocalCa,
         passes: Arc<Passes>,
         env: &Environment,
     ) -> Result<Self, Failure> {
-        let ca = open_ca(&config)?;
         let roots = ca.roots().to_vec();
         let out = WayOut::new(&config, &roots, env)?;
         roots::follow(&out.trust, &Tasks::new());
@@ -99,7 +99,7 @@ impl Started {
         env: &Environment,
     ) -> Result<(), Failure> {
         let names_are_new = config.ca_names() != self.config.ca_names();
-        let ca = if names_are_new { Some(open_ca(&config)?) } else { None };
+        let ca = if names_are_new { Some(local_ca(&config)?) } else { None };
         let roots = ca.as_ref().map_or_else(|| self.roots.clone(), |ca| ca.roots().to_vec());
         let leaves = ca.map(Leaves::new).transpose().map_err(output::hinted)?;
         let way_is_new = names_are_new || config.upstream != self.config.upstream;
@@ -270,9 +270,24 @@ impl NewWay {
     }
 }
 
-fn open_ca(config: &Config) -> Result<LocalCa, Failure> {
-    let (dir, names) = (ca_dir(config), config.ca_names());
-    LocalCa::open(&dir, &names, Clock::system()).map_err(output::hinted)
+/// The local CA that is kept, for the names that are ruled now.
+///
+/// # Errors
+///
+/// [`Failure`] for a CA that cannot be used.
+pub(super) fn local_ca(config: &Config) -> Result<LocalCa, Failure> {
+    let names = config.ca_names();
+    LocalCa::open(&ca_dir(config), &names, Clock::system()).map_err(output::hinted)
+}
+
+/// One for this process alone, whose keys are never written. What is kept is neither read nor made.
+///
+/// # Errors
+///
+/// [`Failure`] when the cryptography fails.
+pub(super) fn ephemeral_ca(config: &Config) -> Result<LocalCa, Failure> {
+    let names = config.ca_names();
+    LocalCa::ephemeral(&names, Clock::system()).map_err(output::hinted)
 }
 
 /// Where the local CA is kept.

@@ -39,6 +39,7 @@ mod memory;
 mod policies;
 mod process;
 mod roots;
+mod runs;
 #[cfg(target_os = "linux")]
 mod runtimes;
 mod served;
