@@ -70,12 +70,24 @@ pub struct Facts<'a> {
     pub bundle_path: Option<&'a Path>,
 }
 
+/// The folder that certificate files are written into, for whom.
+#[derive(Clone, Copy, Debug)]
+pub enum Folder<'a> {
+    /// For programs of this machine.
+    Here(&'a Path),
+    /// For a container, which sees it at [`IN_CONTAINER`] and has a home and settings of its own.
+    Mounted(&'a Path),
+}
+
+/// Where a container sees the folder.
+pub const IN_CONTAINER: &str = "/run/valetkey";
+
 /// Variables to set, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClientEnv(BTreeMap<String, OsString>);
 
 impl ClientEnv {
-    /// Writes the certificate files that the variables name into `dir`, and makes the variables.
+    /// Writes the files that the variables name into a folder, and makes the variables.
     ///
     /// A variable that is set already keeps the certificates of its file: each distinct former value
     /// gets a file of its own. One that cannot be read is left out, with a warning in the log.
@@ -83,10 +95,11 @@ impl ClientEnv {
     ///
     /// # Errors
     ///
-    /// Those of writing to `dir`.
-    pub fn write(facts: &Facts<'_>, env: &Environment, dir: &Path) -> io::Result<Self> {
+    /// Those of writing to the folder.
+    pub fn write(facts: &Facts<'_>, env: &Environment, folder: Folder<'_>) -> io::Result<Self> {
         let mut set = BTreeMap::new();
-        let mut files = Files { facts, dir, written: BTreeMap::new() };
+        let mut files = Files { facts, folder, written: BTreeMap::new() };
+        let env = &folder.reached_by(env);
         for name in REPLACING {
             set.insert(name.to_owned(), files.file(env.get(name).map(PathBuf::from), true)?);
         }
@@ -116,10 +129,17 @@ impl ClientEnv {
         set.insert(java::VARIABLE.to_owned(), options);
         set.insert(wget::VARIABLE.to_owned(), files.wgetrc(env)?);
         set.insert("NODE_USE_ENV_PROXY".to_owned(), "1".into());
-        set.insert(UPSTREAM_PROXY.to_owned(), facts.chain.into());
-        let bundle_path = facts.bundle_path.map(Path::as_os_str).unwrap_or_default();
-        set.insert(UPSTREAM_CA_BUNDLE.to_owned(), bundle_path.to_owned());
+        if let Folder::Here(_) = folder {
+            set.insert(UPSTREAM_PROXY.to_owned(), facts.chain.into());
+            let bundle_path = facts.bundle_path.map(Path::as_os_str).unwrap_or_default();
+            set.insert(UPSTREAM_CA_BUNDLE.to_owned(), bundle_path.to_owned());
+        }
         Ok(Self(set))
+    }
+
+    /// The value of a variable.
+    pub fn get(&self, name: &str) -> Option<&OsString> {
+        self.0.get(name)
     }
 
     /// The variables, by name.
@@ -128,10 +148,51 @@ impl ClientEnv {
     }
 }
 
-/// The certificate files of one client environment, one for each distinct former value.
+impl Folder<'_> {
+    /// What counts of our environment: for a container no more than certificates, which it gets a copy of, and the
+    /// hosts to be reached without a proxy.
+    fn reached_by(&self, env: &Environment) -> Environment {
+        match self {
+            Self::Here(_) => env.clone(),
+            Self::Mounted(_) => {
+                let names = REPLACING.into_iter().chain(ADDING).chain(["NO_PROXY", "no_proxy"]);
+                Environment::from_pairs(names.filter_map(|name| Some((name, env.get(name)?))))
+            }
+        }
+    }
+
+    /// Writes a file that is named by its contents, so that whoever writes the same folder at the same time
+    /// writes the same file, and one that a client reads never changes. Gives the path that the client knows.
+    fn write_once(
+        &self,
+        (kind, ending): (&str, &str),
+        contents: &[u8],
+        mode: u32,
+    ) -> io::Result<PathBuf> {
+        let mut hasher = DefaultHasher::new();
+        contents.hash(&mut hasher);
+        let name = format!("{kind}-{:016x}{ending}", hasher.finish());
+        let (Self::Here(dir) | Self::Mounted(dir)) = self;
+        let mut file = tempfile::NamedTempFile::new_in(dir)?;
+        file.write_all(contents)?;
+        file.as_file().set_permissions(Permissions::from_mode(mode))?;
+        file.persist(dir.join(&name))?;
+        Ok(match self {
+            Self::Here(dir) => dir.join(name),
+            Self::Mounted(_) => Path::new(IN_CONTAINER).join(name),
+        })
+    }
+}
+
+/// Certificates are for everybody who is let into their folder: in a container that may be another user.
+const PUBLIC: u32 = 0o644;
+/// What was the user's may hold a password.
+const PRIVATE: u32 = 0o600;
+
+/// The files of one client environment: of certificates one for each distinct former value.
 struct Files<'a> {
     facts: &'a Facts<'a>,
-    dir: &'a Path,
+    folder: Folder<'a>,
     written: BTreeMap<(Option<PathBuf>, bool), PathBuf>,
 }
 
@@ -145,7 +206,8 @@ impl Files<'_> {
         let system = if with_system { self.facts.system } else { &[] };
         let all = [system, self.facts.bundle, &former, self.facts.own].concat();
         let kind = if with_system { "roots" } else { "added" };
-        let path = write_once(self.dir, (kind, ".pem"), pem::write_pem(&all).as_bytes(), PUBLIC)?;
+        let path =
+            self.folder.write_once((kind, ".pem"), pem::write_pem(&all).as_bytes(), PUBLIC)?;
         let value = path.clone().into();
         self.written.insert(key, path);
         Ok(value)
@@ -154,39 +216,19 @@ impl Files<'_> {
     /// Java's trust store, which replaces its own roots.
     fn java(&self) -> io::Result<PathBuf> {
         let all = [self.facts.system, self.facts.bundle, self.facts.own].concat();
-        write_once(self.dir, ("roots", ".p12"), &pkcs12::trust_store(&all), PUBLIC)
+        self.folder.write_once(("roots", ".p12"), &pkcs12::trust_store(&all), PUBLIC)
     }
 
     /// wget's settings: those of the user, then ours.
     fn wgetrc(&mut self, env: &Environment) -> io::Result<OsString> {
         let roots = PathBuf::from(self.file(None, true)?);
-        let settings = wget::settings(env, &self.facts.proxy, &roots);
-        Ok(write_once(self.dir, ("wgetrc", ""), &settings, PRIVATE)?.into())
+        let theirs = wget::settings_of_user(env);
+        // Without theirs a container may read it.
+        let mode = if theirs.is_empty() { PUBLIC } else { PRIVATE };
+        let settings = wget::settings(theirs, &self.facts.proxy, &roots);
+        Ok(self.folder.write_once(("wgetrc", ""), &settings, mode)?.into())
     }
 }
-
-/// Writes a file that is named by its contents, so that whoever writes the same folder at the same time
-/// writes the same file, and one that a client reads never changes.
-fn write_once(
-    dir: &Path,
-    (kind, ending): (&str, &str),
-    contents: &[u8],
-    mode: u32,
-) -> io::Result<PathBuf> {
-    let mut hasher = DefaultHasher::new();
-    contents.hash(&mut hasher);
-    let path = dir.join(format!("{kind}-{:016x}{ending}", hasher.finish()));
-    let mut file = tempfile::NamedTempFile::new_in(dir)?;
-    file.write_all(contents)?;
-    file.as_file().set_permissions(Permissions::from_mode(mode))?;
-    file.persist(&path)?;
-    Ok(path)
-}
-
-/// Certificates are for everybody who is let into their folder: in a container that may be another user.
-const PUBLIC: u32 = 0o644;
-/// What was the user's may hold a password.
-const PRIVATE: u32 = 0o600;
 
 fn certificates_of(path: &Path) -> Vec<CertificateDer<'static>> {
     let read = file::read(path).map_err(|error| error.to_string());
@@ -262,7 +304,7 @@ mod tests {
         let proxy = SocketAddr::from(([127, 0, 0, 1], 8377)).into();
         let (chain, bundle_path) = ("", None);
         let facts = Facts { proxy, system: &[], bundle: &[], own: &[], chain, bundle_path };
-        ClientEnv::write(&facts, env, folder.path()).unwrap()
+        ClientEnv::write(&facts, env, Folder::Here(folder.path())).unwrap()
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! `valetkey env`: the variables that put a shell behind the running proxy.
 
+mod docker;
+
 use std::process::ExitCode;
 
 use clap::ValueEnum;
@@ -8,6 +10,8 @@ use serde_json::{Map, Value};
 use super::output::{self, Failure};
 use super::start::{WayOut, ca_dir};
 use super::{Typed, process, running};
+use crate::client_env::{ClientEnv, Folder, ProxyUrl};
+use crate::config::Config;
 use crate::tls::ca::LocalCa;
 
 /// What `env` takes.
@@ -16,6 +20,14 @@ pub(super) struct Arguments {
     /// The form to print them in [default: that of $SHELL]
     #[arg(long, value_enum)]
     shell: Option<Shell>,
+
+    /// Where the tools find the proxy, when it is not where the running one says
+    #[arg(long, value_name = "URL", value_parser = typed_url)]
+    proxy_url: Option<ProxyUrl>,
+}
+
+fn typed_url(text: &str) -> Result<ProxyUrl, &'static str> {
+    ProxyUrl::parse(text).ok_or("the form is http://HOST:PORT, or http://x:PASS@HOST:PORT")
 }
 
 /// The forms that the variables are printed in.
@@ -35,10 +47,34 @@ enum Shell {
     Json,
     /// Lines for the file that $GITHUB_ENV names
     Github,
+    /// Arguments of `docker run`
+    Docker,
+    /// Arguments of `docker build`
+    DockerBuild,
 }
 
 pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Failure> {
     let config = typed.config()?;
+    let proxy = match &arguments.proxy_url {
+        Some(proxy) => proxy.clone(),
+        None => running_proxy(typed, &config)?,
+    };
+    let shell = arguments.shell.unwrap_or_else(|| usual_shell(typed.env.text("SHELL")));
+    let printed = match shell {
+        Shell::Docker => docker::print_run(typed, &config, proxy)?,
+        Shell::DockerBuild => docker::print_build(typed, &config, proxy)?,
+        shell => {
+            let dir = config.paths.runtime_dir.join("env");
+            process::private_dir(&dir)?;
+            let client_env = client_env(typed, &config, proxy, Folder::Here(&dir))?;
+            shell.print(texts(&client_env))
+        }
+    };
+    output::raw(&printed);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn running_proxy(typed: &Typed, config: &Config) -> Result<ProxyUrl, Failure> {
     let Some(info) = running::find_soon(&config.paths.runtime_dir, &typed.env) else {
         return Err(Failure::new("no proxy is running")
             .hint("start one: valetkey serve")
@@ -49,16 +85,27 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
         Failure::new(format!("programs cannot be put behind {} by variables", info.proxy))
             .hint("give the proxy a listener for this machine too: [[listeners]] address = \"127.0.0.1:8377\"")
     })?;
-    let roots = LocalCa::load_roots(&ca_dir(&config)).map_err(output::hinted)?;
-    let dir = config.paths.runtime_dir.join("env");
-    process::private_dir(&dir)?;
-    let way_out = WayOut::new(&config, &roots, &typed.env)?;
-    let client_env = way_out.client_env(&roots, address, &typed.env, &dir)?;
+    Ok(address.into())
+}
 
-    let shell = arguments.shell.unwrap_or_else(|| usual_shell(typed.env.text("SHELL")));
-    let pairs = client_env.iter().map(|(name, value)| (name, value.to_string_lossy().into_owned()));
-    output::raw(&shell.print(pairs));
-    Ok(ExitCode::SUCCESS)
+fn client_env(
+    typed: &Typed,
+    config: &Config,
+    proxy: ProxyUrl,
+    folder: Folder<'_>,
+) -> Result<ClientEnv, Failure> {
+    let roots = LocalCa::load_roots(&ca_dir(config)).map_err(output::hinted)?;
+    let way_out = WayOut::new(config, &roots, &typed.env)?;
+    way_out.client_env(&roots, proxy, &typed.env, folder)
+}
+
+fn texts(client_env: &ClientEnv) -> impl Iterator<Item = (&str, String)> {
+    client_env.iter().map(|(name, value)| (name, value.to_string_lossy().into_owned()))
+}
+
+/// A word as a POSIX shell reads it.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 fn usual_shell(path: Option<String>) -> Shell {
@@ -78,14 +125,14 @@ impl Shell {
 
     fn line(self, name: &str, value: &str) -> String {
         match self {
-            Self::Bash => format!("export {name}='{}'\n", value.replace('\'', r"'\''")),
+            Self::Bash => format!("export {name}={}\n", quoted(value)),
             Self::Fish => {
                 format!("set -gx {name} '{}'\n", value.replace('\\', r"\\").replace('\'', r"\'"))
             }
             Self::Powershell => format!("$env:{name} = '{}'\n", value.replace('\'', "''")),
             // The form that both docker and the usual libraries read: no quotes, no escapes.
             Self::Dotenv | Self::Github => format!("{name}={value}\n"),
-            Self::Json => String::new(),
+            Self::Json | Self::Docker | Self::DockerBuild => String::new(),
         }
     }
 }

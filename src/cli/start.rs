@@ -14,7 +14,7 @@ use super::credentials::Credentials;
 use super::output::{self, Failure};
 use super::roots;
 use crate::access::Passes;
-use crate::client_env::{ClientEnv, Facts};
+use crate::client_env::{ClientEnv, Facts, Folder, ProxyUrl};
 use crate::clock::Clock;
 use crate::config::env::Environment;
 use crate::config::{Config, OnViolation, Trust, UpstreamConfig};
@@ -138,7 +138,7 @@ impl Started {
         env: &Environment,
         dir: &Path,
     ) -> Result<ClientEnv, Failure> {
-        self.out.client_env(&self.roots, address, env, dir)
+        self.out.client_env(&self.roots, address.into(), env, Folder::Here(dir))
     }
 
     /// Writes the roots that clients must trust into `dir`, as one file.
@@ -224,26 +224,27 @@ impl WayOut {
     ///
     /// # Errors
     ///
-    /// [`Failure`] when `dir` cannot be written.
+    /// [`Failure`] when the folder cannot be written.
     pub(super) fn client_env(
         &self,
         roots: &[Root],
-        address: SocketAddr,
+        proxy: ProxyUrl,
         env: &Environment,
-        dir: &Path,
+        folder: Folder<'_>,
     ) -> Result<ClientEnv, Failure> {
         let own: Vec<CertificateDer<'static>> =
             roots.iter().map(|root| root.der().clone()).collect();
         let roots = self.trust.now();
         let facts = Facts {
-            proxy: address.into(),
+            proxy,
             system: roots.system(),
             bundle: roots.bundle(),
             own: &own,
             chain: &self.chain,
             bundle_path: self.trust.bundle_path(),
         };
-        let written = ClientEnv::write(&facts, env, dir);
+        let (Folder::Here(dir) | Folder::Mounted(dir)) = folder;
+        let written = ClientEnv::write(&facts, env, folder);
         written.map_err(|error| Failure::at(dir, error))
     }
 }

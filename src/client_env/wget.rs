@@ -9,15 +9,18 @@ use crate::tls::file;
 /// The variable that names the file.
 pub(super) const VARIABLE: &str = "WGETRC";
 
-/// The user's own settings, then ours: of two wget takes the last. `roots` are beside the system's.
-pub(super) fn settings(env: &Environment, proxy: &ProxyUrl, roots: &Path) -> Vec<u8> {
+/// The user's own settings, as they are in their file; empty for none.
+pub(super) fn settings_of_user(env: &Environment) -> Vec<u8> {
     let in_home = || Some(Path::new(env.get("HOME")?).join(".wgetrc"));
-    let theirs = env.get(VARIABLE).map(PathBuf::from).or_else(in_home);
-    let mut settings = theirs.as_deref().map(read).unwrap_or_default();
-    let ours =
-        format!("\nca_certificate = {}\nhttps_proxy = {}\n", roots.display(), proxy.as_str());
-    settings.extend(ours.into_bytes());
-    settings
+    let path = env.get(VARIABLE).map(PathBuf::from).or_else(in_home);
+    path.as_deref().map(read).unwrap_or_default()
+}
+
+/// Settings, then ours: of two wget takes the last. `roots` are beside the system's.
+pub(super) fn settings(mut theirs: Vec<u8>, proxy: &ProxyUrl, roots: &Path) -> Vec<u8> {
+    let (roots, proxy) = (roots.display(), proxy.as_str());
+    theirs.extend(format!("\nca_certificate = {roots}\nhttps_proxy = {proxy}\n").into_bytes());
+    theirs
 }
 
 fn read(path: &Path) -> Vec<u8> {
@@ -43,7 +46,8 @@ mod tests {
         let proxy = SocketAddr::from(([127, 0, 0, 1], 8377)).into();
         let made = |pairs: &[(&str, &Path)]| {
             let env = Environment::from_pairs(pairs.iter().copied());
-            String::from_utf8(settings(&env, &proxy, Path::new("/a b/roots.pem"))).unwrap()
+            let theirs = settings_of_user(&env);
+            String::from_utf8(settings(theirs, &proxy, Path::new("/a b/roots.pem"))).unwrap()
         };
         let ours = "\nca_certificate = /a b/roots.pem\nhttps_proxy = http://127.0.0.1:8377\n";
         assert_eq!(made(&[]), ours);

@@ -23,6 +23,8 @@ mod corporate;
 mod decoys;
 #[cfg(target_os = "linux")]
 mod dialling;
+#[cfg(target_os = "linux")]
+mod docker;
 mod doctor;
 #[cfg(target_os = "linux")]
 mod early;

@@ -25,7 +25,7 @@ use super::report::{Check, Report};
 use crate::cli::programs::Search;
 use crate::cli::start::ca_dir;
 use crate::cli::{Failure, Typed, output, run};
-use crate::client_env::{self, ClientEnv, Facts};
+use crate::client_env::{self, ClientEnv, Facts, Folder};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::group::Group;
@@ -139,7 +139,7 @@ async fn visit_all(
         chain: "",
         bundle_path: None,
     };
-    let variables = ClientEnv::write(&facts, &typed.env, folder.path())?;
+    let variables = ClientEnv::write(&facts, &typed.env, Folder::Here(folder.path()))?;
     let secret: Vec<&str> = run::variables_of_sources(config).collect();
     let search = Search::new(typed.env.get("PATH"));
     let found = RUNTIMES.iter().filter(|runtime| search.has(runtime.name));
@@ -313,7 +313,8 @@ mod tests {
         let proxy = SocketAddr::from(([127, 0, 0, 1], 1)).into();
         let (chain, bundle_path) = ("", None);
         let facts = Facts { proxy, system: &[], bundle: &[], own: &[], chain, bundle_path };
-        let variables = ClientEnv::write(&facts, &Environment::default(), folder.path()).unwrap();
+        let variables =
+            ClientEnv::write(&facts, &Environment::default(), Folder::Here(folder.path())).unwrap();
         let runtime = Runtime { name: "sh", arguments: begun_and_late, fix: "" };
         let host = Host::parse("api.example").unwrap();
         {
