@@ -1,5 +1,6 @@
 //! The command line: what was typed becomes a configuration once, and one command runs on it.
 
+mod activation;
 mod ca;
 mod chain;
 mod changes;

@@ -11,20 +11,28 @@ use std::path::{Path, PathBuf};
 
 use tokio::net::UnixListener;
 
+use super::activation::Inherited;
 use super::output::{self, Failure};
 use super::start;
 use crate::config::{ListenAddress, Listener};
 use crate::proxy::{Door, Entrance, Proxy, Socket};
 
 /// The listeners that are open.
-#[derive(Default)]
-pub(super) struct Entrances(Vec<Open>);
+pub(super) struct Entrances {
+    open: Vec<Open>,
+    /// Sockets that were open before us.
+    inherited: Inherited,
+    /// Listeners for those of them that the configuration did not speak of.
+    others: Vec<Listener>,
+}
 
 struct Open {
     listener: Listener,
     /// The address, with the port that was taken; `None` for a Unix socket.
     address: Option<SocketAddr>,
     entrance: Entrance,
+    /// Whether it was opened by us, and is ours to remove.
+    is_ours: bool,
     /// Whether it was said that it is open.
     is_known: bool,
 }
@@ -33,9 +41,20 @@ struct Open {
 struct Bound {
     listener: Listener,
     socket: Socket,
+    is_ours: bool,
 }
 
 impl Entrances {
+    /// None is open but those that were inherited, which serve nobody yet.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`] for an inherited one of which nobody says who may come.
+    pub(super) fn new(inherited: Inherited, listeners: &[Listener]) -> Result<Self, Failure> {
+        let others = inherited.others(listeners)?;
+        Ok(Self { open: Vec::new(), inherited, others })
+    }
+
     /// Opens what these listeners want and is not open, lets in there whom they say, and closes the others. Who is in
     /// stays in.
     ///
@@ -48,16 +67,22 @@ impl Entrances {
         proxy: &Proxy,
         has_passes: bool,
     ) -> Result<(), Failure> {
-        let is_open = |wanted: &&Listener| self.0.iter().any(|open| open.is_at(wanted));
+        let listeners = [listeners, &self.others].concat();
+        listeners.iter().try_for_each(|listener| check(listener, has_passes))?;
         let mut bound = Vec::new();
-        for listener in listeners {
-            check(listener, has_passes)?;
+        for listener in &listeners {
+            if self.is_open(listener) {
+                continue;
+            }
+            let (listener, inherited) = (listener.clone(), self.inherited.take(&listener.address)?);
+            let is_ours = inherited.is_none();
+            let socket = match inherited {
+                Some(socket) => socket,
+                None => bind(&listener.address).await?,
+            };
+            bound.push(Bound { listener, socket, is_ours });
         }
-        for listener in listeners.iter().filter(|wanted| !is_open(wanted)) {
-            bound
-                .push(Bound { socket: bind(&listener.address).await?, listener: listener.clone() });
-        }
-        self.0.retain(|open| {
+        self.open.retain(|open| {
             let is_wanted = listeners.iter().any(|wanted| open.is_at(wanted));
             if !is_wanted {
                 output::words(format_args!("no longer listening on {}", open.url()));
@@ -65,24 +90,28 @@ impl Entrances {
             }
             is_wanted
         });
-        for open in &mut self.0 {
+        for open in &mut self.open {
             let wanted = listeners.iter().find(|wanted| open.is_at(wanted));
             if let Some(wanted) = wanted.filter(|wanted| open.listener != **wanted) {
                 open.entrance.change(door(wanted));
                 open.listener = wanted.clone();
             }
         }
-        for Bound { listener, socket } in bound {
+        for Bound { listener, socket, is_ours } in bound {
             let address = socket.address();
             let entrance = proxy.serve(socket, door(&listener));
-            self.0.push(Open { listener, address, entrance, is_known: false });
+            self.open.push(Open { listener, address, entrance, is_ours, is_known: false });
         }
         Ok(())
     }
 
+    fn is_open(&self, wanted: &Listener) -> bool {
+        self.open.iter().any(|open| open.is_at(wanted))
+    }
+
     /// Says which are open, those that were not said before.
     pub(super) fn announce(&mut self) {
-        for open in self.0.iter_mut().filter(|open| !open.is_known) {
+        for open in self.open.iter_mut().filter(|open| !open.is_known) {
             output::words(format_args!("listening on {}", open.url()));
             open.warn();
             open.is_known = true;
@@ -96,12 +125,12 @@ impl Entrances {
             let Listener { require_pass, tls_names, .. } = &open.listener;
             (open.address.is_none(), *require_pass, !tls_names.is_empty())
         };
-        self.0.iter().min_by_key(rank).map(Open::url)
+        self.open.iter().min_by_key(rank).map(Open::url)
     }
 
     /// Removes what outlives a process.
     pub(super) fn tidy(&self) {
-        self.0.iter().for_each(Open::remove_file);
+        self.open.iter().for_each(Open::remove_file);
     }
 }
 
@@ -125,7 +154,7 @@ impl Open {
     }
 
     fn remove_file(&self) {
-        if let ListenAddress::Unix(path) = &self.listener.address {
+        if let (ListenAddress::Unix(path), true) = (&self.listener.address, self.is_ours) {
             let removed = fs::remove_file(path);
             tracing::debug!(ok = removed.is_ok(), "the file of a socket was removed");
         }

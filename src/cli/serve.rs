@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use super::activation::{self, Inherited};
 use super::changes::Changes;
 use super::entrances::Entrances;
 use super::output::{self, Failure};
@@ -38,13 +39,15 @@ pub(super) fn run(typed: &Typed) -> Result<ExitCode, Failure> {
     let config = typed.config()?;
     process::harden();
     process::forbid_core_files();
-    process::runtime()?.block_on(serve(typed, config))
+    let inherited = activation::inherited()?;
+    process::runtime()?.block_on(serve(typed, config, inherited))
 }
 
-async fn serve(typed: &Typed, config: Config) -> Result<ExitCode, Failure> {
+async fn serve(typed: &Typed, config: Config, inherited: Inherited) -> Result<ExitCode, Failure> {
     let mut signals = process::Signals::ending()?;
-    let mut serving = Serving::begin(typed, config).await?;
+    let mut serving = Serving::begin(typed, config, inherited).await?;
     let outcome = serving.until_asked_to_end(&mut signals).await;
+    activation::stopping();
     output::words("shutting down; a second signal ends it at once");
     tokio::select! {
         () = serving.end() => {}
@@ -67,7 +70,11 @@ struct Serving<'a> {
 }
 
 impl<'a> Serving<'a> {
-    async fn begin(typed: &'a Typed, config: Config) -> Result<Self, Failure> {
+    async fn begin(
+        typed: &'a Typed,
+        config: Config,
+        inherited: Inherited,
+    ) -> Result<Self, Failure> {
         let has_terminal = process::has_terminal();
         let (file, tasks) = (passes::file(&config), Tasks::new());
         let passes =
@@ -82,7 +89,7 @@ impl<'a> Serving<'a> {
         let files = [Some(runtime_dir.join(running::FILE)), config.server_info.clone()];
         let files: Vec<PathBuf> = files.into_iter().flatten().collect();
 
-        let mut entrances = Entrances::default();
+        let mut entrances = Entrances::new(inherited, &config.listeners)?;
         entrances.follow(&config.listeners, &started.proxy, passes.passes.has_any()).await?;
         tasks.spawn(passes.clone().follow());
         let info =
@@ -91,6 +98,7 @@ impl<'a> Serving<'a> {
         serving.leave_word()?;
         // Who hears it finds the word.
         serving.entrances.announce();
+        activation::ready(&format!("listening on {}", serving.info.proxy));
         output::words("put a shell behind it: eval \"$(valetkey env)\"");
         Ok(serving)
     }
@@ -125,7 +133,10 @@ impl<'a> Serving<'a> {
 
     /// Reads everything again. What is wrong is said, and what was in force stays so.
     async fn reload(&mut self) {
-        match self.try_reload().await {
+        activation::reloading();
+        let outcome = self.try_reload().await;
+        activation::ready(&format!("listening on {}", self.info.proxy));
+        match outcome {
             Ok(()) => output::words("the configuration was read again and is in force"),
             Err(failure) => {
                 failure.report();
