@@ -83,7 +83,7 @@ enum Command {
     Explain(explain::Arguments),
     /// Look at everything that a request depends on, and name what is in its way
     Doctor(doctor::Arguments),
-    /// Put a tool into place that holds no credential
+    /// Put valetkey into a place, or a tool behind it: files that are shown first, decoys in place of credentials
     Init(init::Arguments),
     /// Print the current secret of a credential, for tools that ask a command for it
     Token(token::Arguments),

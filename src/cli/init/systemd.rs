@@ -1,0 +1,283 @@
+//! `valetkey init systemd`: a user's service and its socket, which starts it at the first client.
+
+use std::path::{Path, PathBuf};
+
+use super::place::{Arguments, Plan, Wanted, filled};
+use crate::cli::Typed;
+use crate::cli::output::{self, Failure};
+use crate::config::env::{Environment, UPSTREAM_CA_BUNDLE};
+use crate::config::paths::Paths;
+use crate::config::{Config, CredentialKind, ListenAddress, MachineFiles};
+
+const COMMAND: &str = "valetkey init systemd";
+const SOCKET: &str = include_str!("../../../config/init/systemd/valetkey.socket");
+const SERVICE: &str = include_str!("../../../config/init/systemd/valetkey.service");
+const FILES_CLOSED: &str = include_str!("../../../config/init/systemd/files-closed");
+const FILES_OPEN: &str = include_str!("../../../config/init/systemd/files-open");
+
+/// Variables of this shell that the service gets too, which say where files are. None holds a secret; what holds
+/// one is for the configuration to name a file of.
+pub(super) const CARRIED: [&str; 4] =
+    ["CODEX_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"];
+
+pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<(), Failure> {
+    let config = typed.config()?;
+    let exe = std::env::current_exe()?;
+    let plan = plan(&Service::of(typed, &config, &exe)?, &Paths::find(&typed.env, None)?)?;
+    let is_done = plan.carry_out(*arguments)?;
+    warn_of_proxy(&config);
+    if is_done {
+        output::words(
+            "then: systemctl --user daemon-reload && systemctl --user enable --now valetkey.socket",
+        );
+    }
+    Ok(())
+}
+
+/// What a service is started with.
+pub(super) struct Service<'a> {
+    pub(super) exe: &'a Path,
+    pub(super) config: &'a Config,
+    /// Whether the owner of the machine has settled something, in a file that must be root's.
+    pub(super) is_managed: bool,
+    /// The configuration that was named, if one was.
+    pub(super) config_file: Option<PathBuf>,
+    /// Variables that it needs.
+    pub(super) environment: Vec<(&'static str, String)>,
+}
+
+impl<'a> Service<'a> {
+    /// The same as this command runs on.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`] of the system.
+    pub(super) fn of(typed: &Typed, config: &'a Config, exe: &'a Path) -> Result<Self, Failure> {
+        let named = typed.overrides.config.clone();
+        let named = named.or_else(|| typed.env.get(crate::config::env::CONFIG).map(Into::into));
+        let config_file = named.map(std::path::absolute).transpose()?;
+        let (environment, is_managed) =
+            (environment(&typed.env, config), MachineFiles::default().managed.exists());
+        Ok(Self { exe, config, is_managed, config_file, environment })
+    }
+
+    /// The folders that it writes to.
+    pub(super) fn folders(&self) -> Vec<PathBuf> {
+        let paths = &self.config.paths;
+        let homes = self.config.credentials.values().filter_map(|kind| match kind {
+            CredentialKind::Codex { home, .. } => Some(home.clone()),
+            _ => None,
+        });
+        let mut folders: Vec<PathBuf> =
+            [paths.data_dir.clone(), paths.state_dir.clone()].into_iter().chain(homes).collect();
+        folders.sort();
+        folders.dedup();
+        folders
+    }
+}
+
+fn environment(env: &Environment, config: &Config) -> Vec<(&'static str, String)> {
+    let mut carried: Vec<_> =
+        CARRIED.into_iter().filter_map(|name| Some((name, env.text(name)?))).collect();
+    // Whichever variable names the company's bundle: this one wins over all of them.
+    let bundle = config.upstream.ca_bundles.first().filter(|it| env.get(it.named_by).is_some());
+    if let Some(path) = bundle.and_then(|bundle| bundle.path.to_str()) {
+        carried.push((UPSTREAM_CA_BUNDLE, path.to_owned()));
+    }
+    carried
+}
+
+/// Says that a proxy which only a variable names is not known to a service. It may hold a password, which is not
+/// for a file that everybody reads.
+pub(super) fn warn_of_proxy(config: &Config) {
+    let Some(proxy) = config.upstream.proxies.first() else { return };
+    if !proxy.named_by.contains('.') {
+        output::warning(format_args!("the service does not see {} of this shell", proxy.named_by));
+        output::hint(format_args!(
+            "in {}: [upstream] with proxy = \"{}\"",
+            config.paths.config_file.display(),
+            proxy.url
+        ));
+    }
+}
+
+fn plan(service: &Service<'_>, paths: &Paths) -> Result<Plan, Failure> {
+    let above = paths.config_file.parent().and_then(Path::parent).unwrap_or_else(|| Path::new("/"));
+    let dir = above.join("systemd/user");
+    let files = vec![
+        Wanted::new(dir.join("valetkey.service"), unit(service)?),
+        Wanted::new(dir.join("valetkey.socket"), socket(service.config)?),
+    ];
+    Ok(Plan { command: COMMAND, files, folders: service.folders() })
+}
+
+fn socket(config: &Config) -> Result<String, Failure> {
+    let fixed = config.listeners.iter().filter_map(|it| match it.address {
+        ListenAddress::Tcp(at) if at.port() != 0 => Some(format!("ListenStream={at}")),
+        _ => None,
+    });
+    let lines: Vec<String> = fixed.collect();
+    if lines.is_empty() {
+        return Err(Failure::new("no listener has an address and a port of its own")
+            .hint("in the configuration: listen = \"127.0.0.1:8377\""));
+    }
+    Ok(filled(SOCKET, &[("LISTEN", &lines.join("\n"))]))
+}
+
+fn unit(service: &Service<'_>) -> Result<String, Failure> {
+    let config_file = match &service.config_file {
+        Some(file) => format!(" --config {}", word(text(file)?).replace('$', "$$")),
+        None => String::new(),
+    };
+    let line = |(name, value): &(&str, String)| {
+        format!("Environment={}\n", word(&format!("{name}={value}")))
+    };
+    let environment: String = service.environment.iter().map(line).collect();
+    Ok(filled(
+        SERVICE,
+        &[
+            ("FILES", &files(service)?),
+            ("EXE", &word(text(service.exe)?)),
+            ("CONFIG", &config_file),
+            ("ENVIRONMENT", &environment),
+        ],
+    ))
+}
+
+/// What the service may write, or why that is left open.
+fn files(service: &Service<'_>) -> Result<String, Failure> {
+    if let Some(because) = depends_on_owners(service) {
+        return Ok(filled(FILES_OPEN, &[("BECAUSE", because)]));
+    }
+    let folders = service.folders();
+    let written: Vec<String> =
+        folders.iter().map(|dir| text(dir).map(word)).collect::<Result<_, _>>()?;
+    Ok(filled(FILES_CLOSED, &[("WRITTEN", &written.join(" "))]))
+}
+
+/// What of a configuration asks whose a file or a connection is that is not our own.
+fn depends_on_owners(service: &Service<'_>) -> Option<&'static str> {
+    if service.is_managed {
+        return Some("/etc/valetkey/managed.toml is there, and must be root's");
+    }
+    let lets_others_in = service.config.listeners.iter().any(|it| !it.allow_uids.is_empty());
+    lets_others_in.then_some("`allow_uids` lets other users in")
+}
+
+/// A path as text, which units, like all generated files, are made of.
+///
+/// # Errors
+///
+/// [`Failure`] for one that is not UTF-8.
+pub(super) fn text(path: &Path) -> Result<&str, Failure> {
+    path.to_str().ok_or_else(|| {
+        Failure::new(format!("{}: the path is not UTF-8", path.display()))
+            .hint("choose a folder whose name is")
+    })
+}
+
+/// A word of a unit: quoted where it must be, and without what systemd would replace (systemd.syntax(7)).
+fn word(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/_.-=:+@,%".contains(c);
+    let text = text.replace('%', "%%");
+    if text.chars().all(is_plain) {
+        return text;
+    }
+    let escaped = text.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
+    format!("\"{escaped}\"")
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::cli::init::place::tests::assert_golden;
+    use crate::config::Overrides;
+
+    const EXE: &str = "/home/me/.cargo/bin/valetkey";
+
+    /// A configuration of this text, on a machine whose owner says nothing.
+    pub(in super::super) fn configured(text: &str, env: &Environment) -> Config {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.toml");
+        std::fs::write(&file, text).unwrap();
+        let overrides = Overrides { config: Some(file), ..Overrides::default() };
+        let owner = rustix::process::geteuid().as_raw();
+        let machine = MachineFiles::below(dir.path(), owner);
+        Config::load_on(&machine, &overrides, env).unwrap()
+    }
+
+    /// A service that this environment starts.
+    pub(in super::super) fn service<'a>(config: &'a Config, env: &Environment) -> Service<'a> {
+        let environment = environment(env, config);
+        Service { exe: Path::new(EXE), config, is_managed: false, config_file: None, environment }
+    }
+
+    fn at_home() -> Environment {
+        Environment::from_pairs([("HOME", "/home/me")])
+    }
+
+    #[test]
+    fn units_of_the_usual_configuration() {
+        let env = at_home();
+        let config = configured("", &env);
+        let service = service(&config, &env);
+        assert_golden("systemd/valetkey.service", &unit(&service).unwrap());
+        assert_golden("systemd/valetkey.socket", &socket(&config).unwrap());
+        let plan = plan(&service, &Paths::find(&env, None).unwrap()).unwrap();
+        let paths: Vec<_> = plan.files.iter().map(|it| it.path.to_str().unwrap()).collect();
+        assert_eq!(
+            paths,
+            ["valetkey.service", "valetkey.socket"]
+                .map(|it| format!("/home/me/.config/systemd/user/{it}"))
+        );
+    }
+
+    #[test]
+    fn units_of_an_unusual_one() {
+        let env = Environment::from_pairs([
+            ("HOME", "/home/me"),
+            ("CODEX_HOME", "/srv/it's \"mine\" 100%"),
+            ("CODEX_CA_CERTIFICATE", "/etc/corp.pem"),
+            ("HTTPS_PROXY", "http://me:secret@proxy.example:3128"),
+        ]);
+        let listeners = "[[listeners]]\naddress = \"127.0.0.1:9000\"\nallow_uids = [1001]\n\
+                         [[listeners]]\naddress = \"[::1]:9000\"\n";
+        let config = configured(listeners, &env);
+        let config_file = Some("/home/me/a $HOME.toml".into());
+        let service = Service { config_file, ..service(&config, &env) };
+        let unit = unit(&service).unwrap();
+        assert!(!unit.contains("secret"), "{unit}");
+        assert_golden("systemd/unusual.service", &unit);
+        assert_golden("systemd/unusual.socket", &socket(&config).unwrap());
+    }
+
+    #[test]
+    fn files_stay_open_where_owners_count() {
+        let env = at_home();
+        let config = configured("", &env);
+        let service = Service { is_managed: true, ..service(&config, &env) };
+        let unit = unit(&service).unwrap();
+        assert!(unit.contains("managed.toml is there") && !unit.contains("ProtectSystem=strict"));
+    }
+
+    #[test]
+    fn a_socket_needs_a_fixed_port() {
+        let config = configured("listen = \"127.0.0.1:0\"\n", &at_home());
+        assert!(socket(&config).unwrap_err().first_hint().unwrap().contains("127.0.0.1:8377"));
+    }
+
+    #[test]
+    fn words_of_units() {
+        let table = [
+            ("/usr/bin/a-b_c", "/usr/bin/a-b_c"),
+            ("/a b", "\"/a b\""),
+            ("100%", "100%%"),
+            ("a\"b\\c", "\"a\\\"b\\\\c\""),
+            ("it's", "\"it's\""),
+            ("a\nb", "\"a\\nb\""),
+        ];
+        for (text, expected) in table {
+            assert_eq!(word(text), expected);
+        }
+    }
+}
