@@ -12,6 +12,7 @@ mod doctor;
 mod entrances;
 mod env;
 mod explain;
+mod health;
 mod init;
 mod login;
 mod logout;
@@ -83,6 +84,8 @@ enum Command {
     Explain(explain::Arguments),
     /// Look at everything that a request depends on, and name what is in its way
     Doctor(doctor::Arguments),
+    /// Ask the running proxy whether it answers: for health checks
+    Health(health::Arguments),
     /// Put valetkey into a place, or a tool behind it: files that are shown first, decoys in place of credentials
     Init(init::Arguments),
     /// Print the current secret of a credential, for tools that ask a command for it
@@ -170,6 +173,7 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Doctor(arguments) => doctor::run(&arguments, &typed),
         Command::Env(arguments) => env::run(&arguments, &typed),
         Command::Explain(arguments) => explain::run(&arguments, &typed),
+        Command::Health(arguments) => health::run(&arguments, &typed),
         Command::Init(arguments) => init::run(&arguments, &typed),
         Command::Login(arguments) => login::run(&arguments, &typed),
         Command::Logout(arguments) => logout::run(&arguments, &typed),
