@@ -48,14 +48,31 @@ impl Changes {
                 // Without a watcher nothing is heard, and everything is seen at the next look.
                 Ok(()) = self.changed.changed() => true,
             };
-            let places = self.places.clone();
-            let now = self.jobs.spawn_blocking(move || outsides(&places)).await;
-            let before = std::mem::replace(&mut self.seen, now.unwrap_or_default());
-            if was_heard || before != self.seen {
+            if self.look().await || was_heard {
                 self.told = Some(Instant::now());
                 return;
             }
         }
+    }
+
+    /// As [`Changes::next`], and then not before the files have stood still for a moment: who writes one in place
+    /// leaves half of it there meanwhile, which may make sense.
+    pub(super) async fn next_settled(&mut self) {
+        self.next().await;
+        for _ in 0..MOST_LOOKS {
+            tokio::time::sleep(STANDSTILL).await;
+            if !self.look().await {
+                return;
+            }
+        }
+    }
+
+    /// Whether the files are others than at the last look.
+    async fn look(&mut self) -> bool {
+        let places = self.places.clone();
+        let now = self.jobs.spawn_blocking(move || outsides(&places)).await;
+        let before = std::mem::replace(&mut self.seen, now.unwrap_or_default());
+        before != self.seen
     }
 }
 
@@ -102,6 +119,13 @@ fn watcher(places: Vec<PathBuf>, changed: watch::Sender<()>) -> Option<Recommend
 
 /// How soon after one change the next is told, so that a folder with a busy log in it costs two looks a second.
 const PAUSE: Duration = Duration::from_millis(500);
+
+/// How long files stand still that nobody is writing: longer than an editor needs between two writes of one file, and
+/// no time for who has just saved it.
+const STANDSTILL: Duration = Duration::from_millis(100);
+
+/// How often they are looked at for that: a file that never stands still is read in the end, too.
+const MOST_LOOKS: u32 = 20;
 
 /// How often the files are looked at although no change was heard of: folders come to be, links are turned.
 const LOOK_INTERVAL: Duration = Duration::from_secs(15);

@@ -125,7 +125,7 @@ impl<'a> Serving<'a> {
                     Signal::HUP if !self.has_terminal || process::has_terminal() => self.reload().await,
                     _ => return Ok(()),
                 },
-                () = changes.next() => self.reload().await,
+                () = changes.next_settled() => self.reload().await,
                 failure = self.started.forbidden() => return Err(failure),
             }
         }
@@ -157,7 +157,16 @@ impl<'a> Serving<'a> {
             return Err(failure);
         }
         let runtime_dir = &self.started.config().paths.runtime_dir;
+        let before = fs::read(&self.info.ca).unwrap_or_default();
         let roots = self.started.write_roots(runtime_dir)?;
+        if fs::read(&roots).unwrap_or_default() != before {
+            output::words(
+                "there is a new root for hosts that were not ruled before: clients trust it after",
+            );
+            output::words(
+                "  eval \"$(valetkey env)\", and where it was installed: valetkey ca install",
+            );
+        }
         self.info = ServerInfo::of_this_process(usual(&self.entrances)?, roots);
         self.leave_word()?;
         self.entrances.announce();

@@ -11,6 +11,8 @@
 )]
 
 #[cfg(target_os = "linux")]
+mod admission;
+#[cfg(target_os = "linux")]
 mod authority;
 mod browser;
 mod certificates;
@@ -40,6 +42,7 @@ mod machine;
 mod memory;
 mod policies;
 mod process;
+mod reload;
 mod roots;
 mod runs;
 #[cfg(target_os = "linux")]

@@ -9,6 +9,7 @@ use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::ext::Protocol;
 use hyper_util::rt::TokioIo;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStderr};
@@ -19,7 +20,7 @@ use super::support::{LIMIT, Scene};
 
 /// A running `valetkey serve`, and what it says.
 pub(crate) struct Serving {
-    _child: Child,
+    child: Child,
     /// Where it listens.
     pub(crate) address: SocketAddr,
     /// The roots that clients must trust.
@@ -30,17 +31,33 @@ pub(crate) struct Serving {
 impl Serving {
     /// Starts one on a free port, and waits until it listens.
     pub(crate) async fn start(scene: &Scene) -> Self {
+        Self::start_with(scene, &["--listen", "127.0.0.1:0"]).await
+    }
+
+    /// Starts one with these arguments, and waits until it listens: at the address that is best for this machine.
+    pub(crate) async fn start_with(scene: &Scene, arguments: &[&str]) -> Self {
         let info = scene.path("serving.json");
-        let arguments = ["serve", "--listen", "127.0.0.1:0", "--server-info"];
-        let mut command = scene.valetkey(&[&arguments[..], &[info.to_str().unwrap()]].concat());
+        let written = ["--server-info", info.to_str().unwrap()];
+        let mut command = scene.valetkey(&[&["serve"], arguments, &written].concat());
         let mut child = command.spawn().unwrap();
         let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
         // The line comes after the file.
         hear(&mut said, "listening on").await;
         let info: Value = serde_json::from_str(&fs::read_to_string(info).unwrap()).unwrap();
-        let address = info["proxy"].as_str().unwrap().trim_start_matches("http://");
+        let (_, address) = info["proxy"].as_str().unwrap().split_once("://").unwrap();
         let ca = PathBuf::from(info["ca"].as_str().unwrap());
-        Self { _child: child, address: address.parse().unwrap(), ca, said }
+        Self { child, address: address.parse().unwrap(), ca, said }
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id().unwrap().try_into().unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    /// Waits for its end, and gives its exit status.
+    pub(crate) async fn ended(&mut self) -> Option<i32> {
+        tokio::time::timeout(LIMIT, self.child.wait()).await.unwrap().unwrap().code()
     }
 
     /// Waits until it says something with this in it, and gives the line.
