@@ -14,16 +14,20 @@
 //! | `/hold` | after [`Api::release`] |
 //! | `/redirect?to=URL` | 302 |
 //! | `/reflect-headers` | the names of the request's fields |
+//! | `/responses` | a turn of Codex's: over a WebSocket, or as events to a POST |
 //! | `/reset-mid-body` | the first bytes of a long body, then a cut |
 //! | `/sse?n=N` | events; each after the first waits for [`Api::release_event`], or `&every_ms=T` |
 //! | `/status/NNN`, `/ws-refused/NNN` | that status |
 //! | `/trailers` | a body with a trailer |
+//! | `/wham/accounts/check` | the workspace that is asked for |
 //! | `/upload` | length and SHA-256 of the request's body |
 //! | `/ws` | a WebSocket that echoes messages; asked for elsewhere, 426 |
 //! | `/ws-refused-late/NNN` | that status after [`Api::release`] |
 //! | `/ws-wrong-accept` | a 101 that answers another handshake |
 //! | `/ws-wrong-upgrade` | a 101 to another protocol |
 //! | any other below [`COVERED`] | who asked, as whom, and how |
+
+mod responses;
 
 use std::io;
 use std::path::PathBuf;
@@ -39,7 +43,7 @@ use http::header::{
     AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName,
     HeaderValue, LOCATION, SEC_WEBSOCKET_ACCEPT, TRAILER, UPGRADE, WWW_AUTHENTICATE,
 };
-use http::{Response, StatusCode, Uri};
+use http::{Method, Response, StatusCode, Uri};
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper_util::rt::TokioIo;
@@ -54,6 +58,8 @@ use super::issuer::{Issuer, Standing};
 use super::seen::{Log, Seen, hex};
 use super::{Answer, Ask, Board, Body, Crew, Cut, authority, error, full, reply};
 use crate::secret::{Fingerprint, Secret};
+
+pub use responses::SAID;
 
 /// Prefixes below which every path has an answer: those that the `openai` preset covers.
 const COVERED: [&str; 3] = ["/v1/", "/backend-api/codex/", "/backend-api/"];
@@ -79,8 +85,12 @@ struct Orders {
     accepted: Vec<Secret>,
     folders: Vec<(String, PathBuf)>,
     needs_login: bool,
+    /// Whether Codex's turns are to be had over WebSockets.
+    no_websockets: bool,
     /// The first token that `/401-until-refreshed` saw.
     refused: Option<Fingerprint>,
+    /// Tokens that are good by the issuer's account, and refused.
+    rejected: Vec<Fingerprint>,
 }
 
 impl Api {
@@ -99,6 +109,16 @@ impl Api {
     /// Whether a request without a good token gets 401, whatever its path. At first it does not.
     pub fn require_login(&self, needed: bool) {
         self.0.orders.change(|orders| orders.needs_login = needed);
+    }
+
+    /// Refuses this token from now on, though the issuer would not.
+    pub fn reject(&self, token: &Secret) {
+        self.0.orders.change(|orders| orders.rejected.push(token.fingerprint()));
+    }
+
+    /// Has Codex's turns over server-sent events alone: its WebSockets are answered 426.
+    pub fn refuse_websockets(&self) {
+        self.0.orders.change(|orders| orders.no_websockets = true);
     }
 
     /// Serves the files of a directory below a path (`/repo.git/`), before any other answer but 401.
@@ -165,6 +185,9 @@ impl Api {
         let below = COVERED.iter().find_map(|prefix| path.strip_prefix(prefix));
         let rest = below.unwrap_or_else(|| path.trim_start_matches('/'));
         match rest.split_once('/').unwrap_or((rest, "")) {
+            ("responses", _) if request.headers().contains_key(UPGRADE) => Ok(self.turns(request)),
+            ("responses", _) if request.method() == Method::POST => responses::turn(request).await,
+            ("wham", "accounts/check") => responses::accounts(request).await,
             ("ws", _) => Ok(self.websocket(request)),
             ("ws-refused", code) => Ok(status(code)),
             ("ws-refused-late", code) => {
@@ -213,6 +236,7 @@ impl Api {
         match token(headers) {
             None => Standing::Absent,
             Some(token) if self.has_accepted(&token) => Standing::Current,
+            Some(token) if self.has_rejected(&token) => Standing::Expired,
             Some(token) => self.0.issuer.standing(&token),
         }
     }
@@ -220,6 +244,18 @@ impl Api {
     fn has_accepted(&self, token: &Secret) -> bool {
         let is_same = |key: &Secret| key.expose() == token.expose();
         self.0.orders.read(|orders| orders.accepted.iter().any(is_same))
+    }
+
+    fn has_rejected(&self, token: &Secret) -> bool {
+        let token = token.fingerprint();
+        self.0.orders.read(|orders| orders.rejected.contains(&token))
+    }
+
+    fn turns(&self, request: Ask) -> Response<Body> {
+        if self.0.orders.read(|orders| orders.no_websockets) {
+            return status("426");
+        }
+        responses::turns(&self.0.crew, request)
     }
 
     fn is_the_first(&self, headers: &HeaderMap) -> bool {
@@ -246,17 +282,19 @@ impl Api {
         drain(request.body_mut(), |_| ()).await?;
         let headers = request.headers();
         let account = headers.get("chatgpt-account-id").and_then(|value| value.to_str().ok());
-        Ok(super::json(
-            StatusCode::OK,
-            &json!({
-                "host": authority(&request),
-                "method": request.method().as_str(),
-                "path": request.uri().path(),
-                "version": format!("{:?}", request.version()),
-                "authorization": self.standing(headers).as_str(),
-                "account": account,
-            }),
-        ))
+        let mut told = json!({
+            "host": authority(&request),
+            "method": request.method().as_str(),
+            "path": request.uri().path(),
+            "version": format!("{:?}", request.version()),
+            "authorization": self.standing(headers).as_str(),
+            "account": account,
+        });
+        if request.uri().path().ends_with("/models") {
+            // Codex wants a list, and makes do with an empty one.
+            told["models"] = json!([]);
+        }
+        Ok(super::json(StatusCode::OK, &told))
     }
 
     async fn hold(&self) -> Answer {

@@ -19,6 +19,7 @@ mod certificates;
 mod chromium;
 mod clients;
 mod codex;
+mod codex_behind;
 mod company;
 #[cfg(target_os = "linux")]
 mod corporate;
