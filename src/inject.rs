@@ -87,6 +87,14 @@ impl Injection {
         self.set.iter().any(|(set, _)| set == name) || self.remove.contains(name)
     }
 
+    /// Whether the client names another account than the credential's, in a field that is set to the account.
+    pub fn contradicts(&self, headers: &HeaderMap, credential: &Credential) -> bool {
+        let account = credential.account().field(Field::AccountId).map(str::as_bytes);
+        let is_account = |template: &Template| template.0 == [Part::Field(Field::AccountId)];
+        let named = self.set.iter().filter(|(_, template)| is_account(template));
+        named.flat_map(|(name, _)| headers.get_all(name)).any(|it| Some(it.as_bytes()) != account)
+    }
+
     /// The fields that are set, with their templates, for people to read.
     pub fn templates(&self) -> impl Iterator<Item = (&HeaderName, &Template)> {
         self.set.iter().map(|(name, template)| (name, template))
@@ -282,6 +290,27 @@ mod tests {
             assert!(!headers.contains_key("chatgpt-account-id"), "its field is empty");
             assert!(!headers.contains_key("openai-organization"));
             assert_eq!(headers.get_all("x-kept").iter().count(), copies);
+        }
+    }
+
+    #[test]
+    fn an_account_is_contradicted_by_another_one_alone() {
+        let table: [(&[&str], Option<&str>, bool); 6] = [
+            (&[], Some("acct-1"), false),
+            (&["acct-1"], Some("acct-1"), false),
+            (&["acct-2"], Some("acct-1"), true),
+            (&["acct-1", "acct-2"], Some("acct-1"), true),
+            (&[], None, false),
+            (&["acct-1"], None, true),
+        ];
+        for (named, account, expected) in table {
+            let mut headers = HeaderMap::new();
+            headers.insert("authorization", HeaderValue::from_static("anything"));
+            for value in named {
+                headers.append("chatgpt-account-id", value.parse().unwrap());
+            }
+            let credential = credential("tok", account);
+            assert_eq!(injection().contradicts(&headers, &credential), expected, "{named:?}");
         }
     }
 

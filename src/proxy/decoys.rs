@@ -25,6 +25,11 @@ pub(super) enum Misplaced {
     /// The rule signs the request in with that credential, and leaves this part of it as it is.
     #[error("a decoy of credential `{held}` stands in {place}, which the rule does not replace")]
     Elsewhere { held: CredentialName, place: Place, fields: String },
+    /// The login is another account's by now.
+    #[error(
+        "the decoys of credential `{0}` that the client holds are of another account than the login"
+    )]
+    Moved(CredentialName),
     /// The credential does not exist here.
     #[error("the request holds a decoy of a credential that this proxy does not have")]
     Nobodys,
@@ -65,6 +70,9 @@ impl Misplaced {
                 format!("have the client send it in: {fields}")
             }
             Self::Elsewhere { .. } | Self::Unruled(_) => "see: valetkey explain URL".to_owned(),
+            Self::Moved(held) => {
+                format!("make them anew: valetkey init codex --credential {held}")
+            }
             Self::Nobodys => {
                 "give the client a decoy of one that is in: valetkey status".to_owned()
             }
@@ -78,7 +86,7 @@ impl Decoys {
         Self(tokens.iter().map(|(name, _)| (Tag::of(name), name.clone())).collect())
     }
 
-    /// Looks at the head of a request that is covered by `rule`, or by none.
+    /// Looks at the head of a request that is covered by `rule`, or by none; says whether it holds a decoy.
     ///
     /// # Errors
     ///
@@ -87,16 +95,18 @@ impl Decoys {
         &self,
         request: &Request<B>,
         rule: Option<&Rule>,
-    ) -> Result<(), Misplaced> {
+    ) -> Result<bool, Misplaced> {
+        let mut holds_one = false;
         for tag in tags_in_uri(request.uri()) {
             self.judge(tag, rule, Place::Uri)?;
         }
         for (name, value) in request.headers() {
             for tag in decoy::tags_in_field(value.as_bytes()) {
                 self.judge(tag, rule, Place::Field(name.clone()))?;
+                holds_one = true;
             }
         }
-        Ok(())
+        Ok(holds_one)
     }
 
     /// Looks at the body of a token request of `credential`: the token that it shows must be a decoy of that

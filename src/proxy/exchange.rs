@@ -7,7 +7,7 @@ use http::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 use tracing::Instrument as _;
 
-use super::decoys;
+use super::decoys::{self, Misplaced};
 use super::intercept::Intercepted;
 use super::reject::Rejection;
 use super::upgrade::Upgrade;
@@ -70,7 +70,7 @@ async fn answer(
         Found::Rule(rule) => Some(&**rule),
         Found::Unmatched(_) => None,
     };
-    now.decoys.check(&request, covering)?;
+    let holds_decoy = now.decoys.check(&request, covering)?;
     let rule = match found {
         Found::Rule(rule) => rule,
         Found::Unmatched(Unmatched::Forward) => return forward(connection, request, upgrade).await,
@@ -89,7 +89,8 @@ async fn answer(
             Err(Rejection::Target("a TRACE would show the credential"))
         }
         Action::Inject { .. } => {
-            Signed::new(connection, &now.tokens, rule)?.send(request, upgrade).await
+            let signed = Signed::new(connection, &now.tokens, (rule, holds_decoy))?;
+            signed.send(request, upgrade).await
         }
         Action::Issuer { uses } => issuer::answer(connection, &now, uses, request).await,
         Action::Refuse => Err(Rejection::Target("a rule refuses this path")),
@@ -134,17 +135,19 @@ struct Signed<'a> {
     connection: &'a Arc<Intercepted>,
     rule: &'a Arc<Rule>,
     source: &'a Arc<TokenSource>,
+    /// Whether the client stands behind a decoy, which speaks for the login's own account alone.
+    holds_decoy: bool,
 }
 
 impl<'a> Signed<'a> {
     fn new(
         connection: &'a Arc<Intercepted>,
         tokens: &'a Tokens,
-        rule: &'a Arc<Rule>,
+        (rule, holds_decoy): (&'a Arc<Rule>, bool),
     ) -> Result<Self, Rejection> {
         let source = rule.action.uses().and_then(|uses| tokens.source(&uses.credential));
         let source = source.ok_or(Rejection::Target("the rule's credential does not exist"))?;
-        Ok(Self { connection, rule, source })
+        Ok(Self { connection, rule, source, holds_decoy })
     }
 
     async fn send(
@@ -164,6 +167,12 @@ impl<'a> Signed<'a> {
         let login = self.rule.action.uses().and_then(|uses| uses.login);
         if login.is_some_and(|login| login != credential.kind()) {
             return Err(Rejection::Target("the login has just changed its kind: send it again"));
+        }
+        if let Action::Inject { uses, injection } = &self.rule.action
+            && self.holds_decoy
+            && injection.contradicts(&head.headers, &credential)
+        {
+            return Err(Misplaced::Moved(uses.credential.clone()).into());
         }
         let (body, replay) =
             replay::keep(body, &self.connection.shared.replay, replay::MOST_SIGNED);

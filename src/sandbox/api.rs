@@ -91,6 +91,7 @@ struct Orders {
     refused: Option<Fingerprint>,
     /// Tokens that are good by the issuer's account, and refused.
     rejected: Vec<Fingerprint>,
+    rejects_all: bool,
 }
 
 impl Api {
@@ -114,6 +115,11 @@ impl Api {
     /// Refuses this token from now on, though the issuer would not.
     pub fn reject(&self, token: &Secret) {
         self.0.orders.change(|orders| orders.rejected.push(token.fingerprint()));
+    }
+
+    /// Refuses every token from now on.
+    pub fn reject_all(&self) {
+        self.0.orders.change(|orders| orders.rejects_all = true);
     }
 
     /// Has Codex's turns over server-sent events alone: its WebSockets are answered 426.
@@ -235,8 +241,8 @@ impl Api {
     fn standing(&self, headers: &HeaderMap) -> Standing {
         match token(headers) {
             None => Standing::Absent,
-            Some(token) if self.has_accepted(&token) => Standing::Current,
             Some(token) if self.has_rejected(&token) => Standing::Expired,
+            Some(token) if self.has_accepted(&token) => Standing::Current,
             Some(token) => self.0.issuer.standing(&token),
         }
     }
@@ -248,7 +254,7 @@ impl Api {
 
     fn has_rejected(&self, token: &Secret) -> bool {
         let token = token.fingerprint();
-        self.0.orders.read(|orders| orders.rejected.contains(&token))
+        self.0.orders.read(|orders| orders.rejects_all || orders.rejected.contains(&token))
     }
 
     fn turns(&self, request: Ask) -> Response<Body> {

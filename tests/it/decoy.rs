@@ -109,6 +109,29 @@ async fn a_decoy_is_swapped_for_the_real_thing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn decoys_of_an_account_that_has_gone_say_so() {
+    let scene = Scene::usual().await;
+    let bearer = format!("Bearer {}", decoys().access);
+    for (account, status) in [("acct-sandbox", 200), ("acct-of-last-week", 403)] {
+        let fields = [("authorization", &*bearer), ("chatgpt-account-id", account)];
+        let path = "/backend-api/wham/accounts/check";
+        let answer = scene.ask(Visit::to(CHATGPT, HTTP1), asking(path, &fields)).await;
+        assert_eq!(answer.status(), status, "{account}");
+        if status == 403 {
+            assert_eq!(refusal(&answer).1, "decoy_misplaced");
+            assert!(String::from_utf8_lossy(answer.body()).contains("valetkey init codex"));
+        }
+    }
+    // Whoever holds nothing claims nothing: the account is set right, as ever.
+    let fields = [("chatgpt-account-id", "acct-of-last-week")];
+    let request = asking("/backend-api/codex/models", &fields);
+    assert_eq!(scene.ask(Visit::to(CHATGPT, HTTP1), request).await.status(), 200);
+    let seen = scene.world.api().seen();
+    assert!(seen.iter().all(|seen| seen.headers["chatgpt-account-id"] == "acct-sandbox"));
+    assert_eq!(seen.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_websocket_is_signed_in_too() {
     let scene = Scene::usual().await;
     scene.world.api().require_login(true);

@@ -4,10 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::future::join_all;
 use http::Version;
 use serde_json::{Value, json};
 use tokio::process::Command;
+use valetkey::decoy::tags_in;
 use valetkey::sandbox::{SAID, Settings};
 use valetkey::secret::Secret;
 
@@ -150,8 +153,8 @@ async fn decoys_of_a_chatgpt_login_over_a_websocket() {
     assert_eq!(behind.ways(CHATGPT_TURNS), (true, false));
     behind.assert_clean();
     assert_eq!(behind.scene.world.issuer().posts(), 0);
-    let paths = behind.scene.world.api().seen();
-    assert!(paths.iter().any(|seen| seen.path == "/backend-api/wham/accounts/check"));
+    let seen = behind.scene.world.api().seen();
+    assert!(seen.iter().any(|seen| seen.path == "/backend-api/wham/accounts/check"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -257,6 +260,50 @@ async fn a_token_that_the_api_rejects_is_replaced_unseen() {
         assert_eq!(fs::read(behind.home().join("auth.json")).unwrap(), home, "Codex saw no 401");
         behind.assert_clean();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_that_rejects_every_token_causes_one_refresh() {
+    let Some(behind) = Behind::new(time::Duration::hours(1)).await else { return };
+    let api = behind.scene.world.api();
+    api.refuse_websockets();
+    api.reject_all();
+    let done = behind.codex(&["exec", "--skip-git-repo-check", "say hi"], &[]).await;
+    assert_ne!(done.status, 0, "{done:?}");
+    behind.scene.assert_no_secret("Codex's output", &format!("{}{}", done.out, done.err));
+    assert_eq!(behind.scene.world.issuer().posts(), 1, "what Codex refreshes is decoys");
+    behind.stays_signed_in();
+    behind.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn its_own_refresh_brings_it_decoys() {
+    let Some(behind) = Behind::new(time::Duration::hours(1)).await else { return };
+    let path = behind.home().join("auth.json");
+    let read = || -> Value { serde_json::from_slice(&fs::read(&path).unwrap()).unwrap() };
+    // A decoy that has expired by its own account, as one of ten years ago has.
+    let mut cached = read();
+    let access = cached["tokens"]["access_token"].as_str().unwrap().to_owned();
+    let (head, rest) = access.split_once('.').unwrap();
+    let (claims, mark) = rest.split_once('.').unwrap();
+    let mut claims: Value =
+        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).unwrap()).unwrap();
+    claims["exp"] = json!(1_700_000_000);
+    let claims = URL_SAFE_NO_PAD.encode(claims.to_string());
+    let expired = format!("{head}.{claims}.{mark}");
+    cached["tokens"]["access_token"] = json!(expired);
+    fs::write(&path, cached.to_string()).unwrap();
+
+    behind.says_hi(&[]).await;
+    let now = read();
+    for name in ["access_token", "refresh_token"] {
+        let token = now["tokens"][name].as_str().unwrap();
+        assert_ne!(token, cached["tokens"][name].as_str().unwrap(), "{name}");
+        assert_eq!(tags_in(token.as_bytes()).len(), 1, "{name}");
+    }
+    assert_eq!(behind.scene.world.issuer().posts(), 0);
+    behind.stays_signed_in();
+    behind.assert_clean();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -81,6 +81,11 @@ fn write_home(dir: &Path, config: &Config, shown: &Shown) -> Result<(), Failure>
     let dir = resolved(dir)?;
     refuse_home_in_use(&dir, config)?;
     let (tag, account) = (Tag::of(&shown.name), &shown.status.account);
+    if account.id.is_none() {
+        let message = format!("the workspace of `{}` is not known yet", shown.name);
+        return Err(Failure::new(message)
+            .hint(format!("have the issuer asked: valetkey token {} > /dev/null", shown.name)));
+    }
     let file = dir.join("auth.json");
     let file = file.display();
     match plain::read(&dir).map_err(output::hinted)? {
