@@ -21,7 +21,7 @@ upstream   ← tls origin headers tasks secret quote
 store      ← credential secret tasks access
 source     ← credential secret clock group
 oauth      ← upstream credential secret origin tasks peer quote
-tokens     ← oauth source store policy credential secret clock tasks
+tokens     ← oauth source store policy decoy credential secret clock tasks
 proxy      ← tokens upstream tls rules inject decoy credential access headers origin secret clock tasks peer
 client_env ← config tls
 sandbox    ← tls upstream credential secret clock origin headers tasks

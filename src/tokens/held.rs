@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::expiry::{Moment, Received, Times};
 use crate::credential::{Account, Credential, Login, LoginKind, PersonalToken, TokenSet};
+use crate::decoy;
 use crate::policy::{Policy, Violation};
 use crate::secret::{Fingerprint, Secret, UnfitSecret};
 use crate::store::{Header, Phase, Record, StoreError};
@@ -60,6 +61,8 @@ impl Held {
         let unfit = record.login.as_ref().and_then(unfit);
         let login = match (&record.login, violation, unfit) {
             (None, ..) => Kept::Nothing,
+            // Before any judgement: the home of a client is not for us to tidy up.
+            (Some(login), ..) if decoy::is_decoy(login) => Kept::Unsupported(DECOY.to_owned()),
             (_, Some(violation), _) => Kept::Forbidden(violation),
             (_, _, Some(unfit)) => {
                 Kept::Unsupported(format!("a login whose token cannot be sent ({unfit})"))
@@ -140,6 +143,10 @@ impl Held {
         }
     }
 }
+
+/// What is said of a home that a client holds decoys in.
+const DECOY: &str =
+    "a decoy of a login that is kept elsewhere (is CODEX_HOME set for valetkey itself?)";
 
 /// What keeps the token of a login out of a header field.
 fn unfit(login: &Login) -> Option<UnfitSecret> {

@@ -1,6 +1,7 @@
 //! The real Codex CLI behind the proxy, without a credential: it works, and nowhere does it hold a real token.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -169,23 +170,19 @@ async fn decoys_of_a_chatgpt_login_over_events() {
 #[tokio::test(flavor = "multi_thread")]
 async fn with_a_proxy_of_its_own() {
     let Some(behind) = Behind::new(time::Duration::hours(1)).await else { return };
-    let home = behind.home();
-    let mut command = behind.scene.valetkey(&[
-        "run",
-        "--",
-        &behind.codex,
-        "exec",
-        "--skip-git-repo-check",
-        "say hi",
-    ]);
-    command.env("CODEX_HOME", home);
-    // Our own login is in the home that `run` knows of.
-    let config = "[credentials.openai]\nkind = \"codex\"\nhome = \"~/.codex\"\n";
-    behind.scene.configure(&(config.to_owned() + &behind.scene.world.upstream_toml()));
+    let home = format!("CODEX_HOME={}", behind.home().display());
+    let exec = ["exec", "--skip-git-repo-check", "say hi"];
+    let typed = [&["run", "--", "env", &home, &behind.codex][..], &exec].concat();
+    let mut command = behind.scene.valetkey(&typed);
     let done = done(command.spawn().unwrap()).await;
     assert!(done.status == 0 && done.out.contains(SAID), "{done:?}");
     behind.scene.assert_no_secret("Codex's output", &format!("{}{}", done.out, done.err));
     behind.assert_clean();
+    // Where valetkey is told of that home as well, it says that nobody is signed in there.
+    let mut confused = behind.scene.valetkey(&["login", "status"]);
+    let confused = super::support::done(confused.env("CODEX_HOME", behind.home()).spawn().unwrap());
+    let confused = confused.await;
+    assert!(confused.status == 1 && confused.out.contains("a decoy of a login"), "{confused:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -213,6 +210,35 @@ async fn no_home_at_all_and_an_api_key() {
         assert_eq!(behind.ways(API_TURNS), (true, events_only));
         behind.assert_clean_of_keys();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_asks_a_command() {
+    let Some(codex) = codex() else { return };
+    let scene = Scene::in_world(Settings::default(), time::Duration::hours(1)).await;
+    let behind = Behind::in_scene(codex, scene).await;
+    fs::create_dir(behind.home()).unwrap();
+    // The command is one of a person's own, not of a client that is to hold nothing. The host has no rule.
+    let script = behind.client().join("token");
+    let (home, valetkey) = (behind.scene.home.path().display(), env!("CARGO_BIN_EXE_valetkey"));
+    let ask = format!(
+        "#!/bin/sh\nunset CODEX_HOME\nHOME='{home}' EXAMPLE_TOKEN='-' exec '{valetkey}' token\n"
+    );
+    fs::write(&script, ask).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).unwrap();
+    let provider = format!(
+        "model = \"any\"\nmodel_provider = \"own\"\n[model_providers.own]\nname = \"own\"\n\
+         base_url = \"https://other.example.com/v1\"\nwire_api = \"responses\"\n\
+         auth = {{ command = \"{}\", args = [] }}\n",
+        script.display()
+    );
+    fs::write(behind.home().join("config.toml"), provider).unwrap();
+    let done = behind.codex(&["exec", "--skip-git-repo-check", "say hi"], &[]).await;
+    assert!(done.status == 0 && done.out.contains(SAID), "{done:?}");
+    let seen = behind.scene.world.api().seen();
+    let turns: Vec<_> = seen.iter().filter(|seen| seen.host == "other.example.com").collect();
+    assert!(turns.iter().any(|seen| seen.path == API_TURNS), "{seen:?}");
+    assert!(turns.iter().all(|seen| seen.headers.contains_key("authorization")));
 }
 
 impl Behind {

@@ -155,7 +155,8 @@ fn say_what_is_next(dir: &Path) {
     output::words(
         "They are worth nothing but behind this valetkey, which puts your login in their place:",
     );
-    output::words(format_args!("  CODEX_HOME={home} valetkey run -- codex"));
+    // For Codex alone: our own login would be looked for there, too.
+    output::words(format_args!("  valetkey run -- env CODEX_HOME={home} codex"));
     output::words("or, where `valetkey serve` runs:");
-    output::words(format_args!("  eval \"$(valetkey env)\"; export CODEX_HOME={home}"));
+    output::words(format_args!("  eval \"$(valetkey env)\"; CODEX_HOME={home} codex"));
 }
