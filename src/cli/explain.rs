@@ -148,7 +148,7 @@ impl Explaining<'_> {
                 say("credential", uses.credential.to_string());
                 say(
                     "answer",
-                    "a refresh of this login is answered by valetkey's own; all else passes through",
+                    "a refresh of this login is answered by valetkey's own, one of decoys with decoys; all else passes through",
                 );
             }
             Action::Refuse => {

@@ -22,24 +22,8 @@ use crate::tasks::Tasks;
 use crate::tokens::{TokenError, Tokens};
 
 /// What `token` takes.
-///
-/// Print the current secret of a credential: refreshed first where that is due, and never on a terminal unless
-/// asked. Whoever runs this gets the secret itself; behind a proxy a tool needs none.
-///
-/// For Codex, in a provider of its config.toml:
-///
-///   auth = { command = "valetkey", args = ["token"] }
-///
-/// For git, where a rule signs the host in:
-///
-///   git config --global credential.https://github.com.helper '!valetkey token --helper git'
-///
-/// For docker, an executable `docker-credential-valetkey` in PATH, named `valetkey` under credHelpers:
-///
-///   #!/bin/sh
-///   exec valetkey token --helper docker "$@"
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = FOR_PROGRAMS)]
 pub(super) struct Arguments {
     /// The credential [default: openai; with --helper the one whose rule signs the host in]
     #[arg(value_name = "NAME")]
@@ -64,6 +48,23 @@ enum Asker {
     Git,
     Docker,
 }
+
+/// How to have programs ask.
+const FOR_PROGRAMS: &str = "\
+Whoever runs this gets the secret itself, refreshed first where that is due; behind a proxy a tool needs none.
+
+For Codex, in a provider of its config.toml:
+
+  auth = { command = \"valetkey\", args = [\"token\"] }
+
+For git, where a rule signs the host in:
+
+  git config --global credential.https://git.example.com.helper '!valetkey token --helper git'
+
+For docker, named `valetkey` under credHelpers, an executable `docker-credential-valetkey` in PATH:
+
+  #!/bin/sh
+  exec valetkey token --helper docker \"$@\"";
 
 /// The user name that goes with a token: GitHub's for one of an app, and as good as any other elsewhere.
 const USER: &str = "x-access-token";
