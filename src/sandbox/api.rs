@@ -7,11 +7,13 @@
 //! | `/always-401` | 401 |
 //! | `/401-until-refreshed` | 401 to the first token that it ever sees and to none, 200 to every other |
 //! | `/bytes/N` | N bytes |
+//! | `/chat/completions`, `/messages` | hello, as OpenAI's and as Anthropic's API say it, whole or as events |
 //! | `/close-before-head` | none: the connection (HTTP/2: the stream) is cut |
 //! | `/echo` | the request's body and trailers, as they come |
 //! | `/expect` | 417 before the body is read |
 //! | `/gzip` | a body that is compressed already |
 //! | `/hold` | after [`Api::release`] |
+//! | `/realtime` | a WebSocket that speaks as OpenAI's realtime API, and says hello |
 //! | `/redirect?to=URL` | 302 |
 //! | `/reflect-headers` | the names of the request's fields |
 //! | `/responses` | a turn of Codex's: over a WebSocket, or as events to a POST |
@@ -27,6 +29,8 @@
 //! | `/ws-wrong-upgrade` | a 101 to another protocol |
 //! | any other below [`COVERED`] | who asked, as whom, and how |
 
+mod anthropic;
+mod chat;
 mod responses;
 
 use std::io;
@@ -191,6 +195,7 @@ impl Api {
         let below = COVERED.iter().find_map(|prefix| path.strip_prefix(prefix));
         let rest = below.unwrap_or_else(|| path.trim_start_matches('/'));
         match rest.split_once('/').unwrap_or((rest, "")) {
+            ("realtime", _) => Ok(self.realtime(request)),
             ("responses", _) if request.headers().contains_key(UPGRADE) => Ok(self.turns(request)),
             ("responses", _) if request.method() == Method::POST => responses::turn(request).await,
             ("wham", "accounts/check") => responses::accounts(request).await,
@@ -220,11 +225,13 @@ impl Api {
             ("bytes", count) => Ok(Response::new(
                 count.parse().map_or_else(|_| full(""), |left| Filler { left }.boxed_unsync()),
             )),
+            ("chat", "completions") => chat::completions(request).await,
             ("close-before-head", _) => Err(Cut),
             ("echo", _) => Ok(echo(request)),
             ("expect", _) => Ok(status("417")),
             ("gzip", _) => Ok(gzip()),
             ("hold", _) => self.hold().await,
+            ("messages", _) => anthropic::messages(request).await,
             ("redirect", _) => Ok(redirect(request.uri())),
             ("reflect-headers", _) => Ok(names(request.headers())),
             ("reset-mid-body", _) => Ok(reset_mid_body()),
@@ -331,6 +338,19 @@ impl Api {
         response
     }
 
+    fn realtime(&self, mut request: Ask) -> Response<Body> {
+        let upgrade = hyper::upgrade::on(&mut request);
+        let Ok(response) = create_response(&request.map(|_| ())) else {
+            return error(StatusCode::BAD_REQUEST, "not_a_websocket_handshake");
+        };
+        self.0.crew.spawn(async move {
+            let Ok(io) = upgrade.await else { return };
+            let io = TokioIo::new(io);
+            chat::realtime(WebSocketStream::from_raw_socket(io, Role::Server, None).await).await;
+        });
+        response.map(|()| full(""))
+    }
+
     fn websocket(&self, mut request: Ask) -> Response<Body> {
         let upgrade = hyper::upgrade::on(&mut request);
         let Ok(response) = create_response(&request.map(|_| ())) else {
@@ -393,6 +413,22 @@ async fn unauthorized(mut request: Ask, standing: Standing) -> Answer {
     let challenge = HeaderValue::from_static("Bearer realm=\"sandbox\"");
     response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
     Ok(response)
+}
+
+/// The request's body as JSON; null for anything else.
+async fn asked(request: &mut Ask) -> Result<Value, Cut> {
+    let mut body = Vec::new();
+    drain(request.body_mut(), |data| body.extend_from_slice(data)).await?;
+    Ok(serde_json::from_slice(&body).unwrap_or_default())
+}
+
+/// Server-sent events, each in a frame of its own.
+fn event_stream(events: Vec<String>) -> Response<Body> {
+    let frames = events.into_iter().map(|event| Ok(Frame::data(Bytes::from(event))));
+    let mut response = Response::new(StreamBody::new(stream::iter(frames)).boxed_unsync());
+    let kind = HeaderValue::from_static("text/event-stream");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
 }
 
 fn status(code: &str) -> Response<Body> {

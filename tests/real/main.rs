@@ -48,6 +48,8 @@ mod roots;
 mod runs;
 #[cfg(target_os = "linux")]
 mod runtimes;
+#[cfg(target_os = "linux")]
+mod sdks;
 mod served;
 mod silence;
 mod support;

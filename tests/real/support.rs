@@ -108,6 +108,13 @@ impl Scene {
         done
     }
 
+    /// A program of the test's own in this home, not behind a proxy, which must succeed.
+    pub(crate) async fn prepare(&self, program: &str, arguments: &[&str]) {
+        let made = Command::new(program).args(arguments).current_dir(self.home.path()).output();
+        let made = made.await.unwrap();
+        assert!(made.status.success(), "{made:?}");
+    }
+
     /// What the API saw, the newest last; each with the right credential for its host.
     pub(crate) fn seen_signed_in(&self) -> Vec<Seen> {
         let seen = self.world.api().seen();
@@ -117,7 +124,7 @@ impl Scene {
             assert_eq!(sent.len(), 1, "{seen:?}");
             let sent = sent[0].to_str().unwrap().trim_start_matches("Bearer ");
             match seen.host.as_str() {
-                "api.example.com" => assert_eq!(sent, KEY),
+                "api.example.com" | "api.openai.com" => assert_eq!(sent, KEY),
                 "chatgpt.com" => {
                     assert!(self.world.secrets().iter().any(|secret| secret == sent), "{seen:?}");
                     assert_eq!(seen.headers["chatgpt-account-id"], self.login.account_id.as_str());
@@ -254,6 +261,13 @@ pub(crate) fn python_with(module: &str) -> Option<String> {
         std::process::Command::new(&python).args(["-c", &format!("import {module}")]).output();
     let has_it = import.is_ok_and(|done| done.status.success());
     present(&format!("Python's {module}"), has_it.then(|| PathBuf::from(python)))
+}
+
+/// A program that a package brings with it, or `None` after saying what is skipped.
+pub(crate) fn packaged(name: &str) -> Option<String> {
+    let places = ["node_modules/.bin", "venv/bin"];
+    let dirs = tools().into_iter().flat_map(|tools| places.map(|place| tools.join(place)));
+    present(name, dirs.map(|dir| dir.join(name)).find(|path| path.exists()))
 }
 
 /// The folder with Node's packages, or `None` after saying what is skipped.
