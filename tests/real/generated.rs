@@ -298,6 +298,19 @@ print(json.dumps(compose))";
 }
 
 #[tokio::test]
+async fn the_linter_of_dockerfiles_takes_ours() {
+    let Some(python) = python_with("jsonschema") else { return };
+    let linter = Path::new(&python).with_file_name("hadolint");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("Dockerfile");
+    succeed(Command::new(linter).arg(&file)).await;
+    // Nobody is root in it, and the health check needs no shell, which is not there.
+    let text = fs::read_to_string(file).unwrap();
+    let last = text.rsplit("\nFROM ").next().unwrap();
+    assert!(last.starts_with("scratch\n") && last.contains("\nUSER 65532:65532\n"), "{last}");
+    assert!(last.contains("CMD [\"/valetkey\", \"health\"]"), "{last}");
+}
+
+#[tokio::test]
 async fn the_validator_of_workflows_takes_the_workflow() {
     let Some(validator) = npm_program("action-validator") else { return };
     let scene = Scene::usual().await;
