@@ -101,8 +101,8 @@ impl Plan {
             output::words(format_args!("nothing is written yet: {} --write{force}", self.command));
             return Ok(false);
         }
-        write_all(&changed)?;
         missing.iter().try_for_each(|dir| process::private_dir(dir))?;
+        write_all(&changed)?;
         changed.iter().for_each(|it| output::words(format_args!("written {}", it.path.display())));
         Ok(true)
     }
@@ -222,7 +222,7 @@ fn in_the_way(path: &Path, error: &io::Error) -> Failure {
         ErrorKind::NotADirectory | ErrorKind::AlreadyExists => {
             "move away what is in the place of a folder or a file"
         }
-        ErrorKind::NotFound => "mend the symbolic link, or remove it",
+        ErrorKind::NotFound => "make the folder, or mend the symbolic link that leads there",
         ErrorKind::InvalidData => "it is not text: move it away",
         _ => "nothing was written; try again when this is mended",
     };
@@ -369,6 +369,31 @@ pub(super) mod tests {
             assert!(failure.first_hint().unwrap().contains(hint), "{failure:?}");
             assert_eq!(names(dir.path()), before);
         }
+    }
+
+    #[test]
+    fn each_error_says_what_to_do() {
+        for (kind, hint) in [
+            (ErrorKind::PermissionDenied, "that you may write to"),
+            (ErrorKind::ReadOnlyFilesystem, "can be written to"),
+            (ErrorKind::StorageFull, "nothing was written"),
+        ] {
+            let failure = in_the_way(Path::new("/a"), &kind.into());
+            assert!(failure.message().starts_with("/a: "), "{failure:?}");
+            assert!(failure.first_hint().unwrap().contains(hint), "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn what_has_come_meanwhile_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = plan(dir.path(), &[("new/a", "1")]);
+        let compared = Compared::with_what_is_there(&plan.files[0]).unwrap();
+        fs::create_dir(dir.path().join("new")).unwrap();
+        fs::write(&compared.path, "mine").unwrap();
+        write_all(&[&compared]).unwrap_err();
+        assert_eq!(fs::read_to_string(&compared.path).unwrap(), "mine");
+        assert_eq!(names(&dir.path().join("new")), ["a"]);
     }
 
     #[test]
