@@ -5,7 +5,7 @@ use crate::config::{ListenAddress, Listener};
 use crate::proxy::Socket;
 
 /// Sockets that listen already, each with its address; none where nothing was handed over.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Inherited(Vec<(ListenAddress, Passed)>);
 
 #[derive(Debug)]
@@ -20,7 +20,6 @@ enum Passed {
 /// # Errors
 ///
 /// [`Failure`] for one that is no TCP and no Unix socket.
-#[cfg(target_os = "linux")]
 pub(super) fn inherited() -> Result<Inherited, Failure> {
     let mut passed = listenfd::ListenFd::from_env();
     let sockets = (0..passed.len()).map(|at| {
@@ -34,13 +33,6 @@ pub(super) fn inherited() -> Result<Inherited, Failure> {
     sockets.collect::<Result<_, Failure>>().map(Inherited)
 }
 
-/// Elsewhere than on Linux nothing is handed over: launchd starts the proxy, which listens by itself.
-#[cfg(not(target_os = "linux"))]
-pub(super) fn inherited() -> Result<Inherited, Failure> {
-    Ok(Inherited::default())
-}
-
-#[cfg(target_os = "linux")]
 fn unfit(error: std::io::Error) -> Failure {
     Failure::new(format!("a socket was handed over that no client can connect to: {error}"))
         .hint("write ListenStream= into the unit, as `valetkey init systemd` does")

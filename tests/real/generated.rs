@@ -8,10 +8,9 @@ use std::process::Stdio;
 
 use serde_json::{Value, json};
 use tokio::process::Command;
-use valetkey::sandbox::client::{Client, HTTP2, Visit};
 
 use super::served::Serving;
-use super::support::{Done, KEY, LIMIT, Scene, done, node_modules, program, python_with};
+use super::support::{Done, KEY, Scene, done, node_modules, program, python_with};
 
 /// A generator that has written into this home's folder `project`, and that has nothing to do the second time.
 async fn generated(scene: &Scene, arguments: &[&str]) -> PathBuf {
@@ -58,9 +57,10 @@ mod systemd {
     use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
     use tokio::net::UnixDatagram;
     use tokio::process::{Child, ChildStderr};
+    use valetkey::sandbox::client::{Client, HTTP2, Visit};
 
     use super::*;
-    use crate::support::own_loopback;
+    use crate::support::{LIMIT, own_loopback};
 
     #[tokio::test]
     async fn takes_the_units() {
