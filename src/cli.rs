@@ -9,6 +9,8 @@ mod completions;
 mod credentials;
 mod demo;
 mod doctor;
+#[cfg(test)]
+mod documented;
 mod entrances;
 mod env;
 mod explain;
