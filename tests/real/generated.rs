@@ -338,16 +338,20 @@ async fn the_steps_of_the_workflow_do_what_they_say() {
 steps = yaml.safe_load(open('.github/workflows/valetkey.yml'))['jobs']['signed-in']['steps']
 print(next(step['run'] for step in steps if step.get('name') == 'Start valetkey'))";
     let start = succeed(Command::new(python).args(["-c", step]).current_dir(&project)).await.out;
-    // The runner kills what a job leaves behind; here the shell waits, and ends it.
+    // What the step before it would have installed.
+    let bin = scene.path("bin");
+    fs::create_dir(&bin).unwrap();
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_valetkey"), bin.join("valetkey")).unwrap();
+    // The runner kills what a job leaves behind; here the shell does.
     let script = format!(
-        "trap 'kill $(jobs -p)' EXIT\nvaletkey() {{ '{}' \"$@\"; }}\nnohup() {{ \"$@\"; }}\n{start}\n\
+        "trap 'kill $(jobs -p); wait' EXIT\n{start}\n\
          unset OPENAI_API_KEY; set -a; . ./github-env; set +a\n\
-         '{curl}' --silent --fail https://api.example.com/v1/models",
-        env!("CARGO_BIN_EXE_valetkey")
+         '{curl}' --silent --fail https://api.example.com/v1/models"
     );
     let mut runner = Command::new(bash);
     runner.args(["--noprofile", "--norc", "-eo", "pipefail", "-c", &script]).current_dir(&project);
-    runner.env_clear().envs(&scene.env).env("PATH", env!("PATH"));
+    let path = format!("{}:{}", bin.display(), env!("PATH"));
+    runner.env_clear().envs(&scene.env).env("PATH", path);
     runner.env("OPENAI_API_KEY", KEY).env("VALETKEY_CONFIG", ".github/valetkey.toml");
     runner.env("GITHUB_ENV", "github-env").env("RUNNER_TEMP", scene.path(""));
     succeed(&mut runner).await;
