@@ -95,7 +95,7 @@ async fn answer_decoy(
         Some(Asked::Revoke(_)) | None => json!({}),
         Some(Asked::Refresh(_)) => {
             let status = source.status();
-            if !matches!(status.state, State::Ok | State::Unreadable(_)) {
+            if status.state != State::Ok {
                 // A client whose every request will be refused learns it here.
                 source.current().await?;
             }

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use super::fake::{HOUR, StrictIssuer, Stumble, Stumbling, Turn, login};
 use super::*;
 use crate::credential::{Keep, Login, TokenSet};
+use crate::decoy::{DecoySet, Tag};
 use crate::oauth::{RefreshError, Trouble};
 use crate::store::codex::CodexStore;
 use crate::store::keyring::Keyring;
@@ -502,6 +503,13 @@ async fn needs_no_login_to_start_and_finds_one_later() {
         world.token().await,
         "login: an agent identity is signed in, which cannot be used here"
     );
+    // A home that a client has: it must not be taken for a login, and not be refreshed.
+    let tag = Tag::of(&"openai".parse().unwrap());
+    let decoys = DecoySet::new(tag, &Account::default(), world.clock.now()).into_login();
+    put_login(&*world.store, Some(decoys)).await.unwrap();
+    world.settle().await;
+    assert!(world.token().await.starts_with("login: a decoy of a login that is kept elsewhere"));
+    assert!(matches!(world.source.status().state, State::Unsupported(_)));
     put_login(&*world.store, None).await.unwrap();
     world.settle().await;
     assert_eq!(world.token().await, "login: Not logged in");

@@ -81,8 +81,33 @@ async fn a_home_of_decoys() {
     assert!(moved.err.starts_with("replacing the decoys of another login"), "{moved:?}");
     assert_eq!(scene.cached("new/box")["tokens"]["account_id"], "acct-other");
 
+    let mut confused = scene.valetkey(&["login", "status"]);
+    let confused = done(confused.env("CODEX_HOME", scene.path("new/box")).spawn().unwrap()).await;
+    assert!(confused.status == 1 && confused.out.contains("a decoy of a login"), "{confused:?}");
+
     scene.typed_ok(&["init", "codex"]).await;
     assert_eq!(scene.cached("codex-home")["tokens"]["account_id"], "acct-other");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_home_of_decoys_for_a_personal_access_token() {
+    let scene = Scene::usual().await;
+    let token = scene.personal_token();
+    fs::write(
+        scene.path(".codex/auth.json"),
+        json!({ "OPENAI_API_KEY": null, "personal_access_token": token }).to_string(),
+    )
+    .unwrap();
+    let unknown = scene.typed(&["init", "codex"]).await;
+    assert!(unknown.status == 1 && unknown.err.contains("valetkey token openai"), "{unknown:?}");
+    assert!(!scene.path("codex-home").exists());
+    // What is printed is the token; that it was asked about is what matters.
+    assert_eq!(scene.typed(&["token", "openai"]).await.out, format!("{token}\n"));
+    scene.typed_ok(&["init", "codex"]).await;
+    let cached = scene.cached("codex-home");
+    assert_eq!(cached["tokens"]["account_id"], scene.login.account_id.as_str());
+    assert_eq!(cached["auth_mode"], "chatgpt");
+    scene.assert_no_secret("the home", &cached.to_string());
 }
 
 #[tokio::test(flavor = "multi_thread")]
