@@ -20,7 +20,7 @@ use crate::config::env::{Environment, UPSTREAM_CA_BUNDLE, UPSTREAM_PROXY};
 use crate::tls::{file, pem, pkcs12};
 
 /// Variables whose file *replaces* the client's own roots: they get everything.
-const REPLACING: [&str; 12] = [
+const REPLACING: [&str; 13] = [
     "AWS_CA_BUNDLE",
     "CARGO_HTTP_CAINFO",
     "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE",
@@ -33,18 +33,26 @@ const REPLACING: [&str; 12] = [
     "REQUESTS_CA_BUNDLE",
     "SSL_CERT_FILE",
     "npm_config_cafile",
+    "pnpm_config_cafile",
 ];
 
 /// Variables whose file is *added* to the client's own roots: they get all but the system's.
 const ADDING: [&str; 2] = ["CODEX_CA_CERTIFICATE", "NODE_EXTRA_CA_CERTS"];
 
-/// Variables that name the proxy for what goes through ours. gRPC, cargo and npm look at their own first, where also
-/// a file of the user's may name another one.
-const PROXIES: [&str; 5] =
-    ["CARGO_HTTP_PROXY", "HTTPS_PROXY", "grpc_proxy", "https_proxy", "npm_config_https_proxy"];
+/// Variables that name the proxy for what goes through ours. gRPC, cargo, npm and pnpm look at their own first, where
+/// also a file of the user's may name another one.
+const PROXIES: [&str; 6] = [
+    "CARGO_HTTP_PROXY",
+    "HTTPS_PROXY",
+    "grpc_proxy",
+    "https_proxy",
+    "npm_config_https_proxy",
+    "pnpm_config_https_proxy",
+];
 
 /// Variables in which the user may have named another proxy for one program, in lower case. It would go past ours.
-const OF_ONE_PROGRAM: [&str; 3] = ["cargo_http_proxy", "npm_config_https_proxy", "pip_proxy"];
+const OF_ONE_PROGRAM: [&str; 4] =
+    ["cargo_http_proxy", "npm_config_https_proxy", "pip_proxy", "pnpm_config_https_proxy"];
 
 /// The three in which gcloud has its proxy where the user has named one for it: host, port and type.
 const GCLOUD_PROXY: [&str; 3] =
@@ -252,7 +260,7 @@ pub fn without_logins(env: &Environment) -> impl Iterator<Item = (&str, String)>
 
 /// Variables whose values are the URL of one proxy, in lower case. Others are something else: `GOPROXY` is a list of
 /// servers of modules.
-const OF_PROXIES: [&str; 14] = [
+const OF_PROXIES: [&str; 15] = [
     "all_proxy",
     "cargo_http_proxy",
     "ftp_proxy",
@@ -262,6 +270,7 @@ const OF_PROXIES: [&str; 14] = [
     "npm_config_http_proxy",
     "npm_config_https_proxy",
     "npm_config_proxy",
+    "pnpm_config_proxy",
     "rsync_proxy",
     "socks_proxy",
     "valetkey_upstream_proxy",
