@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -45,9 +46,14 @@ pub struct Parts {
     pub leaves: Leaves,
     /// Who is let in beside the users that a listener knows.
     pub passes: Arc<Passes>,
+    /// Has the passes be what they are in their place; asked before somebody is let in by one.
+    pub look: Look,
     /// Tells how long a pass counts.
     pub clock: Clock,
 }
+
+/// Looks at a place, and puts what is found there in force.
+pub type Look = Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
 
 /// A running forward proxy. Clones are the same proxy.
 #[derive(Clone)]
@@ -60,6 +66,7 @@ struct Shared {
     changes: watch::Sender<u64>,
     upstream: Upstream,
     passes: Arc<Passes>,
+    look: Look,
     clock: Clock,
     replay: replay::Budget,
     /// Connections, tunnels and WebSockets.
@@ -88,6 +95,7 @@ impl Proxy {
             changes: watch::Sender::new(0),
             upstream: parts.upstream,
             passes: parts.passes,
+            look: parts.look,
             clock: parts.clock,
             replay: replay::Budget::default(),
             connections: Tasks::new(),

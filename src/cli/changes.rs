@@ -20,6 +20,8 @@ pub(super) struct Changes {
     changed: watch::Receiver<()>,
     /// When the last change was told.
     told: Option<Instant>,
+    /// How soon after it the next one is told.
+    pause: Duration,
     /// Looks, which a file system may hold up.
     jobs: Tasks,
     _watcher: Option<RecommendedWatcher>,
@@ -33,14 +35,20 @@ impl Changes {
     pub(super) fn of(places: Vec<PathBuf>, jobs: Tasks) -> Self {
         let (sender, changed) = watch::channel(());
         let (seen, watcher) = (outsides(&places), watcher(places.clone(), sender));
-        Self { places: places.into(), seen, changed, told: None, jobs, _watcher: watcher }
+        let (told, pause) = (None, PAUSE);
+        Self { places: places.into(), seen, changed, told, pause, jobs, _watcher: watcher }
+    }
+
+    /// The same, each told at once: of a folder in which nobody else writes.
+    pub(super) fn at_once(places: Vec<PathBuf>, jobs: Tasks) -> Self {
+        Self { pause: Duration::ZERO, ..Self::of(places, jobs) }
     }
 
     /// Returns when something may have changed: when it was heard of, else at the next look, which reads
-    /// nothing; and not again before [`PAUSE`] is over.
+    /// nothing; and not again before a pause is over.
     pub(super) async fn next(&mut self) {
         if let Some(told) = self.told {
-            tokio::time::sleep_until(told + PAUSE).await;
+            tokio::time::sleep_until(told + self.pause).await;
         }
         loop {
             let was_heard = tokio::select! {
@@ -139,7 +147,8 @@ mod tests {
         let (sender, changed) = watch::channel(());
         let (places, seen) = ([].into(), Vec::new());
         let jobs = Tasks::new();
-        let mut changes = Changes { places, seen, changed, told: None, jobs, _watcher: None };
+        let (told, pause) = (None, PAUSE);
+        let mut changes = Changes { places, seen, changed, told, pause, jobs, _watcher: None };
         let began = Instant::now();
         for told in 0..10 {
             sender.send_replace(());

@@ -1,15 +1,20 @@
 //! Follows the passes for as long as a proxy runs: new and revoked ones, those whose time is over, and how often each
 //! was used.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use tokio::sync::Mutex;
+
 use super::changes::Changes;
 use super::output;
-use crate::access::{Passes, Record};
+use crate::access::Passes;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::secret::Fingerprint;
+use crate::proxy::Look;
 use crate::store::StoreError;
 use crate::store::passes::PassFile;
 use crate::tasks::Tasks;
@@ -25,6 +30,8 @@ pub(super) struct Followed {
     file: PassFile,
     clock: Clock,
     jobs: Tasks,
+    /// Which file they were read from: each change makes another one.
+    read_from: Mutex<Option<Edition>>,
 }
 
 impl Followed {
@@ -36,13 +43,29 @@ impl Followed {
     pub(super) fn read(file: PassFile, clock: Clock, jobs: Tasks) -> Result<Self, StoreError> {
         file.make_folder()?;
         let passes = Arc::new(Passes::default());
+        let read_from = Mutex::new(edition(&file));
         passes.replace(file.read()?, &[]);
-        Ok(Self { passes, file, clock, jobs })
+        Ok(Self { passes, file, clock, jobs, read_from })
+    }
+
+    /// What the proxy asks before it lets somebody in by a pass: with it a pass counts from the moment that it was
+    /// made, and no longer than until it was revoked, whatever is heard of the file.
+    pub(super) fn looking(self: &Arc<Self>) -> Look {
+        let followed = self.clone();
+        Arc::new(move || {
+            let followed = followed.clone();
+            async move {
+                if let Err(error) = followed.look().await {
+                    tracing::warn!(%error, "cannot read the passes");
+                }
+            }
+            .boxed()
+        })
     }
 
     /// Follows them to the end of the runtime.
     pub(super) async fn follow(self: Arc<Self>) {
-        let mut changes = Changes::of(vec![self.file.path()], self.jobs.clone());
+        let mut changes = Changes::at_once(vec![self.file.path()], self.jobs.clone());
         let mut complaint = None;
         loop {
             let next = self.passes.end_expired(self.clock.now());
@@ -65,14 +88,25 @@ impl Followed {
         }
     }
 
-    /// Reads them again.
+    /// Reads them again, if they have changed.
     ///
     /// # Errors
     ///
     /// [`StoreError`]; then those from before stay in force.
     pub(super) async fn look(&self) -> Result<(), StoreError> {
-        let file = self.file.clone();
-        self.now_in_force(move || file.read(), &[]).await
+        let mut read_from = self.read_from.lock().await;
+        let (file, known) = (self.file.clone(), *read_from);
+        let read = move || {
+            // Before it is read: one that is put there meanwhile is looked at next time.
+            let now = edition(&file);
+            if now == known { Ok(None) } else { Ok(Some((now, file.read()?))) }
+        };
+        // A panic in there changes nothing.
+        if let Some((now, records)) = self.jobs.spawn_blocking(read).await.unwrap_or(Ok(None))? {
+            self.passes.replace(records, &[]);
+            *read_from = now;
+        }
+        Ok(())
     }
 
     /// Saves how often they were used, where that has changed.
@@ -81,25 +115,28 @@ impl Followed {
     ///
     /// [`StoreError`]; then it is tried again.
     pub(super) async fn save(&self) -> Result<(), StoreError> {
+        let mut read_from = self.read_from.lock().await;
         let counted = self.passes.unsaved();
         if counted.is_empty() {
             return Ok(());
         }
         let (file, used) = (self.file.clone(), counted.clone());
-        self.now_in_force(move || file.count(&used), &counted).await
-    }
-
-    async fn now_in_force(
-        &self,
-        read: impl FnOnce() -> Result<Vec<Record>, StoreError> + Send + 'static,
-        counted: &[(Fingerprint, u64)],
-    ) -> Result<(), StoreError> {
-        // A panic in there changes nothing.
-        if let Ok(records) = self.jobs.spawn_blocking(read).await {
-            self.passes.replace(records?, counted);
+        let save = move || file.count(&used).map(|records| Some((edition(&file), records)));
+        if let Some((now, records)) = self.jobs.spawn_blocking(save).await.unwrap_or(Ok(None))? {
+            self.passes.replace(records, &counted);
+            *read_from = now;
         }
         Ok(())
     }
+}
+
+/// The number of a file and when it was put there (seconds, nanoseconds).
+type Edition = (u64, i64, i64);
+
+/// Which file is at the place: it is replaced, never written. Numbers are given to others again.
+fn edition(file: &PassFile) -> Option<Edition> {
+    let found = fs::metadata(file.path()).ok()?;
+    Some((found.ino(), found.ctime(), found.ctime_nsec()))
 }
 
 /// How often uses are saved: a crash loses what was counted since.

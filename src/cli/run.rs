@@ -4,7 +4,6 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, IsTerminal as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{ExitCode, ExitStatus};
-use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -54,7 +53,7 @@ async fn run_behind(
         false => start::local_ca(&config)?,
     };
     // The program is our own user's: nobody needs a pass.
-    let mut started = Started::new(config, ca, Arc::default(), &typed.env).await?;
+    let mut started = Started::new(config, ca, start::no_passes(), &typed.env).await?;
     let listener = start::bind(([127, 0, 0, 1], 0).into()).await?;
     let address = listener.local_addr()?;
     started.proxy.serve(Socket::Tcp(listener), Door::default());

@@ -81,7 +81,8 @@ impl<'a> Serving<'a> {
             Followed::read(file, Clock::system(), tasks.clone()).map_err(output::hinted)?;
         let passes = Arc::new(passes);
         let ca = start::local_ca(&config)?;
-        let started = Started::new(config, ca, passes.passes.clone(), &typed.env).await?;
+        let started =
+            Started::new(config, ca, (passes.passes.clone(), passes.looking()), &typed.env).await?;
         let config = started.config();
         let runtime_dir = &config.paths.runtime_dir;
         process::private_dir(runtime_dir)?;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use rustls_pki_types::CertificateDer;
 use tokio::net::TcpListener;
 
@@ -18,7 +19,7 @@ use crate::client_env::{ClientEnv, Facts, Folder, ProxyUrl};
 use crate::clock::Clock;
 use crate::config::env::Environment;
 use crate::config::{Config, OnViolation, Trust, UpstreamConfig};
-use crate::proxy::{Parts, Proxy};
+use crate::proxy::{Look, Parts, Proxy};
 use crate::secret::Fingerprint;
 use crate::tasks::Tasks;
 use crate::tls::ca::{LocalCa, Root};
@@ -60,7 +61,7 @@ impl Started {
     pub(super) async fn new(
         config: Config,
         ca: LocalCa,
-        passes: Arc<Passes>,
+        (passes, look): (Arc<Passes>, Look),
         env: &Environment,
     ) -> Result<Self, Failure> {
         let roots = ca.roots().to_vec();
@@ -82,6 +83,7 @@ impl Started {
             upstream: out.upstream.clone(),
             leaves: Leaves::new(ca).map_err(output::hinted)?,
             passes,
+            look,
             clock: Clock::system(),
         });
         let exits = config.on_policy_violation == OnViolation::Exit;
@@ -173,6 +175,11 @@ impl Started {
         self.proxy.shut_down(deadline).await;
         self.refreshes.finished().await;
     }
+}
+
+/// For a proxy that nobody needs a pass for.
+pub(super) fn no_passes() -> (Arc<Passes>, Look) {
+    (Arc::default(), Arc::new(|| futures_util::future::ready(()).boxed()))
 }
 
 /// Says which logins are not allowed. Where a policy has one deleted and there is no other credential, there is

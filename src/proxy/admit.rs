@@ -9,9 +9,10 @@ use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
+use super::Shared;
 use super::listener::Client;
 use super::reject::Rejection;
-use crate::access::{Pass, Passes, Refused};
+use crate::access::{Pass, Refused};
 use crate::origin::{Host, Target};
 use crate::peer;
 use crate::rules::{Action, Decision, Rule, Rules};
@@ -72,16 +73,17 @@ impl Admission {
     /// # Errors
     ///
     /// [`Rejection::PassRequired`] for a stranger who shows no pass that counts.
-    pub(super) fn check(
+    pub(super) async fn check(
         self,
         headers: &HeaderMap,
-        passes: &Passes,
-        now: OffsetDateTime,
+        shared: &Shared,
     ) -> Result<Admitted, Rejection> {
         let Self::Stranger { uid, is_enough } = self else { return Ok(Admitted { pass: None }) };
         let refused = |why| Rejection::PassRequired { uid: uid.filter(|_| is_enough), why };
         let shown = shown(headers).ok_or_else(|| refused(None))?;
-        let pass = passes.find(&shown, now).map_err(|why| refused(Some(why)))?;
+        (shared.look)().await;
+        let pass = shared.passes.find(&shown, shared.clock.now());
+        let pass = pass.map_err(|why| refused(Some(why)))?;
         Ok(Admitted { pass: Some(pass) })
     }
 }

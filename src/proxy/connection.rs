@@ -77,7 +77,7 @@ async fn answer(
 ) -> Result<Response<Body>, Rejection> {
     // Before anything is looked up: a page could guess at passes, too.
     refuse_browsers(&request)?;
-    let admitted = admission.check(request.headers(), &shared.passes, shared.clock.now())?;
+    let admitted = admission.check(request.headers(), &shared).await?;
     if request.method() == Method::CONNECT {
         return connect(shared, (client, admitted), request).await;
     }

@@ -124,6 +124,7 @@ impl Scene {
             upstream,
             leaves: Leaves::new(ca).unwrap(),
             passes: passes.clone(),
+            look: Arc::new(|| Box::pin(std::future::ready(()))),
             clock: clock.clone(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

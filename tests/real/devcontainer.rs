@@ -21,7 +21,9 @@ const HOST: usize = 4 + 3;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_holds_command_by_command() {
-    let (Some(codex), Some(_), Some(bash)) = (codex(), program("curl"), program("bash")) else { return };
+    let (Some(codex), Some(_), Some(bash)) = (codex(), program("curl"), program("bash")) else {
+        return;
+    };
     if program("update-ca-certificates").is_none() {
         return;
     }
@@ -61,10 +63,19 @@ async fn the_page_holds_command_by_command() {
     let seen = scene.seen_signed_in();
     assert!(seen.iter().any(|seen| seen.path.ends_with("/responses")), "{seen:?}");
     // Nothing in there is worth anything: not its files, not its variables.
-    let all = container.type_ok("env; cat /opt/valetkey/codex/* /opt/valetkey/trust/*").await;
-    assert!(all.contains("HTTPS_PROXY=http://valetkey:vkp_") && all.contains("BEGIN CERTIFICATE"));
-    scene.assert_no_secret("the container", &all);
-    let elsewhere = container.type_line("curl --silent https://other.example.com/; echo $?").await.0;
+    let variables = container.type_ok("env").await;
+    assert!(variables.contains("HTTPS_PROXY=http://valetkey:vkp_"), "{variables}");
+    scene.assert_no_secret("the container's variables", &variables);
+    let mounted = files(&scene.path(".local/share/valetkey/devcontainer"));
+    assert!(mounted.iter().any(|(path, _)| path.ends_with("codex/auth.json")));
+    for (path, content) in mounted {
+        scene.assert_no_secret(&path.display().to_string(), &String::from_utf8_lossy(&content));
+    }
+    let home = scene.home.path().display();
+    let (said, _) = container.type_line(&format!("ls -A {home}")).await;
+    assert_eq!(said.trim(), "", "the host's home is not in there");
+    let elsewhere =
+        container.type_line("curl --silent https://other.example.com/; echo $?").await.0;
     // "Failure in receiving network data" or a refused CONNECT (curl(1)).
     assert!(["56", "7"].contains(&elsewhere.trim()), "{elsewhere}");
 
@@ -73,10 +84,24 @@ async fn the_page_holds_command_by_command() {
     }
     let (said, status) = container.type_line(&container_commands[0]).await;
     assert_ne!(status, 0, "{said}");
-    let (said, _) = container.type_line("curl --silent --output /dev/null --write-out '%{http_connect}' https://chatgpt.com/").await;
+    let (said, _) = container
+        .type_line(
+            "curl --silent --output /dev/null --write-out '%{http_connect}' https://chatgpt.com/",
+        )
+        .await;
     assert_eq!(said.trim(), "407");
     assert!(scene.path(".codex/auth.json").exists(), "the host's login has nothing to do with it");
     host.type_ok("kill $!").await;
+}
+
+/// All files below a folder.
+fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let below = |path: PathBuf| match path.is_dir() {
+        true => files(&path),
+        false => vec![(path.clone(), fs::read(&path).unwrap())],
+    };
+    entries.flat_map(below).collect()
 }
 
 /// The lines of the page's shell blocks, without what explains them.
@@ -135,7 +160,11 @@ impl Shell {
         fs::write(&browser, script).unwrap();
         fs::set_permissions(&browser, Permissions::from_mode(0o755)).unwrap();
         let mut command = Command::new(bash);
-        command.env_clear().envs(&scene.env).env("BROWSER", &browser).current_dir(scene.home.path());
+        command
+            .env_clear()
+            .envs(&scene.env)
+            .env("BROWSER", &browser)
+            .current_dir(scene.home.path());
         command.env("PATH", path_with(Path::new(env!("CARGO_BIN_EXE_valetkey"))));
         let mut shell = Self::start(command);
         shell.type_ok("ip link add docker0 type veth peer name inside").await;
@@ -163,20 +192,24 @@ impl Shell {
         fs::create_dir_all(work.join("feature")).unwrap();
         fs::copy(feature.join("install.sh"), work.join("feature/install.sh")).unwrap();
         fs::copy(codex, work.join("codex")).unwrap();
-        fs::write(work.join("hosts"), "127.0.0.1 localhost\n172.17.0.1 host.docker.internal\n").unwrap();
+        fs::write(work.join("hosts"), "127.0.0.1 localhost\n172.17.0.1 host.docker.internal\n")
+            .unwrap();
         let mut command = Command::new("unshare");
         command.args(["--net", "--mount", "--", bash]).env_clear().envs(variables);
         command.env("PATH", std::env!("PATH")).env("HOME", "/root").current_dir("/");
         let mut shell = Self::start(command);
         let pid = shell.type_ok("echo $$").await;
-        let moved = Command::new("ip").args(["link", "set", "inside", "netns", pid.trim()]).status();
+        let moved =
+            Command::new("ip").args(["link", "set", "inside", "netns", pid.trim()]).status();
         assert!(moved.await.unwrap().success());
         for command in [
-            "ip link set lo up && ip addr add 172.17.0.2/16 dev inside && ip link set inside up".to_owned(),
+            "ip link set lo up && ip addr add 172.17.0.2/16 dev inside && ip link set inside up"
+                .to_owned(),
             format!("mount --bind {}/hosts /etc/hosts", work.display()),
             format!("cp -a /etc/ssl {0}/ssl && mount --bind {0}/ssl /etc/ssl", work.display()),
             "mount -t tmpfs none /opt && mkdir -p /opt/image /opt/valetkey".to_owned(),
-            "mount -t tmpfs none /usr/local/share && mkdir /usr/local/share/ca-certificates".to_owned(),
+            "mount -t tmpfs none /usr/local/share && mkdir /usr/local/share/ca-certificates"
+                .to_owned(),
             format!("cp -a {}/feature {}/codex /opt/image", work.display(), work.display()),
             // While the image is built nothing is mounted.
             "sh /opt/image/feature/install.sh".to_owned(),
@@ -184,8 +217,12 @@ impl Shell {
             shell.type_ok(&command).await;
         }
         for mount in settings["mounts"].as_array().unwrap() {
-            let fields: BTreeMap<&str, &str> =
-                mount.as_str().unwrap().split(',').filter_map(|field| field.split_once('=')).collect();
+            let fields: BTreeMap<&str, &str> = mount
+                .as_str()
+                .unwrap()
+                .split(',')
+                .filter_map(|field| field.split_once('='))
+                .collect();
             let home = scene.home.path().to_str().unwrap();
             let source = PathBuf::from(fields["source"].replace("${localEnv:HOME}", home));
             let (source, target) = (source.display(), fields["target"]);
@@ -200,7 +237,8 @@ impl Shell {
     /// Types a line; what is shown until the next prompt, and the status.
     async fn type_line(&mut self, line: &str) -> (String, i32) {
         // Nobody else reads what the shell reads.
-        let typed = format!("{{ {line}\n}} </dev/null 2>&1; status=$?; echo; echo '{PROMPT}' $status\n");
+        let typed =
+            format!("{{ {line}\n}} </dev/null 2>&1; status=$?; echo; echo '{PROMPT}' $status\n");
         self.keys.write_all(typed.as_bytes()).await.unwrap();
         let mut shown = String::new();
         let reading = async {
@@ -213,7 +251,8 @@ impl Shell {
             }
             panic!("the shell has ended: {shown}");
         };
-        let status = tokio::time::timeout(LIMIT, reading).await.expect("it took more than a minute");
+        let status =
+            tokio::time::timeout(LIMIT, reading).await.expect("it took more than a minute");
         (shown, status)
     }
 

@@ -1,7 +1,7 @@
 //! Hosts with dead addresses, without names and without words: reached where there is a way, told by the step where
 //! there is none.
 
-mod network;
+pub(crate) mod network;
 
 use std::future::Future;
 use std::io;

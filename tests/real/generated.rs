@@ -345,7 +345,7 @@ print(next(step['run'] for step in steps if step.get('name') == 'Start valetkey'
     // The runner kills what a job leaves behind; here the shell does.
     let script = format!(
         "trap 'kill $(jobs -p); wait' EXIT\n{start}\n\
-         unset OPENAI_API_KEY; set -a; . ./github-env; set +a\n\
+         unset OPENAI_API_KEY; while IFS= read -r line; do export \"$line\"; done <github-env\n\
          '{curl}' --silent --fail https://api.example.com/v1/models"
     );
     let mut runner = Command::new(bash);

@@ -25,6 +25,8 @@ mod company;
 mod corporate;
 mod decoys;
 #[cfg(target_os = "linux")]
+mod devcontainer;
+#[cfg(target_os = "linux")]
 mod dialling;
 #[cfg(target_os = "linux")]
 mod docker;

@@ -66,7 +66,7 @@ const INSIDE: &str = "VALETKEY_TEST_INSIDE";
 
 /// Whether this is the copy of the test that runs in a network of its own. Elsewhere that copy is started, must
 /// succeed, and says what it says; or it is said why there is none.
-pub(super) async fn is_inside(test: &str) -> bool {
+pub(crate) async fn is_inside(test: &str) -> bool {
     if option_env_now(INSIDE).is_some() {
         return true;
     }
