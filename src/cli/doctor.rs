@@ -1,5 +1,6 @@
 //! `valetkey doctor`: looks at everything that a request depends on, and names what is in its way.
 
+mod listeners;
 mod local;
 mod network;
 mod origin;
@@ -85,6 +86,7 @@ async fn examine(
     report.add(local::configuration(&config));
     report.add(local::managed(&config));
     report.add(local::running(&config, typed));
+    listeners::examine(&config, report);
     let roots = local::local_ca(&config, report);
     let Some(trust) = bundle(&config, &roots, report) else {
         report.leaves_out("logins, proxy and hosts");

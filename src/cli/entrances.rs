@@ -120,12 +120,14 @@ impl Entrances {
 
     /// Where clients on this machine find the proxy best: without TLS and a pass if there is a choice, at an address
     /// if there is one.
-    pub(super) fn usual(&self) -> Option<String> {
+    /// Its URL, and whether it takes a pass.
+    pub(super) fn usual(&self) -> Option<(String, bool)> {
         let rank = |open: &&Open| {
             let Listener { require_pass, tls_names, .. } = &open.listener;
             (open.address.is_none(), *require_pass, !tls_names.is_empty())
         };
-        self.open.iter().min_by_key(rank).map(Open::url)
+        let usual = self.open.iter().min_by_key(rank);
+        usual.map(|open| (open.url(), open.listener.require_pass))
     }
 
     /// Removes what outlives a process.

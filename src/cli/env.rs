@@ -85,6 +85,12 @@ fn running_proxy(typed: &Typed, config: &Config) -> Result<ProxyUrl, Failure> {
         Failure::new(format!("programs cannot be put behind {} by variables", info.proxy))
             .hint("give the proxy a listener for this machine too: [[listeners]] address = \"127.0.0.1:8377\"")
     })?;
+    if info.needs_pass {
+        output::warning("this proxy takes nobody without a pass, and these variables have none");
+        output::hint(format_args!(
+            "valetkey env --proxy-url http://NAME:PASS@{address}, with the pass of: valetkey pass new NAME"
+        ));
+    }
     Ok(address.into())
 }
 

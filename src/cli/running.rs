@@ -23,6 +23,9 @@ pub(super) struct ServerInfo {
     pub(super) ca: PathBuf,
     /// The proxy's URL: `http://`, `https://`, or `unix:` and the path of a socket.
     pub(super) proxy: String,
+    /// Whether everybody shows a pass there, our own user too.
+    #[serde(default)]
+    pub(super) needs_pass: bool,
     /// When the process started, in the kernel's own count: tells it from a later one with its pid.
     #[serde(default)]
     started: Option<u64>,
@@ -43,7 +46,7 @@ impl ServerInfo {
     pub(super) fn of_this_process(proxy: String, ca: PathBuf) -> Self {
         let pid = std::process::id();
         let port = address(&proxy).map_or(0, |address| address.port());
-        Self { port, pid, ca, proxy, started: started(pid) }
+        Self { port, pid, ca, proxy, needs_pass: false, started: started(pid) }
     }
 
     /// Where the proxy listens; `None` for one at a Unix socket only.

@@ -93,8 +93,7 @@ impl<'a> Serving<'a> {
         let mut entrances = Entrances::new(inherited, &config.listeners)?;
         entrances.follow(&config.listeners, &started.proxy, passes.passes.has_any()).await?;
         tasks.spawn(passes.clone().follow());
-        let info =
-            ServerInfo::of_this_process(usual(&entrances)?, started.write_roots(runtime_dir)?);
+        let info = info(&entrances, started.write_roots(runtime_dir)?)?;
         let mut serving = Self { typed, started, entrances, passes, info, files, has_terminal };
         serving.leave_word()?;
         // Who hears it finds the word.
@@ -168,7 +167,7 @@ impl<'a> Serving<'a> {
                 "  eval \"$(valetkey env)\", and where it was installed: valetkey ca install",
             );
         }
-        self.info = ServerInfo::of_this_process(usual(&self.entrances)?, roots);
+        self.info = info(&self.entrances, roots)?;
         self.leave_word()?;
         self.entrances.announce();
         Ok(())
@@ -193,6 +192,12 @@ impl<'a> Serving<'a> {
     }
 }
 
-fn usual(entrances: &Entrances) -> Result<String, Failure> {
-    entrances.usual().ok_or_else(|| Failure::new("there is no address to listen on"))
+/// What other commands are told.
+fn info(entrances: &Entrances, roots: PathBuf) -> Result<ServerInfo, Failure> {
+    let usual = entrances.usual();
+    let (proxy, needs_pass) =
+        usual.ok_or_else(|| Failure::new("there is no address to listen on"))?;
+    let mut info = ServerInfo::of_this_process(proxy, roots);
+    info.needs_pass = needs_pass;
+    Ok(info)
 }

@@ -119,8 +119,10 @@ async fn a_second_user_needs_a_pass_and_loses_all_with_it() {
     assert!(refused.status != 0 && refused.out == "407 000", "{refused:?}");
     serving.signal(rustix::process::Signal::TERM);
     assert_eq!(serving.ended().await, Some(0));
-    for name in ["passes/passes.json", "ca"] {
-        let path = scene.path(".local/share/valetkey").join(name);
+    fs::set_permissions(scene.home.path(), Permissions::from_mode(0o755)).unwrap();
+    let ours =
+        ["passes/passes.json", "ca"].map(|name| scene.path(".local/share/valetkey").join(name));
+    for path in ours.into_iter().chain([scene.path(".codex/auth.json")]) {
         let read = done(neighbour.command("cat").arg(path).spawn().unwrap()).await;
         assert_ne!(read.status, 0, "{read:?}");
     }
@@ -257,4 +259,29 @@ async fn passes_that_make_no_sense_are_not_made() {
     let list: serde_json::Value = serde_json::from_str(&list.out).unwrap();
     assert_eq!(list.as_array().unwrap().len(), 1, "{list}");
     scene.revoke("ci").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_takes_nobody_without_a_pass_says_so_to_its_own_user() {
+    let Some(curl) = program("curl") else { return };
+    let scene = Scene::usual().await;
+    let strict = "[[listeners]]\naddress = \"127.0.0.1:0\"\nrequire_pass = true\n";
+    scene.configure(&format!("{strict}{}", scene.world.upstream_toml()));
+    let serving = Serving::start_with(&scene, &[]).await;
+    let env = done(scene.valetkey(&["env", "--shell", "bash"]).spawn().unwrap()).await;
+    assert!(env.status == 0 && env.err.contains("takes nobody without a pass"), "{env:?}");
+    let health = done(scene.valetkey(&["health"]).spawn().unwrap()).await;
+    assert_eq!(health.status, 0, "{health:?}");
+
+    let pass = scene.new_pass(&["me"]).await;
+    let url = format!("http://me:{pass}@{}", serving.address);
+    let arguments = ["env", "--shell", "bash", "--proxy-url", &url];
+    let env = done(scene.valetkey(&arguments).spawn().unwrap()).await;
+    assert!(env.status == 0 && env.err.is_empty(), "{env:?}");
+    let mut shell = Command::new("sh");
+    let script = format!("{}\n'{curl}' --silent --fail {URL}", env.out);
+    shell.env_clear().env("PATH", std::env!("PATH")).args(["-c", &script]);
+    let done = done(shell.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()).await;
+    assert_eq!(done.status, 0, "{done:?}");
+    scene.seen_signed_in();
 }

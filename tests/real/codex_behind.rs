@@ -347,3 +347,42 @@ async fn its_logout_leaves_our_login_alive() {
     assert!(behind.serving.address.ip().is_loopback());
     behind.assert_clean();
 }
+
+/// A login of its own passes through, and is not ours; its requests are signed in with ours all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn it_may_sign_in_by_itself() {
+    let Some(codex) = codex() else { return };
+    let scene = Scene::in_world(Settings::default(), time::Duration::hours(1)).await;
+    let behind = Behind::in_scene(codex, scene).await;
+    let issuer = behind.scene.world.issuer();
+    let ours = fs::read(behind.scene.path(".codex/auth.json")).unwrap();
+    fs::create_dir_all(behind.home()).unwrap();
+    issuer.device_interval(1);
+    issuer.approve_device();
+    let signed_in = behind.codex(&["login", "--device-auth"], &[]).await;
+    assert_eq!(signed_in.status, 0, "{signed_in:?}");
+    let theirs: Value =
+        serde_json::from_slice(&fs::read(behind.home().join("auth.json")).unwrap()).unwrap();
+    let theirs = theirs["tokens"]["access_token"].as_str().unwrap().to_owned();
+    assert!(tags_in(theirs.as_bytes()).is_empty(), "it is a real login");
+    assert_eq!(fs::read(behind.scene.path(".codex/auth.json")).unwrap(), ours);
+
+    behind.scene.world.api().clear();
+    let turn = behind.codex(&["exec", "--skip-git-repo-check", "say hi"], &[]).await;
+    assert!(turn.status == 0 && turn.out.contains(SAID), "{turn:?}");
+    // With the host's login, whatever the client has.
+    let host: Value = serde_json::from_slice(&ours).unwrap();
+    let bearer = format!("Bearer {}", host["tokens"]["access_token"].as_str().unwrap());
+    let seen = behind.scene.world.api().seen();
+    let turns: Vec<_> = seen.iter().filter(|seen| seen.path == CHATGPT_TURNS).collect();
+    assert!(!turns.is_empty() && turns.iter().all(|it| it.headers["authorization"] == bearer));
+    assert!(seen.iter().all(|seen| !format!("{:?}", seen.headers).contains(&theirs)), "{seen:?}");
+
+    // Its logout is passed on, and ends its own login alone.
+    let logout = behind.codex(&["logout"], &[]).await;
+    assert!(logout.status == 0, "{logout:?}");
+    assert_eq!(issuer.revokes(), 1);
+    assert_eq!(fs::read(behind.scene.path(".codex/auth.json")).unwrap(), ours);
+    let status = done(behind.scene.valetkey(&["login", "status"]).spawn().unwrap()).await;
+    assert_eq!(status.status, 0, "{status:?}");
+}

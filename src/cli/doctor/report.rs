@@ -77,7 +77,7 @@ impl Check {
         self
     }
 
-    fn to_json(&self) -> Value {
+    pub(super) fn to_json(&self) -> Value {
         json!({
             "id": self.id,
             "subject": self.subject,
