@@ -39,11 +39,12 @@ const REPLACING: [&str; 13] = [
 /// Variables whose file is *added* to the client's own roots: they get all but the system's.
 const ADDING: [&str; 2] = ["CODEX_CA_CERTIFICATE", "NODE_EXTRA_CA_CERTS"];
 
-/// Variables that name the proxy for what goes through ours. gRPC, cargo, npm and pnpm look at their own first, where
-/// also a file of the user's may name another one.
-const PROXIES: [&str; 6] = [
+/// Variables that name the proxy for what goes through ours. gRPC, cargo, npm, pip and pnpm look at their own first,
+/// where also a file of the user's may name another one.
+const PROXIES: [&str; 7] = [
     "CARGO_HTTP_PROXY",
     "HTTPS_PROXY",
+    "PIP_PROXY",
     "grpc_proxy",
     "https_proxy",
     "npm_config_https_proxy",
@@ -121,6 +122,7 @@ impl ClientEnv {
         for name in PROXIES.into_iter().chain(env.names().filter(is_another)) {
             set.insert(name.to_owned(), facts.proxy.as_str().into());
         }
+        set.extend(for_git(&facts.proxy, env));
         if env.get(GCLOUD_PROXY[0]).is_some() {
             let port = facts.proxy.port().to_string();
             let values = [facts.proxy.host(), &port, "http"];
@@ -288,6 +290,20 @@ fn without_login(proxy: &str) -> Option<String> {
     }
 }
 
+/// One more setting for git, behind those that are in the environment already: what the user's files say of a proxy
+/// would win over `HTTPS_PROXY`.
+fn for_git(proxy: &ProxyUrl, env: &Environment) -> [(String, OsString); 3] {
+    let count: u16 = env.text(GIT_COUNT).and_then(|count| count.parse().ok()).unwrap_or(0);
+    [
+        (GIT_COUNT.to_owned(), (u32::from(count) + 1).to_string().into()),
+        (format!("GIT_CONFIG_KEY_{count}"), "http.proxy".into()),
+        (format!("GIT_CONFIG_VALUE_{count}"), proxy.as_str().into()),
+    ]
+}
+
+/// How many settings there are in the environment (git-config(1)).
+const GIT_COUNT: &str = "GIT_CONFIG_COUNT";
+
 /// What the user's own variable has programs reach without a proxy.
 pub fn their_no_proxy(env: &Environment) -> String {
     env.text("no_proxy").or_else(|| env.text("NO_PROXY")).unwrap_or_default()
@@ -338,6 +354,18 @@ mod tests {
         let made = made_from(&env);
         let values: Vec<_> = made.iter().filter(is_gcloud).map(|(_, value)| value).collect();
         assert_eq!(values, ["127.0.0.1", "8377", "http"]);
+    }
+
+    #[test]
+    fn settings_of_git_that_are_there_stay() {
+        for (count, names) in [
+            (None, ["GIT_CONFIG_COUNT", "GIT_CONFIG_KEY_0", "GIT_CONFIG_VALUE_0"]),
+            (Some("2"), ["GIT_CONFIG_COUNT", "GIT_CONFIG_KEY_2", "GIT_CONFIG_VALUE_2"]),
+        ] {
+            let made = made_from(&Environment::from_pairs(count.map(|it| (GIT_COUNT, it))));
+            let of_git = made.iter().filter(|(name, _)| name.starts_with("GIT_CONFIG"));
+            assert_eq!(of_git.map(|(name, _)| name).collect::<Vec<_>>(), names);
+        }
     }
 
     /// Nobody writes to it, and who opens it for reading would wait.

@@ -64,6 +64,8 @@ async fn git_clone() {
         Command::new("sh").args(["-c", script]).current_dir(scene.home.path()).output().await;
     assert!(made.as_ref().unwrap().status.success(), "{made:?}");
     scene.world.api().serve_dir("/repo.git/", scene.path("repo.git"));
+    // The proxy of the company, past which nobody got.
+    fs::write(scene.path(".gitconfig"), "[http]\nproxy = http://127.0.0.1:9\n").unwrap();
     let clone = "https://api.example.com/repo.git";
     scene.run_ok(&[&git, "-c", "credential.helper=", "clone", "-q", clone, "cloned"]).await;
     assert_eq!(fs::read_to_string(scene.path("cloned/file")).unwrap(), "hello\n");

@@ -119,8 +119,10 @@ fn python_since_3_13() -> Option<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn pip_and_uv() {
     let (Some(python), Some(uv)) = (python(), packaged("uv")) else { return };
-    // A proxy of pip's own would go past ours.
-    let scene = Scene::usual().await.with("PIP_PROXY", "http://127.0.0.1:9");
+    let scene = Scene::usual().await;
+    fs::create_dir_all(scene.path(".config/pip")).unwrap();
+    fs::write(scene.path(".config/pip/pip.conf"), "[global]\nproxy = http://127.0.0.1:9\n")
+        .unwrap();
     let wheel = "hello-1.0-py3-none-any.whl";
     let make = r#"
 import sys, zipfile
