@@ -50,7 +50,7 @@ struct New {
     /// What to call it: letters, digits, `-` and `_`
     name: PassName,
 
-    /// The rules that it may use [default: all, also those to come]
+    /// The rules that it may use, by the names that `valetkey explain URL` shows [default: all, also those to come]
     #[arg(long, value_name = "RULE,…", value_delimiter = ',')]
     rules: Option<Vec<String>>,
 
