@@ -73,6 +73,18 @@ async fn nobody_comes_in_without_one_and_everybody_with_one() {
     scene.assert_alive().await;
 }
 
+/// Whatever was heard of the passes until then.
+#[tokio::test(flavor = "multi_thread")]
+async fn it_counts_from_when_it_was_made_until_it_was_revoked() {
+    let scene = Scene::usual().await;
+    let (_, stranger) = scene.strict().await;
+    let client = stranger.showing(basic(PASS));
+    *scene.kept_passes.lock().unwrap() = Some(vec![record(PASS)]);
+    assert!(client.tunnel(CHATGPT).await.is_ok());
+    *scene.kept_passes.lock().unwrap() = Some(Vec::new());
+    assert_eq!(refusal(&refused(&client, CHATGPT).await), (407, "pass_required".into()));
+}
+
 /// On one connection, as fast as it goes.
 #[expect(clippy::disallowed_methods, reason = "the test plays a client")]
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use valetkey::access::Passes;
+use valetkey::access::{Passes, Record};
 use valetkey::clock::Clock;
 use valetkey::config::env::Environment;
 use valetkey::config::{Config, CredentialKind, Overrides, SourceSpec};
@@ -70,6 +70,8 @@ pub(crate) struct Scene {
     pub(crate) proxy: Proxy,
     /// Who is let in with what.
     pub(crate) passes: Arc<Passes>,
+    /// What the proxy finds in the place of the passes when it looks next.
+    pub(crate) kept_passes: Arc<Mutex<Option<Vec<Record>>>>,
     /// What the owner of the machine allows.
     pub(crate) policy: watch::Sender<Arc<Policy>>,
     pub(crate) address: SocketAddr,
@@ -117,14 +119,23 @@ impl Scene {
         let policy = watch::Sender::default();
         let allowed = Enforced { policy: policy.subscribe(), deletes: true };
         let tokens = tokens(&config, &clock, &upstream, &(refreshes.clone(), allowed)).await;
-        let passes = Arc::new(Passes::default());
+        let (passes, kept_passes) = (Arc::new(Passes::default()), Arc::default());
+        let kept_passes: Arc<Mutex<Option<Vec<Record>>>> = kept_passes;
         let proxy = Proxy::new(Parts {
             rules: config.rules,
             tokens: Arc::new(tokens),
             upstream,
             leaves: Leaves::new(ca).unwrap(),
             passes: passes.clone(),
-            look: Arc::new(|| Box::pin(std::future::ready(()))),
+            look: {
+                let (passes, kept) = (passes.clone(), kept_passes.clone());
+                Arc::new(move || {
+                    if let Some(records) = kept.lock().unwrap().take() {
+                        passes.replace(records, &[]);
+                    }
+                    Box::pin(std::future::ready(()))
+                })
+            },
             clock: clock.clone(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -134,7 +145,19 @@ impl Scene {
         let roots = home.path().join("client.pem");
         fs::write(&roots, pems + world.ca_pem()).unwrap();
         let client = Client::through(address, &roots).unwrap();
-        Self { world, proxy, passes, policy, address, login, client, clock, home, refreshes }
+        Self {
+            world,
+            proxy,
+            passes,
+            kept_passes,
+            policy,
+            address,
+            login,
+            client,
+            clock,
+            home,
+            refreshes,
+        }
     }
 
     /// Another listener of the proxy's, which lets nobody in without a pass, and a client of it that has none.

@@ -37,7 +37,9 @@ async fn the_page_holds_command_by_command() {
 
     let scene = Scene::usual().await;
     fs::remove_file(scene.path(".codex/auth.json")).unwrap();
-    scene.configure(&format!("{}{}", block("toml"), scene.world.upstream_toml()));
+    // Beside what the page says, a listener beyond loopback that would take a user.
+    let other = "[[listeners]]\naddress = \"172.17.0.1:8378\"\n";
+    scene.configure(&format!("{}{other}{}", block("toml"), scene.world.upstream_toml()));
     fs::create_dir(scene.path("your-project")).unwrap();
     let mut host = Shell::on_the_host(&bash, &scene).await;
     let _ports = LoginPorts::hold();
@@ -55,6 +57,12 @@ async fn the_page_holds_command_by_command() {
     assert!(scene.path(".codex/auth.json").exists(), "the host is signed in");
     let pass = host.type_ok("echo \"$VALETKEY_PASS\"").await;
     assert!(pass.starts_with("vkp_"), "{pass}");
+
+    // Who comes from beyond loopback may be anybody, whatever the kernel says.
+    let knock =
+        "curl --silent --output /dev/null --write-out '%{http_connect}' https://chatgpt.com/";
+    let (said, _) = host.type_line(&format!("{knock} --proxy http://172.17.0.1:8378")).await;
+    assert_eq!(said.trim(), "407");
 
     let mut container = Shell::in_a_container(&bash, &scene, (pass.trim(), &codex)).await;
     for command in container_commands {
@@ -84,12 +92,7 @@ async fn the_page_holds_command_by_command() {
     }
     let (said, status) = container.type_line(&container_commands[0]).await;
     assert_ne!(status, 0, "{said}");
-    let (said, _) = container
-        .type_line(
-            "curl --silent --output /dev/null --write-out '%{http_connect}' https://chatgpt.com/",
-        )
-        .await;
-    assert_eq!(said.trim(), "407");
+    assert_eq!(container.type_line(knock).await.0.trim(), "407");
     assert!(scene.path(".codex/auth.json").exists(), "the host's login has nothing to do with it");
     host.type_ok("kill $!").await;
 }

@@ -31,6 +31,13 @@ async fn what_is_written_counts_and_who_is_in_stays_in() {
     let get = async |target: &str, path: &str| client.get(Visit::to(target, HTTP1), path).await;
     assert_eq!(get(CHATGPT, "/backend-api/codex/models").await.unwrap().status(), 200);
 
+    // An API that rejects every token causes one refresh, and then none for a while.
+    let rejected = "/backend-api/codex/always-401";
+    for _ in 0..2 {
+        assert_eq!(get(CHATGPT, rejected).await.unwrap().status(), 401);
+        assert_eq!(scene.world.issuer().refreshes(), 2);
+    }
+
     // One of each that is under way.
     let tls = client.greet(Visit::to(CHATGPT, HTTP1)).await.unwrap();
     let url = "wss://chatgpt.com/backend-api/codex/ws";
@@ -60,7 +67,8 @@ async fn what_is_written_counts_and_who_is_in_stays_in() {
     assert!(!scene.world.api().seen().last().unwrap().headers.contains_key("authorization"));
     assert_eq!(get(CHATGPT, "/backend-api/codex/models").await.unwrap().status(), 200);
     assert_eq!(stream.get("/backend-api/codex/models").await.unwrap().status(), 200);
-    assert_eq!(scene.world.issuer().refreshes(), 1);
+    assert_eq!(get(CHATGPT, rejected).await.unwrap().status(), 401);
+    assert_eq!(scene.world.issuer().refreshes(), 2, "what was learned is not forgotten");
 
     // What is wrong is refused with its line, and what was in force stays so.
     scene.configure("[[rules]]\nhost = 7\n");
