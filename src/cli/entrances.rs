@@ -13,8 +13,10 @@ use tokio::net::UnixListener;
 
 use super::activation::Inherited;
 use super::output::{self, Failure};
+use super::running::ServerInfo;
 use super::start;
 use crate::config::{ListenAddress, Listener};
+use crate::origin::Host;
 use crate::proxy::{Door, Entrance, Proxy, Socket};
 
 /// The listeners that are open.
@@ -118,16 +120,25 @@ impl Entrances {
         }
     }
 
-    /// Where clients on this machine find the proxy best: without TLS and a pass if there is a choice, at an address
-    /// if there is one.
-    /// Its URL, and whether it takes a pass.
-    pub(super) fn usual(&self) -> Option<(String, bool)> {
+    /// What other commands are told, with the roots in `ca`: where clients on this machine find the proxy best,
+    /// without TLS and a pass if there is a choice, at an address if there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`] when nothing is open.
+    pub(super) fn server_info(&self, ca: PathBuf) -> Result<ServerInfo, Failure> {
         let rank = |open: &&Open| {
             let Listener { require_pass, tls_names, .. } = &open.listener;
             (open.address.is_none(), *require_pass, !tls_names.is_empty())
         };
-        let usual = self.open.iter().min_by_key(rank);
-        usual.map(|open| (open.url(), open.listener.require_pass))
+        let best = self.open.iter().min_by_key(rank).ok_or_else(|| {
+            Failure::new("there is no address to listen on")
+                .hint("in the configuration: listen = \"127.0.0.1:8377\"")
+        })?;
+        let mut info = ServerInfo::of_this_process(best.url(), ca);
+        info.tls_name = best.listener.tls_names.first().map(Host::to_string);
+        info.needs_pass = best.listener.require_pass;
+        Ok(info)
     }
 
     /// Removes what outlives a process.

@@ -26,6 +26,9 @@ pub(super) struct ServerInfo {
     /// Whether everybody shows a pass there, our own user too.
     #[serde(default)]
     pub(super) needs_pass: bool,
+    /// What its certificate is for, where clients speak TLS to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) tls_name: Option<String>,
     /// When the process started, in the kernel's own count: tells it from a later one with its pid.
     #[serde(default)]
     started: Option<u64>,
@@ -42,11 +45,11 @@ pub(super) const FILE: &str = "serve.json";
 pub(super) const RUN_PREFIX: &str = "run-";
 
 impl ServerInfo {
-    /// What this process says of its proxy.
+    /// What this process says of its proxy, to which clients speak without TLS.
     pub(super) fn of_this_process(proxy: String, ca: PathBuf) -> Self {
         let pid = std::process::id();
         let port = address(&proxy).map_or(0, |address| address.port());
-        Self { port, pid, ca, proxy, needs_pass: false, started: started(pid) }
+        Self { port, pid, ca, proxy, needs_pass: false, tls_name: None, started: started(pid) }
     }
 
     /// Where the proxy listens; `None` for one at a Unix socket only.

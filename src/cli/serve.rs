@@ -27,7 +27,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "ADDRESS")]
     pub(super) listen: Option<String>,
 
-    /// Also write where the proxy runs to this file: {"port","pid","ca","proxy"}
+    /// Also write where the proxy runs to this file: {"port","pid","ca","proxy"}, with TLS also "tls_name"
     #[arg(long, value_name = "FILE")]
     pub(super) server_info: Option<PathBuf>,
 }
@@ -93,7 +93,7 @@ impl<'a> Serving<'a> {
         let mut entrances = Entrances::new(inherited, &config.listeners)?;
         entrances.follow(&config.listeners, &started.proxy, passes.passes.has_any()).await?;
         tasks.spawn(passes.clone().follow());
-        let info = info(&entrances, started.write_roots(runtime_dir)?)?;
+        let info = entrances.server_info(started.write_roots(runtime_dir)?)?;
         let mut serving = Self { typed, started, entrances, passes, info, files, has_terminal };
         serving.leave_word()?;
         // Who hears it finds the word.
@@ -167,7 +167,7 @@ impl<'a> Serving<'a> {
                 "  eval \"$(valetkey env)\", and where it was installed: valetkey ca install",
             );
         }
-        self.info = info(&self.entrances, roots)?;
+        self.info = self.entrances.server_info(roots)?;
         self.leave_word()?;
         self.entrances.announce();
         Ok(())
@@ -190,14 +190,4 @@ impl<'a> Serving<'a> {
             }
         }
     }
-}
-
-/// What other commands are told.
-fn info(entrances: &Entrances, roots: PathBuf) -> Result<ServerInfo, Failure> {
-    let usual = entrances.usual();
-    let (proxy, needs_pass) =
-        usual.ok_or_else(|| Failure::new("there is no address to listen on"))?;
-    let mut info = ServerInfo::of_this_process(proxy, roots);
-    info.needs_pass = needs_pass;
-    Ok(info)
 }

@@ -1,15 +1,12 @@
-//! What `valetkey init` generates, given to the programs that it is for; sockets of systemd; `valetkey health`.
+//! What `valetkey init` generates, given to the programs that it is for; sockets of systemd.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use super::served::Serving;
 use super::support::{Done, KEY, Scene, done, node_modules, program, python_with};
 
 /// A generator that has written into this home's folder `project`, and that has nothing to do the second time.
@@ -380,54 +377,4 @@ async fn a_reader_of_property_lists_takes_the_agent() {
     if Path::new("/usr/bin/plutil").exists() {
         succeed(Command::new("/usr/bin/plutil").arg("-lint").arg(path)).await;
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn health_is_asked_of_whoever_listens() {
-    let scene = Scene::usual().await;
-    let info = scene.path("info.json");
-    let health = async |arguments: &[&str]| {
-        done(scene.valetkey(&[&["health"], arguments].concat()).spawn().unwrap()).await
-    };
-    let none = health(&[]).await;
-    assert_eq!(none.status, 1, "{none:#?}");
-    assert!(none.err.contains("error: no proxy is running\nhint: start one"), "{none:#?}");
-
-    let serving = Serving::start(&scene).await;
-    let well = health(&[]).await;
-    assert_eq!(well.status, 0, "{well:#?}");
-    assert!(well.out.starts_with(&format!("http://{} answers", serving.address)), "{well:#?}");
-    let named = health(&["--server-info", scene.path("serving.json").to_str().unwrap()]).await;
-    assert_eq!(named.status, 0, "{named:#?}");
-    // An edit that has a mistake makes nobody ill who runs.
-    scene.configure("mistake");
-    assert_eq!(health(&[]).await.status, 0);
-
-    // Others at a port that a proxy has had: one that answers, one that does not, and nobody.
-    for (answer, reason) in [
-        (Some("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"), "not valetkey's: 200 OK"),
-        (None, "did not answer within"),
-    ] {
-        let other = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = other.local_addr().unwrap().port();
-        let proxy = format!("http://127.0.0.1:{port}");
-        let pid = std::process::id();
-        let text = json!({ "port": port, "pid": pid, "ca": "ca.pem", "proxy": proxy }).to_string();
-        fs::write(&info, text).unwrap();
-        let answering = std::thread::spawn(move || {
-            let (mut stream, _) = other.accept().unwrap();
-            assert!(stream.read(&mut [0; 1024]).unwrap() > 0, "nothing was asked");
-            if let Some(answer) = answer {
-                stream.write_all(answer.as_bytes()).unwrap();
-            }
-            // Until the other side has closed.
-            let _reset = stream.read_to_end(&mut Vec::new());
-        });
-        let ill = health(&["--server-info", info.to_str().unwrap()]).await;
-        assert_eq!(ill.status, 1, "{ill:#?}");
-        assert!(ill.err.contains(reason) && ill.err.contains("hint: "), "{ill:#?}");
-        answering.join().unwrap();
-    }
-    let ill = health(&["--server-info", info.to_str().unwrap()]).await;
-    assert!(ill.status == 1 && ill.err.contains("does not answer"), "{ill:#?}");
 }

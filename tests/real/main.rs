@@ -34,6 +34,7 @@ mod doctor;
 #[cfg(target_os = "linux")]
 mod early;
 mod generated;
+mod health;
 #[cfg(target_os = "linux")]
 mod http2_peers;
 #[cfg(target_os = "linux")]
