@@ -109,11 +109,6 @@ fn texts(client_env: &ClientEnv) -> impl Iterator<Item = (&str, String)> {
     client_env.iter().map(|(name, value)| (name, value.to_string_lossy().into_owned()))
 }
 
-/// A word as a POSIX shell reads it.
-fn quoted(word: &str) -> String {
-    format!("'{}'", word.replace('\'', r"'\''"))
-}
-
 fn usual_shell(path: Option<String>) -> Shell {
     let name = path.as_deref().and_then(|path| path.rsplit('/').next());
     name.and_then(|name| Shell::from_str(name, true).ok()).unwrap_or(Shell::Bash)
@@ -131,7 +126,7 @@ impl Shell {
 
     fn line(self, name: &str, value: &str) -> String {
         match self {
-            Self::Bash => format!("export {name}={}\n", quoted(value)),
+            Self::Bash => format!("export {name}={}\n", output::shell_word(value)),
             Self::Fish => {
                 format!("set -gx {name} '{}'\n", value.replace('\\', r"\\").replace('\'', r"\'"))
             }

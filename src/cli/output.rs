@@ -207,9 +207,9 @@ pub(super) fn raw(text: &str) {
     let _closed_pipe = stdout().lock().write_all(text.as_bytes());
 }
 
-/// A text as one word of a shell's.
+/// A text as one word of a POSIX shell's, in quotes where it needs them.
 pub(super) fn shell_word(text: &str) -> String {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:@%".contains(&byte);
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"%+,-./:=@_".contains(&byte);
     if !text.is_empty() && text.bytes().all(is_plain) {
         return text.to_owned();
     }
@@ -264,6 +264,23 @@ mod tests {
         ];
         for (text, expected) in table {
             assert_eq!(wrapped(text, 10), expected);
+        }
+    }
+
+    #[test]
+    fn words_of_a_shell() {
+        let table = [
+            ("C,,", "C,,"),
+            ("sql:/home/u/.pki", "sql:/home/u/.pki"),
+            ("N=a@b", "N=a@b"),
+            ("", "''"),
+            ("/a b/c", "'/a b/c'"),
+            ("~", "'~'"),
+            ("it's $(id);", r"'it'\''s $(id);'"),
+            ("gr\u{fc}n", "'gr\u{fc}n'"),
+        ];
+        for (text, expected) in table {
+            assert_eq!(shell_word(text), expected);
         }
     }
 

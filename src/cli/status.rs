@@ -79,9 +79,7 @@ pub(super) fn run_one(arguments: &OneArguments, typed: &Typed) -> Result<ExitCod
     };
     let credentials = process::runtime()?.block_on(read(typed, &config))?;
     let Some(shown) = credentials.iter().find(|shown| shown.name == name) else {
-        return Err(Failure::new(format!("there is no credential `{name}`"))
-            .status(output::WRONG_USE)
-            .hint("see all: valetkey status"));
+        return Err(output::no_credential(&config, &name));
     };
     if arguments.json {
         output::data(format_args!("{:#}", shown.to_json()));
@@ -290,6 +288,7 @@ impl Shown {
         })
     }
 }
+
 /// A moment as people read it: the time and how far it is.
 pub(super) fn in_words(moment: OffsetDateTime) -> String {
     let distance = moment - Clock::system().now();

@@ -45,9 +45,12 @@ impl Step {
     /// As it is typed by somebody who is root already, or is not.
     pub(super) fn shown(&self, is_root: bool) -> String {
         let sudo = (self.as_root && !is_root).then(|| "sudo".to_owned());
-        let words = self.line.iter().map(|word| quoted(&word.to_string_lossy()));
+        let words = self.line.iter().map(|word| output::shell_word(&word.to_string_lossy()));
         // The shell opens it, before there is a root.
-        let fed = self.fed.iter().map(|fed| format!("< {}", quoted(&fed.file.to_string_lossy())));
+        let fed = self
+            .fed
+            .iter()
+            .map(|fed| format!("< {}", output::shell_word(&fed.file.to_string_lossy())));
         sudo.into_iter().chain(words).chain(fed).collect::<Vec<_>>().join(" ")
     }
 }
@@ -179,15 +182,6 @@ fn output_of(command: &mut Command, fed: Option<&str>) -> io::Result<Output> {
 /// A program that asks without a terminal gets an end of file and not our input.
 fn stdin() -> Stdio {
     if io::stdin().is_terminal() { Stdio::inherit() } else { Stdio::null() }
-}
-
-/// A word as a shell takes it for one.
-fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "%+,-./:=@_".contains(c);
-    if !word.is_empty() && word.chars().all(is_plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 #[cfg(test)]

@@ -4,10 +4,10 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use super::{client_env, quoted, texts};
+use super::{client_env, texts};
 use crate::cli::output::{self, Failure};
 use crate::cli::{Typed, process};
-use crate::client_env::{Folder, IN_CONTAINER, ProxyUrl};
+use crate::client_env::{ClientEnv, Folder, IN_CONTAINER, ProxyUrl};
 use crate::config::Config;
 
 /// Arguments of `docker run`, on one line: the variables, and the folder that they name files of.
@@ -16,9 +16,7 @@ pub(super) fn print_run(
     config: &Config,
     proxy: ProxyUrl,
 ) -> Result<String, Failure> {
-    warn_of_loopback(&proxy);
-    let dir = folder(config)?;
-    let client_env = client_env(typed, config, proxy, Folder::Mounted(&dir))?;
+    let (dir, client_env) = mounted(typed, config, proxy)?;
     let mount = format!("{}:{IN_CONTAINER}:ro", dir.display());
     let variables = texts(&client_env).map(|(name, value)| ("-e", format!("{name}={value}")));
     Ok(line([("-v", mount)].into_iter().chain(variables)))
@@ -31,14 +29,24 @@ pub(super) fn print_build(
     config: &Config,
     proxy: ProxyUrl,
 ) -> Result<String, Failure> {
-    warn_of_loopback(&proxy);
-    let dir = folder(config)?;
-    let client_env = client_env(typed, config, proxy, Folder::Mounted(&dir))?;
+    let (dir, client_env) = mounted(typed, config, proxy)?;
     let roots = client_env.get(ROOTS).map(Path::new).and_then(Path::file_name).unwrap_or_default();
     let secret = format!("id={SECRET},src={}", dir.join(roots).display());
     let of_builds = texts(&client_env).filter(|(name, _)| KNOWN_TO_BUILDS.contains(name));
     let variables = of_builds.map(|(name, value)| ("--build-arg", format!("{name}={value}")));
     Ok(line(variables.chain([("--secret", secret)])))
+}
+
+/// The folder that a container sees, and the variables that name files in it.
+fn mounted(
+    typed: &Typed,
+    config: &Config,
+    proxy: ProxyUrl,
+) -> Result<(PathBuf, ClientEnv), Failure> {
+    warn_of_loopback(&proxy);
+    let dir = folder(config)?;
+    let client_env = client_env(typed, config, proxy, Folder::Mounted(&dir))?;
+    Ok((dir, client_env))
 }
 
 /// Every container may enter it, and only those: it is in a folder that is the user's alone.
@@ -53,7 +61,8 @@ fn folder(config: &Config) -> Result<PathBuf, Failure> {
 
 fn line(options: impl Iterator<Item = (&'static str, String)>) -> String {
     let all = [HOST].into_iter().map(|(option, value)| (option, value.to_owned())).chain(options);
-    let words: Vec<_> = all.map(|(option, value)| format!("{option} {}", quoted(&value))).collect();
+    let words: Vec<_> =
+        all.map(|(option, value)| format!("{option} {}", output::shell_word(&value))).collect();
     words.join(" ") + "\n"
 }
 

@@ -240,8 +240,8 @@ pub(super) fn existing(dir: &Path) -> Result<PathBuf, Failure> {
         Ok(_) => Err(Failure::new(format!("{} is not a folder", dir.display()))
             .hint("name the folder of your project: --dir FOLDER")),
         Err(error) => {
-            Err(Failure::at(dir, error)
-                .hint(format!("make it first: mkdir -p '{}'", dir.display())))
+            let word = output::shell_word(&dir.to_string_lossy());
+            Err(Failure::at(dir, error).hint(format!("make it first: mkdir -p {word}")))
         }
     }
 }

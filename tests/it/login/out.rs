@@ -59,7 +59,7 @@ async fn status_of_all_says_the_same() {
     let usable = |name: &str| json["credentials"][name]["usable"].as_bool();
     assert_eq!((usable("openai"), usable("work")), (Some(true), Some(false)));
     let none = home.run(&["login", "status", "--credential", "nobody"]).await;
-    none.failed(2, "there is no credential `nobody`", "valetkey status");
+    none.failed(2, "there is no credential `nobody`", "the configuration has: openai, work");
 }
 
 #[tokio::test(flavor = "multi_thread")]
