@@ -10,6 +10,7 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::output;
 use crate::tasks::Tasks;
 
 /// Tells when it is worth reading some files again.
@@ -27,8 +28,39 @@ pub(super) struct Changes {
     _watcher: Option<RecommendedWatcher>,
 }
 
-/// What changes with a file: device and number, length, and when it was last changed (seconds, nanoseconds).
-type Outside = (u64, u64, u64, i64, i64);
+/// What changes with a file, and can be seen without reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Outside {
+    device: u64,
+    /// Its number there, which is given to others again.
+    number: u64,
+    length: u64,
+    /// When it was last changed: seconds, nanoseconds.
+    changed: (i64, i64),
+}
+
+impl Outside {
+    /// The file at a place; `None` for none.
+    pub(super) fn of(path: &Path) -> Option<Self> {
+        let found = std::fs::metadata(path).ok()?;
+        let (device, number, length) = (found.dev(), found.ino(), found.len());
+        Some(Self { device, number, length, changed: (found.ctime(), found.ctime_nsec()) })
+    }
+}
+
+/// What was last complained of, so that what stays wrong is said once.
+#[derive(Default)]
+pub(super) struct Complaint(Option<String>);
+
+impl Complaint {
+    /// Warns of what is wrong now, unless it was so before; `None` when nothing is.
+    pub(super) fn now(&mut self, wrong: Option<String>) {
+        if let Some(wrong) = wrong.as_ref().filter(|wrong| self.0.as_ref() != Some(*wrong)) {
+            output::warning(wrong);
+        }
+        self.0 = wrong;
+    }
+}
 
 impl Changes {
     /// Changes of these files, and of what is in those of them that are folders, from now on.
@@ -93,11 +125,7 @@ fn outsides(places: &[PathBuf]) -> Vec<Option<Outside>> {
         paths
     };
     let all = places.iter().flat_map(|place| [vec![place.clone()], inside(place)].concat());
-    all.map(|path| {
-        let found = std::fs::metadata(path).ok()?;
-        Some((found.dev(), found.ino(), found.len(), found.ctime(), found.ctime_nsec()))
-    })
-    .collect()
+    all.map(|path| Outside::of(&path)).collect()
 }
 
 /// Watches the folders that exist: the files in them are replaced, not written.

@@ -1,15 +1,13 @@
 //! Follows the passes for as long as a proxy runs: new and revoked ones, those whose time is over, and how often each
 //! was used.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use tokio::sync::Mutex;
 
-use super::changes::Changes;
+use super::changes::{Changes, Complaint, Outside};
 use super::output;
 use crate::access::Passes;
 use crate::clock::Clock;
@@ -30,8 +28,8 @@ pub(super) struct Followed {
     file: PassFile,
     clock: Clock,
     jobs: Tasks,
-    /// Which file they were read from: each change makes another one.
-    read_from: Mutex<Option<Edition>>,
+    /// The file that they were read from: it is replaced with each change, never written.
+    read_from: Mutex<Option<Outside>>,
 }
 
 impl Followed {
@@ -43,7 +41,7 @@ impl Followed {
     pub(super) fn read(file: PassFile, clock: Clock, jobs: Tasks) -> Result<Self, StoreError> {
         file.make_folder()?;
         let passes = Arc::new(Passes::default());
-        let read_from = Mutex::new(edition(&file));
+        let read_from = Mutex::new(Outside::of(&file.path()));
         passes.replace(file.read()?, &[]);
         Ok(Self { passes, file, clock, jobs, read_from })
     }
@@ -66,25 +64,20 @@ impl Followed {
     /// Follows them to the end of the runtime.
     pub(super) async fn follow(self: Arc<Self>) {
         let mut changes = Changes::at_once(vec![self.file.path()], self.jobs.clone());
-        let mut complaint = None;
+        let mut complaint = Complaint::default();
         loop {
             let next = self.passes.end_expired(self.clock.now());
             let until_next = next.map_or(LONGEST, |at| {
                 Duration::try_from(at - self.clock.now()).unwrap_or_default().min(LONGEST)
             });
-            let said = tokio::select! {
+            let error = tokio::select! {
                 () = changes.next() => self.look().await.err(),
                 () = tokio::time::sleep(until_next.max(SHORTEST)) => continue,
                 () = tokio::time::sleep(SAVED_EVERY) => self.save().await.err(),
             };
-            let said = said.map(|error| {
+            complaint.now(error.map(|error| {
                 format!("{}; the passes from before stay in force", output::chain_of(&error))
-            });
-            // A file that stays broken is complained of once.
-            if let Some(said) = said.as_ref().filter(|said| complaint.as_ref() != Some(*said)) {
-                output::warning(said);
-            }
-            complaint = said;
+            }));
         }
     }
 
@@ -98,7 +91,7 @@ impl Followed {
         let (file, known) = (self.file.clone(), *read_from);
         let read = move || {
             // Before it is read: one that is put there meanwhile is looked at next time.
-            let now = edition(&file);
+            let now = Outside::of(&file.path());
             if now == known { Ok(None) } else { Ok(Some((now, file.read()?))) }
         };
         // A panic in there changes nothing.
@@ -121,22 +114,14 @@ impl Followed {
             return Ok(());
         }
         let (file, used) = (self.file.clone(), counted.clone());
-        let save = move || file.count(&used).map(|records| Some((edition(&file), records)));
+        let save =
+            move || file.count(&used).map(|records| Some((Outside::of(&file.path()), records)));
         if let Some((now, records)) = self.jobs.spawn_blocking(save).await.unwrap_or(Ok(None))? {
             self.passes.replace(records, &counted);
             *read_from = now;
         }
         Ok(())
     }
-}
-
-/// The number of a file and when it was put there (seconds, nanoseconds).
-type Edition = (u64, i64, i64);
-
-/// Which file is at the place: it is replaced, never written. Numbers are given to others again.
-fn edition(file: &PassFile) -> Option<Edition> {
-    let found = fs::metadata(file.path()).ok()?;
-    Some((found.ino(), found.ctime(), found.ctime_nsec()))
 }
 
 /// How often uses are saved: a crash loses what was counted since.

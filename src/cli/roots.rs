@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
-use super::changes::Changes;
+use super::changes::{Changes, Complaint};
 use super::output;
 use crate::tasks::Tasks;
 use crate::tls::trust::UpstreamTrust;
@@ -17,13 +17,13 @@ pub(super) fn follow(trust: &Arc<UpstreamTrust>, tasks: &Tasks) {
 
 async fn until_nobody_trusts(trust: Weak<UpstreamTrust>, places: Vec<PathBuf>, jobs: Tasks) {
     let mut changes = Changes::of(places, jobs.clone());
-    let mut complaint = None;
+    let mut complaint = Complaint::default();
     loop {
         changes.next().await;
         let Some(trust) = trust.upgrade() else { return };
         let reading = trust.clone();
         let read = jobs.spawn_blocking(move || reading.reload()).await;
-        let said = match read {
+        complaint.now(match read {
             Ok(Ok(false)) => None,
             Ok(Ok(true)) => {
                 let roots = trust.now();
@@ -37,11 +37,6 @@ async fn until_nobody_trusts(trust: Weak<UpstreamTrust>, places: Vec<PathBuf>, j
                 Some(format!("{why}; the roots from before stay in force"))
             }
             Err(_panicked) => None,
-        };
-        // A file that stays broken is complained of once.
-        if let Some(said) = said.as_ref().filter(|said| complaint.as_ref() != Some(*said)) {
-            output::warning(said);
-        }
-        complaint = said;
+        });
     }
 }
