@@ -31,6 +31,7 @@ mod serve;
 mod start;
 mod status;
 mod token;
+mod way_out;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use super::credentials;
 use super::output::{self, Failure};
-use super::start::WayOut;
+use super::way_out::WayOut;
 use super::{Typed, process, status};
 use crate::config::{Config, LoginSpec};
 use crate::tokens::State;

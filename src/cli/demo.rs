@@ -113,7 +113,7 @@ impl<'a> Stage<'a> {
         let overrides = Overrides { config: Some(config), ..Overrides::default() };
         let config = Config::load(&overrides, &own_env).map_err(output::mistakes)?;
         let ca = start::local_ca(&config)?;
-        let started = Started::new(config, ca, start::no_passes(), &own_env).await?;
+        let started = Started::new(config, ca, None, &own_env).await?;
         let listener = start::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await?;
         let address = listener.local_addr()?;
         started.proxy.serve(Socket::Tcp(listener), Door::default());

@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use super::output;
 use super::process::{self, Signals};
-use super::start::{self, ca_dir};
+use super::start::ca_dir;
 use super::status;
+use super::way_out;
 use super::{Typed, chain};
 use crate::config::Config;
 use crate::rules::Rules;
@@ -140,7 +141,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// The roots that are trusted upstream.
 fn bundle(config: &Config, roots: &[Root], report: &mut Report) -> Option<Arc<UpstreamTrust>> {
-    match start::trust(&config.upstream, roots.iter().map(Root::spki).collect()) {
+    match way_out::trust(&config.upstream, roots.iter().map(Root::spki).collect()) {
         Ok(trust) => {
             local::bundle(config, &trust, report);
             Some(Arc::new(trust))

@@ -8,7 +8,8 @@ use clap::ValueEnum;
 use serde_json::{Map, Value};
 
 use super::output::{self, Failure};
-use super::start::{WayOut, ca_dir};
+use super::start::ca_dir;
+use super::way_out::WayOut;
 use super::{Typed, process, running};
 use crate::client_env::{ClientEnv, Folder, ProxyUrl};
 use crate::config::Config;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::credentials::{Credentials, SignIn};
 use super::output::{self, Failure, WRONG_USE};
-use super::start::WayOut;
+use super::way_out::WayOut;
 use super::{Typed, process, status};
 use crate::clock::Clock;
 use crate::credential::{Account, CredentialName, Grant, Keep, Login, TokenSet};

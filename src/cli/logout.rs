@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use super::credentials::{Credentials, SignIn};
 use super::output::{self, Failure};
-use super::start::WayOut;
+use super::way_out::WayOut;
 use super::{Typed, process};
 use crate::credential::{CredentialName, Login};
 use crate::store::StoreError;

@@ -52,8 +52,8 @@ async fn run_behind(
         true => start::ephemeral_ca(&config)?,
         false => start::local_ca(&config)?,
     };
-    // The program is our own user's: nobody needs a pass.
-    let mut started = Started::new(config, ca, start::no_passes(), &typed.env).await?;
+    // The program is our own user's, who needs no pass.
+    let mut started = Started::new(config, ca, None, &typed.env).await?;
     let listener = start::bind(([127, 0, 0, 1], 0).into()).await?;
     let address = listener.local_addr()?;
     started.proxy.serve(Socket::Tcp(listener), Door::default());

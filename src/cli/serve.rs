@@ -62,7 +62,7 @@ struct Serving<'a> {
     typed: &'a Typed,
     started: Started,
     entrances: Entrances,
-    passes: Arc<Followed>,
+    followed: Arc<Followed>,
     /// What was left for other commands, in these files.
     info: ServerInfo,
     files: Vec<PathBuf>,
@@ -77,12 +77,10 @@ impl<'a> Serving<'a> {
     ) -> Result<Self, Failure> {
         let has_terminal = process::has_terminal();
         let (file, tasks) = (passes::file(&config), Tasks::new());
-        let passes =
-            Followed::read(file, Clock::system(), tasks.clone()).map_err(output::hinted)?;
-        let passes = Arc::new(passes);
+        let followed = Followed::read(file, Clock::system(), tasks.clone());
+        let followed = Arc::new(followed.map_err(output::hinted)?);
         let ca = start::local_ca(&config)?;
-        let started =
-            Started::new(config, ca, (passes.passes.clone(), passes.looking()), &typed.env).await?;
+        let started = Started::new(config, ca, Some(&followed), &typed.env).await?;
         let config = started.config();
         let runtime_dir = &config.paths.runtime_dir;
         process::private_dir(runtime_dir)?;
@@ -91,10 +89,10 @@ impl<'a> Serving<'a> {
         let files: Vec<PathBuf> = files.into_iter().flatten().collect();
 
         let mut entrances = Entrances::new(inherited, &config.listeners)?;
-        entrances.follow(&config.listeners, &started.proxy, passes.passes.has_any()).await?;
-        tasks.spawn(passes.clone().follow());
+        entrances.follow(&config.listeners, &started.proxy, followed.passes.has_any()).await?;
+        tasks.spawn(followed.clone().follow());
         let info = entrances.server_info(started.write_roots(runtime_dir)?)?;
-        let mut serving = Self { typed, started, entrances, passes, info, files, has_terminal };
+        let mut serving = Self { typed, started, entrances, followed, info, files, has_terminal };
         serving.leave_word()?;
         // Who hears it finds the word.
         serving.entrances.announce();
@@ -147,9 +145,9 @@ impl<'a> Serving<'a> {
 
     async fn try_reload(&mut self) -> Result<(), Failure> {
         let config = self.typed.config()?;
-        self.passes.look().await.map_err(output::hinted)?;
+        self.followed.look().await.map_err(output::hinted)?;
         // The listeners first: an address may be taken, and the rest can be undone no more.
-        let (listeners, has_passes) = (config.listeners.clone(), self.passes.passes.has_any());
+        let (listeners, has_passes) = (config.listeners.clone(), self.followed.passes.has_any());
         let before = self.started.config().listeners.clone();
         self.entrances.follow(&listeners, &self.started.proxy, has_passes).await?;
         if let Err(failure) = self.started.reload(config, &self.typed.env).await {
@@ -176,7 +174,7 @@ impl<'a> Serving<'a> {
     /// Ends serving, and saves what is to last.
     async fn end(&self) {
         self.started.shut_down(DRAIN).await;
-        if let Err(error) = self.passes.save().await {
+        if let Err(error) = self.followed.save().await {
             output::warning(output::chain_of(&error));
         }
     }

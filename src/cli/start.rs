@@ -7,27 +7,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use rustls_pki_types::CertificateDer;
+use futures_util::future::ready;
 use tokio::net::TcpListener;
 
-use super::chain;
 use super::credentials::Credentials;
 use super::output::{self, Failure};
-use super::roots;
-use crate::access::Passes;
-use crate::client_env::{ClientEnv, Facts, Folder, ProxyUrl};
+use super::passes::Followed;
+use super::way_out::{NewWay, WayOut};
+use crate::client_env::{ClientEnv, Folder};
 use crate::clock::Clock;
 use crate::config::env::Environment;
-use crate::config::{Config, OnViolation, Trust, UpstreamConfig};
+use crate::config::{Config, OnViolation};
 use crate::proxy::{Look, Parts, Proxy};
-use crate::secret::Fingerprint;
 use crate::tasks::Tasks;
 use crate::tls::ca::{LocalCa, Root};
 use crate::tls::leaf::Leaves;
-use crate::tls::trust::{TrustMode, TrustSettings, UpstreamTrust};
 use crate::tokens::{Tokens, Violations};
-use crate::upstream::Upstream;
-use crate::upstream::dial::Dialer;
 
 /// A proxy with all that belongs to it, ready to serve.
 pub(super) struct Started {
@@ -44,16 +39,9 @@ pub(super) struct Started {
     config: Config,
 }
 
-/// The way out and what it trusts.
-pub(super) struct WayOut {
-    pub(super) upstream: Upstream,
-    trust: Arc<UpstreamTrust>,
-    /// The chain in force, as it is exported to clients.
-    chain: String,
-}
-
 impl Started {
-    /// Builds everything around a local CA. Nothing is served and no login is needed yet.
+    /// Builds everything around a local CA. Nothing is served and no login is needed yet. Without `followed` nobody is
+    /// let in by a pass.
     ///
     /// # Errors
     ///
@@ -61,12 +49,12 @@ impl Started {
     pub(super) async fn new(
         config: Config,
         ca: LocalCa,
-        (passes, look): (Arc<Passes>, Look),
+        followed: Option<&Arc<Followed>>,
         env: &Environment,
     ) -> Result<Self, Failure> {
         let roots = ca.roots().to_vec();
         let out = WayOut::new(&config, &roots, env)?;
-        roots::follow(&out.trust, &Tasks::new());
+        out.follow_roots();
         let refreshes = Tasks::new();
         let credentials = Credentials::new(&config, env, out.upstream.clone(), refreshes.clone());
         let tokens = Arc::new(credentials.tokens(true, None).await?);
@@ -77,6 +65,10 @@ impl Started {
             refreshes.finished().await;
             return Err(failure);
         }
+        let (passes, look) = match followed {
+            Some(followed) => (followed.passes.clone(), followed.looking()),
+            None => (Arc::default(), Arc::new(|| ready(()).boxed()) as Look),
+        };
         let proxy = Proxy::new(Parts {
             rules: config.rules.clone(),
             tokens: Arc::clone(&tokens),
@@ -107,7 +99,7 @@ impl Started {
         let way_is_new = names_are_new || config.upstream != self.config.upstream;
         let way = if way_is_new { Some(NewWay::of(&config, &roots, env)?) } else { None };
         if way.is_none() {
-            self.out.trust.reload().map_err(output::hinted)?;
+            self.out.reload_roots()?;
         }
         let upstream = self.out.upstream.clone();
         let credentials = Credentials::new(&config, env, upstream, self.refreshes.clone());
@@ -177,11 +169,6 @@ impl Started {
     }
 }
 
-/// For a proxy that nobody needs a pass for.
-pub(super) fn no_passes() -> (Arc<Passes>, Look) {
-    (Arc::default(), Arc::new(|| futures_util::future::ready(()).boxed()))
-}
-
 /// Says which logins are not allowed. Where a policy has one deleted and there is no other credential, there is
 /// nothing to go on with.
 fn allowed(tokens: &Tokens) -> Result<(), Failure> {
@@ -196,86 +183,6 @@ fn allowed(tokens: &Tokens) -> Result<(), Failure> {
         }
     }
     Ok(())
-}
-
-impl WayOut {
-    /// The way out of a configuration, for commands that need no local CA.
-    ///
-    /// # Errors
-    ///
-    /// As [`WayOut::new`].
-    pub(super) fn of(config: &Config, env: &Environment) -> Result<Self, Failure> {
-        let roots = LocalCa::load_roots(&ca_dir(config)).map_err(output::hinted)?;
-        Self::new(config, &roots, env)
-    }
-
-    /// The way out that a configuration describes. Our own `roots` are never trusted there.
-    ///
-    /// # Errors
-    ///
-    /// [`Failure`] for a bundle or a chain that cannot be used.
-    pub(super) fn new(config: &Config, roots: &[Root], env: &Environment) -> Result<Self, Failure> {
-        let NewWay { dialer, trust, chain } = NewWay::of(config, roots, env)?;
-        Ok(Self { upstream: Upstream::new(dialer), trust, chain })
-    }
-
-    /// Goes another way from now on.
-    fn take(&mut self, NewWay { dialer, trust, chain }: NewWay) {
-        self.upstream.replace(dialer);
-        (self.trust, self.chain) = (trust, chain);
-        // Who followed the trust of before ends with it.
-        roots::follow(&self.trust, &Tasks::new());
-    }
-
-    /// As [`Started::client_env`], for a proxy that runs elsewhere.
-    ///
-    /// # Errors
-    ///
-    /// [`Failure`] when the folder cannot be written.
-    pub(super) fn client_env(
-        &self,
-        roots: &[Root],
-        proxy: ProxyUrl,
-        env: &Environment,
-        folder: Folder<'_>,
-    ) -> Result<ClientEnv, Failure> {
-        let own: Vec<CertificateDer<'static>> =
-            roots.iter().map(|root| root.der().clone()).collect();
-        let roots = self.trust.now();
-        let facts = Facts {
-            proxy,
-            system: roots.system(),
-            bundle: roots.bundle(),
-            own: &own,
-            chain: &self.chain,
-            bundle_path: self.trust.bundle_path(),
-        };
-        let (Folder::Here(dir) | Folder::Mounted(dir)) = folder;
-        let written = ClientEnv::write(&facts, env, folder);
-        written.map_err(|error| Failure::at(dir, error))
-    }
-}
-
-/// A way out that nobody goes yet.
-struct NewWay {
-    dialer: Dialer,
-    trust: Arc<UpstreamTrust>,
-    /// The chain, as it is exported to clients.
-    chain: String,
-}
-
-impl NewWay {
-    fn of(config: &Config, roots: &[Root], env: &Environment) -> Result<Self, Failure> {
-        let UpstreamConfig { proxies, resolve, .. } = &config.upstream;
-        let trust = trust(&config.upstream, roots.iter().map(Root::spki).collect())?;
-        for notice in trust.now().notices() {
-            output::warning(notice);
-        }
-        let (chain, trust) = (chain::chain(config, env)?, Arc::new(trust));
-        let shown = proxies.first().map(|proxy| proxy.url.to_string()).unwrap_or_default();
-        let dialer = Dialer::new(trust.clone(), chain, resolve.clone());
-        Ok(Self { dialer, trust, chain: shown })
-    }
 }
 
 /// The local CA that is kept, for the names that are ruled now.
@@ -301,29 +208,6 @@ pub(super) fn ephemeral_ca(config: &Config) -> Result<LocalCa, Failure> {
 /// Where the local CA is kept.
 pub(super) fn ca_dir(config: &Config) -> PathBuf {
     config.paths.data_dir.join("ca")
-}
-
-/// The trust in force. A bundle of nothing but our own roots, as in the environment that another valetkey
-/// made, counts as not set.
-pub(super) fn trust(
-    config: &UpstreamConfig,
-    own: Vec<Fingerprint>,
-) -> Result<UpstreamTrust, Failure> {
-    let mode = match config.trust {
-        Trust::Bundle => TrustMode::Bundle,
-        Trust::MozillaAndBundle => TrustMode::MozillaAndBundle,
-        Trust::System => TrustMode::System,
-        Trust::SystemAndBundle => TrustMode::SystemAndBundle,
-    };
-    for setting in &config.ca_bundles {
-        let bundle = Some(setting.path.clone());
-        let loaded = UpstreamTrust::load(TrustSettings { mode, bundle, own: own.clone() });
-        let trust = loaded.map_err(|error| output::hinted(error).about(setting.named_by))?;
-        if !trust.now().bundle_is_ours() {
-            return Ok(trust);
-        }
-    }
-    UpstreamTrust::load(TrustSettings { mode, bundle: None, own }).map_err(output::hinted)
 }
 
 /// Binds a listener.

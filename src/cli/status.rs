@@ -9,7 +9,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::credentials::Credentials;
 use super::output::{self, Failure};
-use super::start::WayOut;
+use super::way_out::WayOut;
 use super::{Typed, process, running};
 use crate::clock::Clock;
 use crate::config::{Config, CredentialKind, SourceSpec};

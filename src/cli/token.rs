@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use super::credentials::Credentials;
 use super::output::{self, Failure};
-use super::start::WayOut;
+use super::way_out::WayOut;
 use super::{Typed, process};
 use crate::config::Config;
 use crate::credential::{Credential, CredentialName};
