@@ -7,6 +7,7 @@ mod devcontainer;
 mod github;
 mod launchd;
 mod place;
+mod service;
 mod systemd;
 
 use std::path::PathBuf;

@@ -36,7 +36,7 @@ fn plan(dir: &Path) -> Plan {
 mod tests {
     use super::*;
     use crate::cli::init::place::tests::assert_golden;
-    use crate::cli::init::systemd::tests::configured;
+    use crate::cli::init::service::tests::configured;
     use crate::config::env::Environment;
 
     #[test]

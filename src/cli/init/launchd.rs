@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::place::{Arguments, Plan, Wanted, filled};
-use super::systemd::{Service, text, warn_of_proxy};
+use super::service::{Service, text, warn_of_proxy};
 use crate::cli::Typed;
 use crate::cli::output::{self, Failure};
 
@@ -13,7 +13,9 @@ const AGENT: &str = include_str!("../../../config/init/launchd/valetkey.plist");
 pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<(), Failure> {
     let config = typed.config()?;
     let exe = std::env::current_exe()?;
-    let home = typed.env.text("HOME").ok_or_else(|| Failure::new("HOME is not set"))?;
+    let home = typed.env.text("HOME").ok_or_else(|| {
+        Failure::new("HOME is not set").hint("run it as the user whose agent it is to be")
+    })?;
     let plan = plan(&Service::of(typed, &config, &exe)?, Path::new(&home))?;
     let is_done = plan.carry_out(*arguments)?;
     warn_of_proxy(&config);
@@ -62,7 +64,7 @@ fn escaped(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::cli::init::place::tests::assert_golden;
-    use crate::cli::init::systemd::tests::{configured, service};
+    use crate::cli::init::service::tests::{configured, service};
     use crate::config::env::Environment;
 
     #[test]

@@ -1,24 +1,19 @@
 //! `valetkey init systemd`: a user's service and its socket, which starts it at the first client.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::place::{Arguments, Plan, Wanted, filled};
+use super::service::{Service, text, warn_of_proxy};
 use crate::cli::Typed;
 use crate::cli::output::{self, Failure};
-use crate::config::env::{Environment, UPSTREAM_CA_BUNDLE};
 use crate::config::paths::Paths;
-use crate::config::{Config, CredentialKind, ListenAddress, MachineFiles};
+use crate::config::{Config, ListenAddress};
 
 const COMMAND: &str = "valetkey init systemd";
 const SOCKET: &str = include_str!("../../../config/init/systemd/valetkey.socket");
 const SERVICE: &str = include_str!("../../../config/init/systemd/valetkey.service");
 const FILES_CLOSED: &str = include_str!("../../../config/init/systemd/files-closed");
 const FILES_OPEN: &str = include_str!("../../../config/init/systemd/files-open");
-
-/// Variables of this shell that the service gets too, which say where files are. None holds a secret; what holds
-/// one is for the configuration to name a file of.
-pub(super) const CARRIED: [&str; 4] =
-    ["CODEX_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"];
 
 pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<(), Failure> {
     let config = typed.config()?;
@@ -32,73 +27,6 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<(), Failure> {
         );
     }
     Ok(())
-}
-
-/// What a service is started with.
-pub(super) struct Service<'a> {
-    pub(super) exe: &'a Path,
-    pub(super) config: &'a Config,
-    /// Whether the owner of the machine has settled something, in a file that must be root's.
-    pub(super) is_managed: bool,
-    /// The configuration that was named, if one was.
-    pub(super) config_file: Option<PathBuf>,
-    /// Variables that it needs.
-    pub(super) environment: Vec<(&'static str, String)>,
-}
-
-impl<'a> Service<'a> {
-    /// The same as this command runs on.
-    ///
-    /// # Errors
-    ///
-    /// [`Failure`] of the system.
-    pub(super) fn of(typed: &Typed, config: &'a Config, exe: &'a Path) -> Result<Self, Failure> {
-        let named = typed.overrides.config.clone();
-        let named = named.or_else(|| typed.env.get(crate::config::env::CONFIG).map(Into::into));
-        let config_file = named.map(std::path::absolute).transpose()?;
-        let (environment, is_managed) =
-            (environment(&typed.env, config), MachineFiles::default().managed.exists());
-        Ok(Self { exe, config, is_managed, config_file, environment })
-    }
-
-    /// The folders that it writes to.
-    pub(super) fn folders(&self) -> Vec<PathBuf> {
-        let paths = &self.config.paths;
-        let homes = self.config.credentials.values().filter_map(|kind| match kind {
-            CredentialKind::Codex { home, .. } => Some(home.clone()),
-            _ => None,
-        });
-        let mut folders: Vec<PathBuf> =
-            [paths.data_dir.clone(), paths.state_dir.clone()].into_iter().chain(homes).collect();
-        folders.sort();
-        folders.dedup();
-        folders
-    }
-}
-
-fn environment(env: &Environment, config: &Config) -> Vec<(&'static str, String)> {
-    let mut carried: Vec<_> =
-        CARRIED.into_iter().filter_map(|name| Some((name, env.text(name)?))).collect();
-    // Whichever variable names the company's bundle: this one wins over all of them.
-    let bundle = config.upstream.ca_bundles.first().filter(|it| env.get(it.named_by).is_some());
-    if let Some(path) = bundle.and_then(|bundle| bundle.path.to_str()) {
-        carried.push((UPSTREAM_CA_BUNDLE, path.to_owned()));
-    }
-    carried
-}
-
-/// Says that a proxy which only a variable names is not known to a service. It may hold a password, which is not
-/// for a file that everybody reads.
-pub(super) fn warn_of_proxy(config: &Config) {
-    let Some(proxy) = config.upstream.proxies.first() else { return };
-    if !proxy.named_by.contains('.') {
-        output::warning(format_args!("the service does not see {} of this shell", proxy.named_by));
-        output::hint(format_args!(
-            "in {}: [upstream] with proxy = \"{}\"",
-            config.paths.config_file.display(),
-            proxy.url
-        ));
-    }
 }
 
 fn plan(service: &Service<'_>, paths: &Paths) -> Result<Plan, Failure> {
@@ -164,18 +92,6 @@ fn depends_on_owners(service: &Service<'_>) -> Option<&'static str> {
     lets_others_in.then_some("`allow_uids` lets other users in")
 }
 
-/// A path as text, which units, like all generated files, are made of.
-///
-/// # Errors
-///
-/// [`Failure`] for one that is not UTF-8.
-pub(super) fn text(path: &Path) -> Result<&str, Failure> {
-    path.to_str().ok_or_else(|| {
-        Failure::new(format!("{}: the path is not UTF-8", path.display()))
-            .hint("choose a folder whose name is")
-    })
-}
-
 /// A word of a unit: quoted where it must be, and without what systemd would replace (systemd.syntax(7)).
 fn word(text: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/_.-=:+@,%".contains(c);
@@ -188,29 +104,11 @@ fn word(text: &str) -> String {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
     use crate::cli::init::place::tests::assert_golden;
-    use crate::config::Overrides;
-
-    const EXE: &str = "/home/me/.cargo/bin/valetkey";
-
-    /// A configuration of this text, on a machine whose owner says nothing.
-    pub(in super::super) fn configured(text: &str, env: &Environment) -> Config {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("config.toml");
-        std::fs::write(&file, text).unwrap();
-        let overrides = Overrides { config: Some(file), ..Overrides::default() };
-        let owner = rustix::process::geteuid().as_raw();
-        let machine = MachineFiles::below(dir.path(), owner);
-        Config::load_on(&machine, &overrides, env).unwrap()
-    }
-
-    /// A service that this environment starts.
-    pub(in super::super) fn service<'a>(config: &'a Config, env: &Environment) -> Service<'a> {
-        let environment = environment(env, config);
-        Service { exe: Path::new(EXE), config, is_managed: false, config_file: None, environment }
-    }
+    use crate::cli::init::service::tests::{configured, service};
+    use crate::config::env::Environment;
 
     fn at_home() -> Environment {
         Environment::from_pairs([("HOME", "/home/me")])
