@@ -65,6 +65,9 @@ use crate::secret::{Fingerprint, Secret};
 
 pub use responses::SAID;
 
+/// What the paths say that speak as OpenAI's and Anthropic's API do, in the pieces that events bring.
+const WORDS: [&str; 2] = ["hello from ", "the sandbox"];
+
 /// Prefixes below which every path has an answer: those that the `openai` preset covers.
 const COVERED: [&str; 3] = ["/v1/", "/backend-api/codex/", "/backend-api/"];
 
@@ -420,6 +423,12 @@ async fn asked(request: &mut Ask) -> Result<Value, Cut> {
     let mut body = Vec::new();
     drain(request.body_mut(), |data| body.extend_from_slice(data)).await?;
     Ok(serde_json::from_slice(&body).unwrap_or_default())
+}
+
+/// A server-sent event that is named after its type.
+fn named(event: &Value) -> String {
+    let name = event["type"].as_str().unwrap_or_default();
+    format!("event: {name}\ndata: {event}\n\n")
 }
 
 /// Server-sent events, each in a frame of its own.

@@ -3,11 +3,8 @@
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::{asked, event_stream};
+use super::{WORDS, asked, event_stream, named};
 use crate::sandbox::{Answer, Ask, Body, json as answer};
-
-/// What it says, in the pieces that events bring.
-const WORDS: [&str; 2] = ["hello from ", "the sandbox"];
 
 /// Answers one request; below `/count_tokens` how long it was.
 pub(super) async fn messages(mut request: Ask) -> Answer {
@@ -49,9 +46,5 @@ fn events(message: &Value) -> Response<Body> {
     let end = json!({"stop_reason": "end_turn", "stop_sequence": null});
     events.push(json!({"type": "message_delta", "delta": end, "usage": {"output_tokens": 5}}));
     events.push(json!({"type": "message_stop"}));
-    let named = events.iter().map(|event| {
-        let name = event["type"].as_str().unwrap_or_default();
-        format!("event: {name}\ndata: {event}\n\n")
-    });
-    event_stream(named.collect())
+    event_stream(events.iter().map(named).collect())
 }

@@ -5,11 +5,8 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use super::{asked, event_stream};
+use super::{WORDS, asked, event_stream};
 use crate::sandbox::{Answer, Ask, json as answer};
-
-/// What they say, in the pieces that events bring.
-const WORDS: [&str; 2] = ["hello from ", "the sandbox"];
 
 /// Answers one request, whole or as events.
 pub(super) async fn completions(mut request: Ask) -> Answer {

@@ -1,11 +1,7 @@
 //! The part of the API that Codex lives on: which workspace, and turns over a WebSocket or as server-sent events.
 
-use bytes::Bytes;
-use futures_util::{SinkExt as _, StreamExt as _, stream};
-use http::header::{CONTENT_TYPE, HeaderValue};
+use futures_util::{SinkExt as _, StreamExt as _};
 use http::{Response, StatusCode};
-use http_body::Frame;
-use http_body_util::{BodyExt as _, StreamBody};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio_tungstenite::WebSocketStream;
@@ -14,7 +10,7 @@ use tokio_tungstenite::tungstenite::handshake::server::create_response;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::super::{Answer, Ask, Body, Crew, error, full, json as answer_json};
-use super::drain;
+use super::{drain, event_stream, named};
 
 /// What every turn ends with.
 pub const SAID: &str = "the sandbox says hello";
@@ -35,15 +31,7 @@ pub(super) async fn accounts(mut request: Ask) -> Answer {
 /// One turn as server-sent events.
 pub(super) async fn turn(mut request: Ask) -> Answer {
     drain(request.body_mut(), |_| ()).await?;
-    let event = |event: Value| {
-        let kind = event["type"].as_str().unwrap_or_default();
-        Ok(Frame::data(Bytes::from(format!("event: {kind}\ndata: {event}\n\n"))))
-    };
-    let body = StreamBody::new(stream::iter(events(true).map(event))).boxed_unsync();
-    let mut response = Response::new(body);
-    let kind = HeaderValue::from_static("text/event-stream");
-    response.headers_mut().insert(CONTENT_TYPE, kind);
-    Ok(response)
+    Ok(event_stream(events(true).map(|event| named(&event)).collect()))
 }
 
 /// Turns over a WebSocket, one for each `response.create`.
