@@ -15,6 +15,7 @@ use valetkey::sandbox::client::Client;
 use valetkey::tasks::Tasks;
 
 use super::authority::write_certificates;
+use super::served::Serving;
 use super::support::{KEY, Scene, done, own_loopback, program, python_with};
 
 /// A home from which `api.example.com` is a server that somebody else wrote.
@@ -184,12 +185,8 @@ async fn the_tools_of_nghttp2_on_both_sides() {
     let mut peer = Peer::start(scene, command);
     peer.said.line("listen ").await;
     peer.lead_to(server);
-    let mut serve = peer.scene.valetkey(&["serve", "--listen", "127.0.0.1:0"]).spawn().unwrap();
-    let mut said = Said::by(serve.stderr.take().unwrap());
-    let proxy = said.line("listening on http://").await;
-    let proxy = proxy.trim_start_matches("listening on http://").parse().unwrap();
-    let client = Client::through(proxy, &peer.scene.path("run/valetkey/ca.pem")).unwrap();
-    let port = tunnelled_port(client).await;
+    let serving = Serving::start(&peer.scene).await;
+    let port = tunnelled_port(serving.client()).await;
 
     let at_port = format!("https://{port}/file");
     let upload = folder.join("upload").display().to_string();

@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use valetkey::tasks::Tasks;
 
 use super::browser::holds_verifier;
+use super::served::Serving;
 use super::support::{KEY, Scene, SigningIn, done, fed, program};
 
 const THINGS: &str = "https://api.example.com/v1/things";
@@ -91,20 +92,13 @@ async fn a_valetkey_in_a_valetkey() {
 async fn serve_and_env() {
     let (Some(curl), Some(bash)) = (program("curl"), program("bash")) else { return };
     let scene = Scene::usual().await;
-    let info = scene.path("info.json");
-    let listen = ["serve", "--listen", "127.0.0.1:0", "--server-info", info.to_str().unwrap()];
-    let mut serve = scene.valetkey(&listen).spawn().unwrap();
-    let mut said = BufReader::new(serve.stderr.take().unwrap()).lines();
-    // The line comes after the files.
-    let mut listening = String::new();
-    while !listening.starts_with("listening") {
-        listening = said.next_line().await.unwrap().unwrap();
-    }
-    let info_text = fs::read_to_string(&info).unwrap();
-    let parsed: serde_json::Value = serde_json::from_str(&info_text).unwrap();
-    assert!(listening.contains(parsed["proxy"].as_str().unwrap()), "{listening} {info_text}");
-    assert_eq!(parsed["pid"], serve.id().unwrap());
-    assert!(fs::read_to_string(parsed["ca"].as_str().unwrap()).unwrap().contains("CERTIFICATE"));
+    let mut serving = Serving::start(&scene).await;
+    let info = scene.path("serving.json");
+    let parsed: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&info).unwrap()).unwrap();
+    assert_eq!(parsed["port"], serving.address.port());
+    assert_eq!(parsed["pid"], serving.pid());
+    assert!(fs::read_to_string(&serving.ca).unwrap().contains("CERTIFICATE"));
 
     let valetkey = env!("CARGO_BIN_EXE_valetkey");
     let script = format!(
@@ -117,14 +111,13 @@ async fn serve_and_env() {
     assert_eq!(outcome.status, 0, "{outcome:?}");
     assert_eq!(scene.seen_signed_in().len(), 2);
 
-    let taken = format!("127.0.0.1:{}", parsed["port"]);
+    let taken = serving.address.to_string();
     let second = done(scene.valetkey(&["serve", "--listen", &taken]).spawn().unwrap()).await;
     assert_eq!(second.status, 1);
     assert!(second.err.contains("hint:") && second.err.contains("cannot listen"), "{second:?}");
 
-    let pid = rustix::process::Pid::from_raw(serve.id().unwrap() as i32).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    assert_eq!(done(serve).await.status, 0);
+    serving.signal(rustix::process::Signal::TERM);
+    assert_eq!(serving.ended().await, Some(0));
     assert!(!info.exists() && !scene.path("run/valetkey/serve.json").exists());
     let none = done(scene.valetkey(&["env"]).spawn().unwrap()).await;
     assert_eq!(none.status, 1);
@@ -376,9 +369,7 @@ async fn a_proxy_is_never_its_own_chain() {
     let listen = format!("127.0.0.1:{port}");
     scene.configure(&scene.world.upstream_toml().replace("proxy = \"none\"\n", ""));
     let scene = scene.with("HTTPS_PROXY", format!("http://localhost:{port}"));
-    let mut serve = scene.valetkey(&["serve", "--listen", &listen]).spawn().unwrap();
-    let mut said = BufReader::new(serve.stderr.take().unwrap()).lines();
-    while !said.next_line().await.unwrap().unwrap().starts_with("listening") {}
+    let mut serving = Serving::start_with(&scene, &["--listen", &listen]).await;
     let mut client = tokio::process::Command::new(curl);
     client.args([
         "-sS",
@@ -391,7 +382,8 @@ async fn a_proxy_is_never_its_own_chain() {
     ]);
     client.arg("https://no-such-host.invalid/").stdout(Stdio::piped()).stderr(Stdio::piped());
     assert_eq!(done(client.spawn().unwrap()).await.out, "502");
-    serve.kill().await.unwrap();
+    serving.signal(rustix::process::Signal::TERM);
+    assert_eq!(serving.ended().await, Some(0));
 
     scene.configure(&format!("[upstream]\nproxy = \"http://{listen}\"\n"));
     let refused = done(scene.valetkey(&["serve", "--listen", &listen]).spawn().unwrap()).await;
@@ -410,18 +402,15 @@ async fn two_that_lead_to_each_other_end_at_once() {
     let mut serving = Vec::new();
     for (scene, own, other) in [(&one, 0, 1), (&two, 1, 0)] {
         scene.configure(&format!("[upstream]\nproxy = \"http://{}\"\n", listen[other]));
-        let mut serve = scene.valetkey(&["serve", "--listen", &listen[own]]).spawn().unwrap();
-        let mut said = BufReader::new(serve.stderr.take().unwrap()).lines();
-        while !said.next_line().await.unwrap().unwrap().starts_with("listening") {}
-        serving.push((serve, said));
+        serving.push(Serving::start_with(scene, &["--listen", &listen[own]]).await);
     }
     let proxy = format!("http://{}", listen[0]);
     let mut client = tokio::process::Command::new(curl);
     client.args(["-sS", "-v", "--max-time", "20", "-x", &proxy, "https://no-rule.example/"]);
     let done = done(client.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()).await;
     assert!(done.err.contains("response 502"), "{done:?}");
-    for (serve, _) in &serving {
-        let open = fs::read_dir(format!("/proc/{}/fd", serve.id().unwrap())).unwrap().count();
+    for serving in &serving {
+        let open = fs::read_dir(format!("/proc/{}/fd", serving.pid())).unwrap().count();
         assert!(open < 40, "{open} descriptors");
     }
 }
