@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::fs::{
     DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _,
 };
@@ -156,7 +156,7 @@ impl Open {
     fn url(&self) -> String {
         let scheme = if self.listener.tls_names.is_empty() { "http" } else { "https" };
         match self.address {
-            Some(address) => format!("{scheme}://{}", from_here(address)),
+            Some(address) => format!("{scheme}://{}", ListenAddress::from_here(address)),
             None => self.listener.address.to_string(),
         }
     }
@@ -187,16 +187,6 @@ impl Open {
             );
         }
     }
-}
-
-/// Every address as a client on this machine reaches it.
-fn from_here(address: SocketAddr) -> SocketAddr {
-    let here = match address {
-        _ if !address.ip().is_unspecified() => address.ip(),
-        SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-        SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-    };
-    SocketAddr::new(here, address.port())
 }
 
 /// Whom a listener lets in.

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -223,10 +222,7 @@ fn names_of(address: &ListenAddress) -> Vec<Host> {
     let known = ["localhost", "host.docker.internal"].into_iter();
     let known = known.filter_map(|name| Host::parse(name).ok());
     let own = match address {
-        ListenAddress::Tcp(address) if address.ip().is_unspecified() => {
-            Some(Host::Ip(Ipv4Addr::LOCALHOST.into()))
-        }
-        ListenAddress::Tcp(address) => Some(Host::Ip(address.ip())),
+        ListenAddress::Tcp(address) => Some(Host::Ip(ListenAddress::from_here(*address).ip())),
         ListenAddress::Unix(_) => None,
     };
     own.into_iter().chain(known).collect()

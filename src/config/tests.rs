@@ -484,6 +484,25 @@ fn presets_can_be_switched_off() {
 }
 
 #[test]
+fn a_listener_with_tls_is_called_as_it_is_reached() {
+    for (address, first) in [
+        ("127.0.0.1:1", "127.0.0.1"),
+        ("192.0.2.1:1", "192.0.2.1"),
+        ("0.0.0.0:1", "127.0.0.1"),
+        ("[::]:1", "[::1]"),
+        ("unix:/s", "localhost"),
+    ] {
+        let file = format!("[[listeners]]\naddress = '{address}'\ntls = true");
+        let config = load(&[&file], &[]).unwrap();
+        let names: Vec<_> = config.listeners[0].tls_names.iter().map(Host::to_string).collect();
+        assert_eq!(names[0], first, "{address}");
+        assert!(names.ends_with(&["localhost".to_owned(), "host.docker.internal".to_owned()]));
+        let named = config.ca_names().iter().map(Host::to_string).collect::<Vec<_>>();
+        assert!(names.iter().all(|name| named.contains(name)), "{named:?}");
+    }
+}
+
+#[test]
 fn flags_and_variables_win_over_files() {
     let file = "[[listeners]]\naddress = '127.0.0.1:1'\nallow_uids = [7]\n\
                 [[listeners]]\naddress = '127.0.0.1:2'\n";
