@@ -101,6 +101,8 @@ impl Changes {
         self.next().await;
         for _ in 0..MOST_LOOKS {
             tokio::time::sleep(STANDSTILL).await;
+            // What was heard until here is seen by this look, and needs no telling of its own.
+            self.changed.mark_unchanged();
             if !self.look().await {
                 return;
             }
@@ -169,6 +171,31 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(15);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Written in place, piece by piece: what is read in the end is whole.
+    #[tokio::test(start_paused = true)]
+    async fn a_file_is_told_when_it_stands_still() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.toml");
+        std::fs::write(&file, "").unwrap();
+        let (sender, changed) = watch::channel(());
+        let (places, jobs) = (vec![file.clone()], Tasks::new());
+        let mut changes = Changes { changed, _watcher: None, ..Changes::of(places, jobs) };
+        let writing = async {
+            for length in 1..=10 {
+                std::fs::write(&file, "x".repeat(length)).unwrap();
+                sender.send_replace(());
+                tokio::time::sleep(STANDSTILL / 2).await;
+            }
+        };
+        let reading = async {
+            changes.next_settled().await;
+            std::fs::read(&file).unwrap().len()
+        };
+        let ((), read) = tokio::join!(writing, reading);
+        assert_eq!(read, 10);
+        assert!(!changes.changed.has_changed().unwrap(), "it is told once");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_busy_folder_is_looked_at_twice_a_second() {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use super::credentials;
 use super::output::{self, Failure};
 use super::way_out::WayOut;
-use super::{Typed, process, status};
+use super::{Typed, entrances, passes, process, status};
 use crate::config::{Config, LoginSpec};
 use crate::tokens::State;
 
@@ -42,6 +42,10 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
         {
             wrong.push(output::hinted(error).about(&format!("credential `{name}`")));
         }
+    }
+    match passes::file(&config).read() {
+        Ok(passes) => wrong.extend(entrances::obstacles(&config.listeners, !passes.is_empty())),
+        Err(error) => wrong.push(output::hinted(error)),
     }
     let shown = match way_out {
         Some(way_out) => {

@@ -209,6 +209,18 @@ fn check(listener: &Listener, has_passes: bool) -> Result<(), Failure> {
         .hint("or keep it to this machine: valetkey serve --listen 127.0.0.1:8377"))
 }
 
+/// What keeps these listeners from being opened, as far as that can be seen without opening them.
+pub(super) fn obstacles(listeners: &[Listener], has_passes: bool) -> Vec<Failure> {
+    let obstacle = |listener: &Listener| {
+        check(listener, has_passes)?;
+        match &listener.address {
+            ListenAddress::Unix(path) => private_folder(path),
+            ListenAddress::Tcp(_) => Ok(()),
+        }
+    };
+    listeners.iter().filter_map(|listener| obstacle(listener).err()).collect()
+}
+
 async fn bind(address: &ListenAddress) -> Result<Socket, Failure> {
     match address {
         ListenAddress::Tcp(address) => start::bind(*address).await.map(Socket::Tcp),
@@ -222,7 +234,17 @@ fn bind_file(path: &Path) -> Result<Socket, Failure> {
         |error: io::Error| Failure::new(format!("cannot listen on {}: {error}", path.display()));
     let folder: PathBuf = path.parent().map(Path::to_owned).unwrap_or_default();
     DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(at)?;
-    let about = fs::metadata(&folder).map_err(at)?;
+    private_folder(path)?;
+    make_room(path)?;
+    let listener = UnixListener::bind(path).map_err(at)?;
+    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(at)?;
+    Ok(Socket::Unix(listener))
+}
+
+/// Refuses a socket in a folder that others may enter. One that is not there is made.
+fn private_folder(path: &Path) -> Result<(), Failure> {
+    let folder = path.parent().unwrap_or(path);
+    let Ok(about) = fs::metadata(folder) else { return Ok(()) };
     if about.uid() != rustix::process::geteuid().as_raw() || about.mode() & 0o077 != 0 {
         // It may be somebody's home or /tmp: not for us to change.
         let message = format!("others may enter {}, where the socket should be", folder.display());
@@ -231,10 +253,7 @@ fn bind_file(path: &Path) -> Result<Socket, Failure> {
             folder.join("valetkey/proxy.sock").display()
         )));
     }
-    make_room(path)?;
-    let listener = UnixListener::bind(path).map_err(at)?;
-    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(at)?;
-    Ok(Socket::Unix(listener))
+    Ok(())
 }
 
 /// Removes the file of a socket at which nobody listens any more.

@@ -40,12 +40,17 @@ impl Following {
         let mut changes = Changes::of(self.files.files(&self.home), self.jobs.clone());
         loop {
             tokio::select! {
-                () = changes.next() => {}
+                () = changes.next_settled() => {}
                 () = policy.closed() => return,
             }
             let reading = self.clone();
             let read = self.jobs.spawn_blocking(move || reading.read()).await;
-            let now = read.unwrap_or_else(|_| Policy::unknown("what is allowed"));
+            let now = match read {
+                Ok(Some(now)) => now,
+                // The user's own mistake takes nothing back that was said before.
+                Ok(None) => continue,
+                Err(_panicked) => Policy::unknown("what is allowed"),
+            };
             policy.send_if_modified(|known| {
                 let is_new = **known != now;
                 *known = Arc::new(now);
@@ -54,17 +59,19 @@ impl Following {
         }
     }
 
-    /// The policy as it is now. An editor may be writing a file at this moment, so one that makes no sense is
-    /// looked at again before nothing is allowed.
-    fn read(&self) -> Policy {
+    /// The policy as it is now; `None` while nothing but the user's own configuration makes no sense: what it said before
+    /// stays in force, as all else that it said. An editor may be writing a file at this moment, so one that
+    /// makes no sense is looked at again before nothing is allowed.
+    fn read(&self) -> Option<Policy> {
         for _ in 0..LOOKS {
             if let Ok(policy) = self.files.read(&self.home) {
-                return policy;
+                return Some(policy);
             }
             std::thread::sleep(PAUSE);
         }
         match self.files.read(&self.home) {
-            Ok(policy) => policy,
+            Ok(policy) => Some(policy),
+            Err(errors) if self.files.are_of_the_user(&errors) => None,
             Err(errors) => {
                 for mistake in errors.mistakes() {
                     let file = mistake.file().unwrap_or_default();
@@ -72,7 +79,7 @@ impl Following {
                     tracing::error!(file, line, %mistake, "what is allowed cannot be read");
                 }
                 let file = errors.mistakes().iter().find_map(|mistake| mistake.file());
-                Policy::unknown(file.unwrap_or("a file of the company's rules"))
+                Some(Policy::unknown(file.unwrap_or("a file of the company's rules")))
             }
         }
     }

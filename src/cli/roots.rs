@@ -19,7 +19,7 @@ async fn until_nobody_trusts(trust: Weak<UpstreamTrust>, places: Vec<PathBuf>, j
     let mut changes = Changes::of(places, jobs.clone());
     let mut complaint = Complaint::default();
     loop {
-        changes.next().await;
+        changes.next_settled().await;
         let Some(trust) = trust.upgrade() else { return };
         let reading = trust.clone();
         let read = jobs.spawn_blocking(move || reading.reload()).await;

@@ -17,7 +17,8 @@ use super::running::{self, ServerInfo};
 use super::start::{self, Started};
 use super::{Typed, process};
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::env::Environment;
+use crate::config::{Config, SourceSpec};
 use crate::tasks::Tasks;
 
 /// What `serve` takes.
@@ -76,6 +77,7 @@ impl<'a> Serving<'a> {
         inherited: Inherited,
     ) -> Result<Self, Failure> {
         let has_terminal = process::has_terminal();
+        warn_of_missing_variables(&config, &typed.env);
         let (file, tasks) = (passes::file(&config), Tasks::new());
         let followed = Followed::read(file, Clock::system(), tasks.clone());
         let followed = Arc::new(followed.map_err(output::hinted)?);
@@ -101,10 +103,21 @@ impl<'a> Serving<'a> {
         Ok(serving)
     }
 
-    /// Says to other commands where it runs.
+    /// Says to other commands where it runs; over nobody's word who still runs.
     fn leave_word(&self) -> Result<(), Failure> {
         for file in &self.files {
-            self.info.write(file).map_err(|error| Failure::at(file, error))?;
+            match ServerInfo::read(file).filter(|other| other.pid != self.info.pid) {
+                Some(other) => {
+                    let ServerInfo { proxy, pid, .. } = other;
+                    output::warning(format_args!(
+                        "another valetkey runs at {proxy} (pid {pid}), and is the one that `env` and `status` find"
+                    ));
+                    output::hint(
+                        "to have them find this one: --server-info FILE, and VALETKEY_SERVER_INFO=FILE",
+                    );
+                }
+                None => self.info.write(file).map_err(|error| Failure::at(file, error))?,
+            }
         }
         Ok(())
     }
@@ -186,6 +199,20 @@ impl<'a> Serving<'a> {
             if ServerInfo::read(file).is_some_and(|now| now.pid == self.info.pid) {
                 let _gone_already = fs::remove_file(file);
             }
+        }
+    }
+}
+
+/// Says which variables are not there that keys are read from: they cannot come while the process runs.
+fn warn_of_missing_variables(config: &Config, env: &Environment) {
+    for (name, kind) in &config.credentials {
+        if let Some(SourceSpec::Env(variable)) = kind.source()
+            && env.get(variable).is_none()
+        {
+            output::warning(format_args!("credential `{name}`: {variable} is not set here"));
+            output::hint(format_args!(
+                "set it where valetkey is started, and start it again; or use source = \"file:/path\""
+            ));
         }
     }
 }

@@ -60,6 +60,12 @@ impl PolicyFiles {
         self.settings_files().into_iter().chain(of_codex).collect()
     }
 
+    /// Whether all of these mistakes are in the user's own configuration.
+    pub fn are_of_the_user(&self, errors: &ConfigErrors) -> bool {
+        let user = self.user.display().to_string();
+        errors.mistakes().iter().all(|mistake| mistake.file() == Some(&*user))
+    }
+
     /// Those of them that are ours.
     pub(super) fn settings_files(&self) -> Vec<PathBuf> {
         vec![self.machine.managed.clone(), self.user.clone(), self.machine.system.clone()]

@@ -7,6 +7,7 @@ use http_body_util::BodyExt as _;
 use rustix::process::Signal;
 use tokio_tungstenite::tungstenite::Message;
 use valetkey::sandbox::client::{self, HTTP1, HTTP2, Visit, gather};
+use valetkey::sandbox::{OAUTH_CLIENT_ID, OAUTH_CLIENT_SECRET};
 use valetkey::secret::Secret;
 
 use super::served::Serving;
@@ -77,6 +78,11 @@ async fn what_is_written_counts_and_who_is_in_stays_in() {
     assert_eq!(get(OTHER, "/v1/x").await.unwrap().status(), 200);
     assert_eq!(get(CHATGPT, "/backend-api/codex/models").await.unwrap().status(), 200);
 
+    // Also where it is no TOML at all, in which limits on logins could be said.
+    scene.configure("x = \"");
+    serving.hear("from before stays in force").await;
+    assert_eq!(get(CHATGPT, "/backend-api/codex/models").await.unwrap().status(), 200);
+
     // A rule that is gone counts no more, in connections that were opened under it too.
     let mut ruled = client.open(Visit::to(OTHER, HTTP2)).await.unwrap();
     scene.configure(&scene.world.upstream_toml());
@@ -87,6 +93,29 @@ async fn what_is_written_counts_and_who_is_in_stays_in() {
     socket.close(None).await.unwrap();
     serving.signal(Signal::TERM);
     assert_eq!(serving.ended().await, Some(0));
+}
+
+/// What is kept in memory alone is taken over, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_nobody_keeps_is_not_made_again() {
+    let scene = Scene::usual().await;
+    fs::write(scene.path("client.secret"), OAUTH_CLIENT_SECRET).unwrap();
+    let machine = format!(
+        "[credentials.machine]\nkind = \"oauth\"\nissuer = \"https://login.example.com\"\n\
+         client_id = \"{OAUTH_CLIENT_ID}\"\nclient_secret = \"file:{}\"\ngrant = \"client_credentials\"\n\
+         [[rules]]\nhost = \"other.example.com\"\ncredential = \"machine\"\n",
+        scene.path("client.secret").display()
+    );
+    scene.configure(&format!("{machine}{}", scene.world.upstream_toml()));
+    let mut serving = Serving::start(&scene).await;
+    let client = serving.client();
+    let get = async || client.get(Visit::to(OTHER, HTTP1), "/v1/x").await.unwrap().status();
+    assert_eq!(get().await, 200);
+    let narrower = format!("{machine}methods = [\"GET\"]\n{}", scene.world.upstream_toml());
+    scene.configure(&narrower);
+    serving.hear(READ).await;
+    assert_eq!(get().await, 200);
+    assert_eq!(scene.world.issuer().grants("client_credentials"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -196,4 +225,21 @@ async fn it_drains_and_a_second_signal_ends_it() {
             assert_eq!(serving.ended().await, Some(0));
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_one_does_not_hide_the_first() {
+    let scene = Scene::usual().await;
+    let found = async || {
+        let status = done(scene.valetkey(&["status", "--json"]).spawn().unwrap()).await;
+        let status: serde_json::Value = serde_json::from_str(&status.out).unwrap();
+        status["proxy"]["url"].as_str().map(str::to_owned)
+    };
+    let first = Serving::start(&scene).await;
+    let url = |serving: &Serving| Some(format!("http://{}", serving.address));
+    assert_eq!(found().await, url(&first));
+    let mut second = Serving::start(&scene).await;
+    second.signal(Signal::TERM);
+    assert_eq!(second.ended().await, Some(0));
+    assert_eq!(found().await, url(&first));
 }

@@ -86,12 +86,14 @@ impl Serving {
 
 async fn hear(said: &mut Lines<BufReader<ChildStderr>>, words: &str) -> String {
     let listening = async {
+        let mut before = Vec::new();
         while let Some(line) = said.next_line().await.unwrap() {
             if line.contains(words) {
                 return line;
             }
+            before.push(line);
         }
-        panic!("it ended without saying {words:?}");
+        panic!("it ended without saying {words:?}: {before:#?}");
     };
     tokio::time::timeout(LIMIT, listening).await.expect("it did not say so within a minute")
 }
