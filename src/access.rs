@@ -51,7 +51,7 @@ impl fmt::Display for PassName {
 pub struct BadPassName;
 
 /// What every pass begins with, so that people and scanners of leaked secrets know it.
-pub const PREFIX: &str = "vkp_";
+const PREFIX: &str = "vkp_";
 
 /// A new pass: 256 random bits.
 ///

@@ -79,6 +79,7 @@ async fn ask(info: &ServerInfo) -> Result<(), String> {
     }
 }
 
+/// By a client as tools are: the way out trusts no certificate that a valetkey made.
 async fn ask_in_tls(
     address: SocketAddr,
     name: &str,

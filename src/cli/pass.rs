@@ -107,8 +107,8 @@ fn make(new: &New, config: &Config, typed: &Typed) -> Result<(), Failure> {
     output::words(format_args!("this is the only time that it is shown; it counts {until}"));
     let running = running::find(&config.paths.runtime_dir, &typed.env).map(|it| it.proxy);
     let proxy = running.as_deref().and_then(|url| url.split_once("://"));
-    let (scheme, place) =
-        proxy.filter(|(_, place)| !place.starts_with('/')).unwrap_or(("http", "HOST:8377"));
+    // None for one at a Unix socket.
+    let (scheme, place) = proxy.unwrap_or(("http", "HOST:8377"));
     output::words(format_args!(
         "clients show it in the proxy's URL: {scheme}://{name}:PASS@{place}"
     ));
