@@ -67,7 +67,7 @@ impl Scene {
     }
 
     async fn revoke(&self, name: &str) {
-        let done = done(self.valetkey(&["pass", "revoke", name]).spawn().unwrap()).await;
+        let done = self.typed(&["pass", "revoke", name]).await;
         assert_eq!(done.status, 0, "{done:?}");
     }
 }
@@ -195,7 +195,7 @@ async fn beyond_loopback_there_must_be_passes_and_there_may_be_tls() {
         scene.world.upstream_toml()
     );
     scene.configure(&far);
-    let refused = done(scene.valetkey(&["serve"]).spawn().unwrap()).await;
+    let refused = scene.typed(&["serve"]).await;
     assert_eq!(refused.status, 1, "{refused:?}");
     assert!(refused.err.contains("there is no pass") && refused.err.contains("valetkey pass new"));
 
@@ -219,11 +219,11 @@ async fn beyond_loopback_there_must_be_passes_and_there_may_be_tls() {
         let done = done(command.spawn().unwrap()).await;
         assert_eq!(done.out, expected, "{name}: {done:?}");
     }
-    let list = done(scene.valetkey(&["pass", "list"]).spawn().unwrap()).await;
+    let list = scene.typed(&["pass", "list"]).await;
     assert!(list.out.contains("laptop") && !list.out.contains(&pass), "{list:?}");
     serving.signal(rustix::process::Signal::TERM);
     assert_eq!(serving.ended().await, Some(0));
-    let list = done(scene.valetkey(&["pass", "list"]).spawn().unwrap()).await;
+    let list = scene.typed(&["pass", "list"]).await;
     assert!(list.out.contains("2 of 2 requests") && list.out.contains("used up"), "{list:?}");
     let all = fs::read_to_string(scene.path(".local/share/valetkey/passes/passes.json")).unwrap();
     assert!(!all.contains(&pass) && !all.contains(KEY));
@@ -244,11 +244,11 @@ async fn passes_that_make_no_sense_are_not_made() {
         (&["revoke"], 2, "required"),
         (&["revoke", "ci", "--all"], 2, "cannot be used with"),
     ] {
-        let done = done(scene.valetkey(&[&["pass"], arguments].concat()).spawn().unwrap()).await;
+        let done = scene.typed(&[&["pass"], arguments].concat()).await;
         assert_eq!(done.status, status, "{arguments:?}: {done:?}");
         assert!(done.err.contains(said) && done.out.is_empty(), "{arguments:?}: {done:?}");
     }
-    let list = done(scene.valetkey(&["pass", "list", "--json"]).spawn().unwrap()).await;
+    let list = scene.typed(&["pass", "list", "--json"]).await;
     let list: serde_json::Value = serde_json::from_str(&list.out).unwrap();
     assert_eq!(list.as_array().unwrap().len(), 1, "{list}");
     scene.revoke("ci").await;

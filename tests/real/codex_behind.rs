@@ -57,7 +57,7 @@ impl Behind {
     async fn with_decoys(self) -> Self {
         let home = self.home();
         let arguments = ["init", "codex", "--dir", home.to_str().unwrap()];
-        let made = done(self.scene.valetkey(&arguments).spawn().unwrap()).await;
+        let made = self.scene.typed(&arguments).await;
         assert_eq!(made.status, 0, "{made:?}");
         self
     }

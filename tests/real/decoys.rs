@@ -18,10 +18,6 @@ use valetkey::secret::Secret;
 use super::support::{Done, KEY, Scene, done, fed, program};
 
 impl Scene {
-    async fn typed(&self, arguments: &[&str]) -> Done {
-        done(self.valetkey(arguments).spawn().unwrap()).await
-    }
-
     /// What is printed, and that it is nothing secret.
     async fn typed_ok(&self, arguments: &[&str]) -> Done {
         let done = self.typed(arguments).await;

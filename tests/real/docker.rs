@@ -14,7 +14,7 @@ const THINGS: &str = "https://api.example.com/v1/things";
 
 /// The words that a shell makes of what is printed, and what is said beside it.
 async fn words(scene: &Scene, arguments: &[&str]) -> (Vec<String>, String) {
-    let printed = done(scene.valetkey(&[&["env"], arguments].concat()).spawn().unwrap()).await;
+    let printed = scene.typed(&[&["env"], arguments].concat()).await;
     assert_eq!(printed.status, 0, "{printed:?}");
     let mut shell = Command::new("sh");
     let script = format!("eval \"set -- {}\"; printf '%s\\0' \"$@\"", "$PRINTED");

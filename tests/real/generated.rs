@@ -148,7 +148,7 @@ mod systemd {
         let told = activated.told().await;
         assert!(told.starts_with("READY=1\nSTATUS=listening on http://127."), "{told}");
         drop(waiting);
-        let health = done(scene.valetkey(&["health"]).spawn().unwrap()).await;
+        let health = scene.typed(&["health"]).await;
         assert_eq!(health.status, 0, "{health:#?}");
         let client = Client::through(address, &scene.path("run/valetkey/ca.pem")).unwrap();
         let visit = Visit::to("api.example.com:443", HTTP2);
@@ -361,7 +361,7 @@ print(next(step['run'] for step in steps if step.get('name') == 'Start valetkey'
 async fn a_reader_of_property_lists_takes_the_agent() {
     let Some(python) = python_with("plistlib") else { return };
     let scene = Scene::usual().await.with("CODEX_HOME", "/a <b> & c");
-    let shown = done(scene.valetkey(&["init", "launchd"]).spawn().unwrap()).await;
+    let shown = scene.typed(&["init", "launchd"]).await;
     let lines = shown.out.lines().filter(|line| !line.starts_with("+++"));
     let agent: String =
         lines.filter_map(|line| Some(format!("{}\n", line.strip_prefix('+')?))).collect();

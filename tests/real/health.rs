@@ -8,10 +8,10 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::served::Serving;
-use super::support::{Done, Scene, done};
+use super::support::{Done, Scene};
 
 async fn health(scene: &Scene, arguments: &[&str]) -> Done {
-    done(scene.valetkey(&[&["health"], arguments].concat()).spawn().unwrap()).await
+    scene.typed(&[&["health"], arguments].concat()).await
 }
 
 async fn health_of(scene: &Scene, info: &Path) -> Done {

@@ -112,14 +112,14 @@ async fn serve_and_env() {
     assert_eq!(scene.seen_signed_in().len(), 2);
 
     let taken = serving.address.to_string();
-    let second = done(scene.valetkey(&["serve", "--listen", &taken]).spawn().unwrap()).await;
+    let second = scene.typed(&["serve", "--listen", &taken]).await;
     assert_eq!(second.status, 1);
     assert!(second.err.contains("hint:") && second.err.contains("cannot listen"), "{second:?}");
 
     serving.signal(rustix::process::Signal::TERM);
     assert_eq!(serving.ended().await, Some(0));
     assert!(!info.exists() && !scene.path("run/valetkey/serve.json").exists());
-    let none = done(scene.valetkey(&["env"]).spawn().unwrap()).await;
+    let none = scene.typed(&["env"]).await;
     assert_eq!(none.status, 1);
     assert!(none.err.contains("hint: start one: valetkey serve"), "{none:?}");
 }
@@ -218,7 +218,7 @@ async fn a_days_work_shows_no_secret_to_anybody() {
         assert!(leak(&secrets, &planted).is_some(), "the scan of {what} finds nothing at all");
     }
     for extra in [&["status"][..], &["status", "--json"], &["check"], &["explain", THINGS]] {
-        let said = done(scene.valetkey(extra).spawn().unwrap()).await;
+        let said = scene.typed(extra).await;
         assert_eq!(leak(&secrets, &(said.out + &said.err)), None, "{extra:?}");
     }
 }
@@ -280,7 +280,7 @@ const PIPED_KEY: &str = "sk-proj-vk-canary-that-is-piped-in";
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_plays_every_act() {
     let scene = Scene::usual().await;
-    let with_curl = done(scene.valetkey(&["demo"]).spawn().unwrap()).await;
+    let with_curl = scene.typed(&["demo"]).await;
     let without =
         done(scene.valetkey(&["demo"]).env("PATH", "/nonexistent").spawn().unwrap()).await;
     for done in [with_curl, without] {
@@ -297,7 +297,7 @@ async fn the_demo_plays_every_act() {
 async fn what_is_managed_is_shown() {
     let scene = Scene::usual().await;
     let file = scene.path(".codex/config.toml");
-    let check = async || done(scene.valetkey(&["check", "--managed"]).spawn().unwrap()).await;
+    let check = async || scene.typed(&["check", "--managed"]).await;
     fs::write(&file, "forced_login_method = \"chatgpt\"\n[projects.x]\n").unwrap();
     let shown = check().await;
     let line = format!("forced_login_method = \"chatgpt\"  ({})\n", file.display());
@@ -386,7 +386,7 @@ async fn a_proxy_is_never_its_own_chain() {
     assert_eq!(serving.ended().await, Some(0));
 
     scene.configure(&format!("[upstream]\nproxy = \"http://{listen}\"\n"));
-    let refused = done(scene.valetkey(&["serve", "--listen", &listen]).spawn().unwrap()).await;
+    let refused = scene.typed(&["serve", "--listen", &listen]).await;
     assert_eq!(refused.status, 1);
     assert!(refused.err.contains("is valetkey itself"), "{refused:?}");
 }

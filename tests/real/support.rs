@@ -96,9 +96,14 @@ impl Scene {
         command
     }
 
+    /// The same, to its end.
+    pub(crate) async fn typed(&self, arguments: &[&str]) -> Done {
+        done(self.valetkey(arguments).spawn().unwrap()).await
+    }
+
     /// `valetkey run -- COMMAND`, to its end.
     pub(crate) async fn run(&self, command: &[&str]) -> Done {
-        done(self.valetkey(&[&["run", "--"], command].concat()).spawn().unwrap()).await
+        self.typed(&[&["run", "--"], command].concat()).await
     }
 
     /// `valetkey run -- COMMAND`, which must succeed.
