@@ -24,7 +24,8 @@ const API_KEY: &str = "sk-vk-canary-the-real-api-key";
 struct Behind {
     scene: Scene,
     codex: String,
-    serving: Serving,
+    /// Ends with this.
+    _serving: Serving,
     /// What `valetkey env` says.
     env: Vec<(String, String)>,
 }
@@ -44,14 +45,13 @@ impl Behind {
             "\"github.com:443\" = \"127.0.0.1:9\"\n\"api.github.com:443\" = \"127.0.0.1:9\"\n";
         scene.configure(&(scene.world.upstream_toml() + others));
         let serving = Serving::start(&scene).await;
-        let mut asked = scene.valetkey(&["env", "--shell", "json"]);
-        let asked = done(asked.spawn().unwrap()).await;
+        let asked = scene.typed(&["env", "--shell", "json"]).await;
         let told: Value = serde_json::from_str(&asked.out).unwrap_or_else(|_| panic!("{asked:?}"));
         let text =
             |(name, value): (&String, &Value)| (name.clone(), value.as_str().unwrap().to_owned());
         let env = told.as_object().unwrap().iter().map(text).collect();
         fs::create_dir(scene.path("client")).unwrap();
-        Self { scene, codex, serving, env }
+        Self { scene, codex, _serving: serving, env }
     }
 
     async fn with_decoys(self) -> Self {
@@ -173,15 +173,13 @@ async fn with_a_proxy_of_its_own() {
     let home = format!("CODEX_HOME={}", behind.home().display());
     let exec = ["exec", "--skip-git-repo-check", "say hi"];
     let typed = [&["run", "--", "env", &home, &behind.codex][..], &exec].concat();
-    let mut command = behind.scene.valetkey(&typed);
-    let done = done(command.spawn().unwrap()).await;
-    assert!(done.status == 0 && done.out.contains(SAID), "{done:?}");
-    behind.scene.assert_no_secret("Codex's output", &format!("{}{}", done.out, done.err));
+    let turn = behind.scene.typed(&typed).await;
+    assert!(turn.status == 0 && turn.out.contains(SAID), "{turn:?}");
+    behind.scene.assert_no_secret("Codex's output", &format!("{}{}", turn.out, turn.err));
     behind.assert_clean();
     // Where valetkey is told of that home as well, it says that nobody is signed in there.
     let mut confused = behind.scene.valetkey(&["login", "status"]);
-    let confused = super::support::done(confused.env("CODEX_HOME", behind.home()).spawn().unwrap());
-    let confused = confused.await;
+    let confused = done(confused.env("CODEX_HOME", behind.home()).spawn().unwrap()).await;
     assert!(confused.status == 1 && confused.out.contains("a decoy of a login"), "{confused:?}");
 }
 
@@ -344,7 +342,6 @@ async fn its_logout_leaves_our_login_alive() {
     behind.stays_signed_in();
     let behind = behind.with_decoys().await;
     behind.says_hi(&[]).await;
-    assert!(behind.serving.address.ip().is_loopback());
     behind.assert_clean();
 }
 
