@@ -51,6 +51,21 @@ pub(super) struct SignIn {
     pub(super) jobs: Tasks,
 }
 
+/// What a proxy went by before. A source that is kept fresh by itself, for a credential that is described as it was, is
+/// taken over with all that it knows; others are read anew.
+pub(super) struct Before<'a> {
+    pub(super) config: &'a Config,
+    pub(super) tokens: &'a Tokens,
+}
+
+impl Before<'_> {
+    fn kept(&self, name: &CredentialName, kind: &CredentialKind) -> Option<&Arc<TokenSource>> {
+        let is_same = self.config.credentials.get(name) == Some(kind);
+        let rotates = !matches!(kind, CredentialKind::ApiKey { .. });
+        self.tokens.source(name).filter(|_| is_same && rotates)
+    }
+}
+
 impl<'a> Credentials<'a> {
     /// Nothing is read yet, and nobody is asked.
     pub(super) fn new(
@@ -63,27 +78,31 @@ impl<'a> Credentials<'a> {
         Self { config, env, upstream, keyring, jobs, background }
     }
 
-    /// A source for each. With `deletes`, a login that a policy wants deleted is. A source of before that is
-    /// kept fresh by itself, for a credential that is described as it was, is taken over with all that it
-    /// knows; others are read anew.
+    /// A source for each, to be looked at: no login is deleted.
     ///
     /// # Errors
     ///
     /// [`Failure`] for a policy that cannot be read: nothing is taken for allowed then.
-    pub(super) async fn tokens(
+    pub(super) async fn tokens(&self) -> Result<Tokens, Failure> {
+        self.sources(false, None).await
+    }
+
+    /// A source for each, for a proxy: a login that a policy wants deleted is.
+    ///
+    /// # Errors
+    ///
+    /// As [`Credentials::tokens`].
+    pub(super) async fn tokens_of_a_proxy(
         &self,
-        deletes: bool,
-        before: Option<(&Config, &Tokens)>,
+        before: Option<Before<'_>>,
     ) -> Result<Tokens, Failure> {
+        self.sources(true, before).await
+    }
+
+    async fn sources(&self, deletes: bool, before: Option<Before<'_>>) -> Result<Tokens, Failure> {
         let mut sources = BTreeMap::new();
-        let kept = |name: &CredentialName, kind: &CredentialKind| {
-            let (config, tokens) = before?;
-            let is_same = config.credentials.get(name) == Some(kind);
-            let rotates = !matches!(kind, CredentialKind::ApiKey { .. });
-            tokens.source(name).filter(|_| is_same && rotates)
-        };
         for (name, kind) in &self.config.credentials {
-            if let Some(source) = kept(name, kind) {
+            if let Some(source) = before.as_ref().and_then(|before| before.kept(name, kind)) {
                 sources.insert(name.clone(), Arc::clone(source));
                 continue;
             }

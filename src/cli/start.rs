@@ -10,7 +10,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::ready;
 use tokio::net::TcpListener;
 
-use super::credentials::Credentials;
+use super::credentials::{Before, Credentials};
 use super::output::{self, Failure};
 use super::passes::Followed;
 use super::way_out::{NewWay, WayOut};
@@ -57,7 +57,7 @@ impl Started {
         out.follow_roots();
         let refreshes = Tasks::new();
         let credentials = Credentials::new(&config, env, out.upstream.clone(), refreshes.clone());
-        let tokens = Arc::new(credentials.tokens(true, None).await?);
+        let tokens = Arc::new(credentials.tokens_of_a_proxy(None).await?);
         // Before anybody looks, so that none falls in between.
         let violations = tokens.violations();
         if let Err(failure) = allowed(&tokens) {
@@ -103,8 +103,8 @@ impl Started {
         }
         let upstream = self.out.upstream.clone();
         let credentials = Credentials::new(&config, env, upstream, self.refreshes.clone());
-        let before = Some((&self.config, &*self.tokens));
-        let tokens = Arc::new(credentials.tokens(true, before).await?);
+        let before = Before { config: &self.config, tokens: &self.tokens };
+        let tokens = Arc::new(credentials.tokens_of_a_proxy(Some(before)).await?);
         // From here on nothing fails.
         if let Some(way) = way {
             self.out.take(way);

@@ -118,7 +118,7 @@ pub(super) async fn read_through(
     upstream: Upstream,
 ) -> Result<Vec<Shown>, Failure> {
     let credentials = Credentials::new(config, &typed.env, upstream, Tasks::new());
-    let tokens = credentials.tokens(false, None).await?;
+    let tokens = credentials.tokens().await?;
     let mut all = Vec::new();
     for (name, source) in tokens.iter() {
         let kind = config.credentials.get(name);

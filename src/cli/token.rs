@@ -161,7 +161,7 @@ impl Opened {
         let jobs = Tasks::new();
         let way_out = WayOut::of(config, &typed.env)?;
         let credentials = Credentials::new(config, &typed.env, way_out.upstream, jobs.clone());
-        Ok(Self { tokens: credentials.tokens(false, None).await?, jobs })
+        Ok(Self { tokens: credentials.tokens().await?, jobs })
     }
 
     /// The secret as it is once every refresh that is due has ended.

@@ -163,7 +163,7 @@ pub(super) async fn sign_in(
     let jobs = Tasks::new();
     let credentials =
         Credentials::new(&scene.config, &typed.env, scene.upstream.clone(), jobs.clone());
-    let tokens = credentials.tokens(false, None).await?;
+    let tokens = credentials.tokens().await?;
     let mut asked = BTreeSet::new();
     for rule in scene.rules.iter().filter(|rule| scene.rules.is_in_force(rule)) {
         let Some(target) = rule.host.target() else { continue };
