@@ -21,6 +21,7 @@ use super::explained::Explained;
 use super::listener::{Client, ClientStream, RawStream};
 use super::reject::Rejection;
 use super::{Shared, decoys, exchange, intercept, tunnel};
+use crate::access::Refused;
 use crate::headers::{VALETKEY_VIA, strip_hop_by_hop};
 use crate::origin::{Origin, Scheme, Target};
 use crate::rules::{Decision, Plain};
@@ -166,12 +167,22 @@ async fn plain(
     admitted.count(shared.clock.now())?;
     strip_hop_by_hop(request.headers_mut());
     let request = request.map(|body| Body::from(body).map_trailers(decoys::strip_trailers));
-    let mut response = match scope {
-        Scope::Anywhere => shared.upstream.send(&origin, request).await?,
-        Scope::Public => shared.upstream.send_within(scope, &origin, request).await?,
+    let sending = async {
+        match scope {
+            Scope::Anywhere => shared.upstream.send(&origin, request).await,
+            Scope::Public => shared.upstream.send_within(scope, &origin, request).await,
+        }
+    };
+    let ended = admitted.ended();
+    let mut response = tokio::select! {
+        response = sending => response?,
+        () = ended.cancelled() => {
+            return Err(Rejection::PassRequired { uid: None, why: Some(Refused::Unknown) });
+        }
     };
     strip_hop_by_hop(response.headers_mut());
-    Ok(response)
+    // The connection may go on with another pass: what ends with this one is the response.
+    Ok(if admitted.is_by_pass() { response.map(|body| body.until(ended)) } else { response })
 }
 
 /// A target that is this very proxy would loop until something runs out.

@@ -11,6 +11,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// What goes wrong while a body streams.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -74,6 +75,16 @@ impl Body {
             Kind::Full(bytes) => Some(Again::Full(bytes.clone())),
             Kind::Incoming(body) => body.is_end_stream().then_some(Again::Full(None)),
         }
+    }
+
+    /// The same body, which breaks off when this is cancelled.
+    #[must_use]
+    pub fn until(self, ended: CancellationToken) -> Self {
+        if self.is_end_stream() {
+            return self;
+        }
+        let ended = Box::pin(ended.cancelled_owned());
+        Self::boxed(Until { inner: self, ended })
     }
 
     /// The same body with its trailers passed through `edit`.
@@ -205,6 +216,35 @@ impl HttpBody for Inbound {
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Body(..)")
+    }
+}
+
+struct Until {
+    inner: Body,
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl HttpBody for Until {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        if this.ended.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Some(Err(BrokenOff.into())));
+        }
+        Pin::new(&mut this.inner).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
     }
 }
 

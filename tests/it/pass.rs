@@ -256,6 +256,35 @@ async fn all_that_goes_on_under_it_ends_with_it() {
     assert_eq!(scene.get("/models").await.status(), 200, "the user has nothing to do with it");
 }
 
+/// A response in plain HTTP is no tunnel, and its connection may go on with another pass.
+#[expect(clippy::disallowed_methods, reason = "the test plays a client")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_response_in_plain_http_ends_with_it() {
+    let scene = Scene::usual().await;
+    let (address, _) = scene.strict().await;
+    let reach = Reach { rules: None, tunnel: true, allow_private: true };
+    scene.passes.replace(vec![Record { reach, ..record(PASS) }], &[]);
+    let reached = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = reached.local_addr().unwrap();
+    let shown = basic(PASS).to_str().unwrap().to_owned();
+    let request = format!(
+        "GET http://{host}/x HTTP/1.1\r\nHost: {host}\r\nProxy-Authorization: {shown}\r\n\r\n"
+    );
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client.write_all(request.as_bytes()).await.unwrap();
+    let (mut upstream, _) = within(reached.accept()).await.unwrap();
+    let head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n";
+    upstream.write_all(head).await.unwrap();
+    let mut heard = Vec::new();
+    while !heard.ends_with(b"hi\r\n") {
+        assert_ne!(within(client.read_buf(&mut heard)).await.unwrap(), 0);
+    }
+    scene.passes.replace(Vec::new(), &[]);
+    let mut rest = Vec::new();
+    let _reset = within(client.read_to_end(&mut rest)).await;
+    assert!(rest.is_empty(), "a body that breaks off does not end well");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn it_counts_so_long_and_so_often() {
     let scene = Scene::usual().await;
