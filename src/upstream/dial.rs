@@ -88,8 +88,10 @@ fn is_public(ip: IpAddr) -> bool {
                 is_public(IpAddr::from([a, b, c, d]))
             };
             match (first, second) {
-                // Translated (RFC 6052), 6to4 (RFC 3056).
-                (0x64, 0xff9b) => embedded(ip.segments()[6], ip.segments()[7]),
+                // Translated (RFC 6052), but for a network's own (RFC 8215), which may embed another one; 6to4 (RFC 3056).
+                (0x64, 0xff9b) if ip.segments()[2..6] == [0; 4] => {
+                    embedded(ip.segments()[6], ip.segments()[7])
+                }
                 (0x2002, high) => embedded(high, ip.segments()[2]),
                 // Teredo and other protocols, documentation.
                 (0x2001, 0..=0x1ff | 0xdb8) | (0x3fff, 0..=0xfff) => false,
@@ -107,8 +109,9 @@ fn is_of_this_machine(address: SocketAddr) -> bool {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
+    // Without a socket nothing is known, and the next one may be had again.
+    let Ok(socket) = UdpSocket::bind((any, 0)) else { return true };
     let source = || {
-        let socket = UdpSocket::bind((any, 0))?;
         socket.connect(address)?;
         io::Result::Ok(socket.local_addr()?.ip())
     };
@@ -407,7 +410,9 @@ impl Dialer {
         let (there, here) = (peer.ip().to_canonical(), here.ip().to_canonical());
         own.iter().any(|own| {
             let listens = own.ip().to_canonical();
-            let is_there = listens == there || (listens.is_unspecified() && there == here);
+            // To all of 127.0.0.0/8 the way is from 127.0.0.1.
+            let is_here = there == here || there.is_loopback();
+            let is_there = listens == there || (listens.is_unspecified() && is_here);
             own.port() == peer.port() && is_there
         })
     }
@@ -552,6 +557,8 @@ mod tests {
             ("::127.0.0.1", false),
             ("64:ff9b::7f00:1", false),
             ("64:ff9b::a9fe:a9fe", false),
+            ("64:ff9b:1::808:808", false),
+            ("64:ff9b:1:a00:0:100:808:808", false),
             ("2002:7f00:1::", false),
             ("2002:a00:1::1", false),
             ("2001::1", false),

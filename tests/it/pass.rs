@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use valetkey::access::{self, Reach, Record};
+use valetkey::proxy::{Door, Socket};
 use valetkey::sandbox::client::{self, Client, HTTP1, HTTP2, Refused, Visit};
 use valetkey::secret::{Fingerprint, Secret};
 
@@ -283,6 +284,23 @@ async fn a_response_in_plain_http_ends_with_it() {
     let mut rest = Vec::new();
     let _reset = within(client.read_to_end(&mut rest)).await;
     assert!(rest.is_empty(), "a body that breaks off does not end well");
+}
+
+/// Whoever came in would be the proxy's own user there.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_way_leads_back_into_the_proxy() {
+    let scene = Scene::usual().await;
+    let (_, stranger) = scene.strict().await;
+    let reach = Reach { rules: Some(Vec::new()), tunnel: true, allow_private: true };
+    scene.passes.replace(vec![Record { reach, ..record(PASS) }], &[]);
+    let client = stranger.showing(basic(PASS));
+    let wide = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
+    let port = wide.local_addr().unwrap().port();
+    scene.proxy.serve(Socket::Tcp(wide), Door::default());
+    for host in ["127.0.0.1", "127.0.0.9", "[::ffff:127.1.2.3]", "0.0.0.0"] {
+        let answer = refused(&client, &format!("{host}:{port}")).await;
+        assert_eq!(refusal(&answer), (502, "upstream_loop".into()), "{host}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
