@@ -14,9 +14,10 @@ use super::upgrade::Upgrade;
 use super::{issuer, replay};
 use crate::headers::{VALETKEY_ERROR, strip_hop_by_hop};
 use crate::origin::Origin;
-use crate::rules::{Action, Found, Rule, Unmatched};
+use crate::rules::{Action, Decision, Found, Rule, Rules, Unmatched};
 use crate::tokens::{TokenError, TokenSource, Tokens};
 use crate::upstream::body::{Body, Inbound};
+use crate::upstream::dial::Scope;
 
 /// Answers one request: with the upstream's response, or with a refusal that explains itself.
 pub(super) async fn exchange(
@@ -65,6 +66,7 @@ async fn answer(
     let upgrade = Upgrade::take(&mut request)?;
     // The snapshot is held for the exchange, so that the rule cannot change under it.
     let now = connection.shared.now.load_full();
+    connection.still_reaches(&now.rules)?;
     let found = now.rules.find(&connection.origin, request.method(), request.uri().path());
     let covering = match found {
         Found::Rule(rule) => Some(&**rule),
@@ -269,6 +271,17 @@ impl Intercepted {
         }
         strip_hop_by_hop(response.headers_mut());
         Ok(response)
+    }
+
+    /// The rules may be others than when the tunnel opened. One that is as if tunnelled since was dialled in no scope.
+    fn still_reaches(&self, rules: &Rules) -> Result<(), Rejection> {
+        match self.admitted.decide(rules, &self.origin.target)? {
+            (Decision::Refuse, _) => Err(Rejection::Target("no rule allows this host")),
+            (_, Scope::Anywhere) => Ok(()),
+            (_, Scope::Public) => {
+                Err(Rejection::OutOfReach("this pass has no rule for this host any more"))
+            }
+        }
     }
 
     /// The origin was fixed when the tunnel opened; a greeting or a request that names another one is

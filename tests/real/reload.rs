@@ -90,6 +90,16 @@ async fn what_is_written_counts_and_who_is_in_stays_in() {
     scene.world.api().clear();
     assert_eq!(ruled.get("/v1/x").await.unwrap().status(), 200);
     assert!(!scene.world.api().seen()[0].headers.contains_key("authorization"));
+
+    // Nor does a host that is refused now, for who is in.
+    let mut ruled = client.open(Visit::to(EXAMPLE, HTTP2)).await.unwrap();
+    assert_eq!(ruled.get("/v1/x").await.unwrap().status(), 200);
+    let refusing = format!("default = \"refuse\"\n{}", scene.world.upstream_toml());
+    fs::write(scene.path(".config/valetkey/config.toml"), refusing).unwrap();
+    serving.hear(READ).await;
+    scene.world.api().clear();
+    assert_eq!(ruled.get("/v1/x").await.unwrap().status(), 403);
+    assert!(scene.world.api().seen().is_empty());
     socket.close(None).await.unwrap();
     serving.signal(Signal::TERM);
     assert_eq!(serving.ended().await, Some(0));
