@@ -39,6 +39,12 @@ struct Open {
     is_known: bool,
 }
 
+/// Listeners that are wanted, with what is bound for them; dropped, it changes nothing.
+pub(super) struct Prepared {
+    listeners: Vec<Listener>,
+    bound: Vec<Bound>,
+}
+
 /// What is bound and serves nobody yet.
 struct Bound {
     listener: Listener,
@@ -57,18 +63,16 @@ impl Entrances {
         Ok(Self { open: Vec::new(), inherited, others })
     }
 
-    /// Opens what these listeners want and is not open, lets in there whom they say, and closes the others. Who is in
-    /// stays in.
+    /// Binds what these listeners want and is not open. Nobody is let in there before [`Entrances::open`].
     ///
     /// # Errors
     ///
-    /// [`Failure`] when one cannot be opened; then nothing is changed.
-    pub(super) async fn follow(
+    /// [`Failure`] when one cannot be bound; then nothing is changed.
+    pub(super) async fn prepare(
         &mut self,
         listeners: &[Listener],
-        proxy: &Proxy,
         has_passes: bool,
-    ) -> Result<(), Failure> {
+    ) -> Result<Prepared, Failure> {
         let listeners = [listeners, &self.others].concat();
         listeners.iter().try_for_each(|listener| check(listener, has_passes))?;
         let mut bound = Vec::new();
@@ -84,6 +88,11 @@ impl Entrances {
             };
             bound.push(Bound { listener, socket, is_ours });
         }
+        Ok(Prepared { listeners, bound })
+    }
+
+    /// Opens what was bound, lets in at all of them whom they say, and closes the others. Who is in stays in.
+    pub(super) fn open(&mut self, Prepared { listeners, bound }: Prepared, proxy: &Proxy) {
         self.open.retain(|open| {
             let is_wanted = listeners.iter().any(|wanted| open.is_at(wanted));
             if !is_wanted {
@@ -104,7 +113,6 @@ impl Entrances {
             let entrance = proxy.serve(socket, door(&listener));
             self.open.push(Open { listener, address, entrance, is_ours, is_known: false });
         }
-        Ok(())
     }
 
     fn is_open(&self, wanted: &Listener) -> bool {

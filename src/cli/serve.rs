@@ -91,7 +91,8 @@ impl<'a> Serving<'a> {
         let files: Vec<PathBuf> = files.into_iter().flatten().collect();
 
         let mut entrances = Entrances::new(inherited, &config.listeners)?;
-        entrances.follow(&config.listeners, &started.proxy, followed.passes.has_any()).await?;
+        let prepared = entrances.prepare(&config.listeners, followed.passes.has_any()).await?;
+        entrances.open(prepared, &started.proxy);
         tasks.spawn(followed.clone().follow());
         let info = entrances.server_info(started.write_roots(runtime_dir)?)?;
         let mut serving = Self { typed, started, entrances, followed, info, files, has_terminal };
@@ -158,15 +159,13 @@ impl<'a> Serving<'a> {
 
     async fn try_reload(&mut self) -> Result<(), Failure> {
         let config = self.typed.config()?;
+        warn_of_missing_variables(&config, &self.typed.env);
         self.followed.look().await.map_err(output::hinted)?;
-        // The listeners first: an address may be taken, and the rest can be undone no more.
-        let (listeners, has_passes) = (config.listeners.clone(), self.followed.passes.has_any());
-        let before = self.started.config().listeners.clone();
-        self.entrances.follow(&listeners, &self.started.proxy, has_passes).await?;
-        if let Err(failure) = self.started.reload(config, &self.typed.env).await {
-            self.entrances.follow(&before, &self.started.proxy, true).await?;
-            return Err(failure);
-        }
+        // An address may be taken, and the rest can be undone no more; who may come changes when nothing fails.
+        let has_passes = self.followed.passes.has_any();
+        let prepared = self.entrances.prepare(&config.listeners, has_passes).await?;
+        self.started.reload(config, &self.typed.env).await?;
+        self.entrances.open(prepared, &self.started.proxy);
         let runtime_dir = &self.started.config().paths.runtime_dir;
         let before = fs::read(&self.info.ca).unwrap_or_default();
         let roots = self.started.write_roots(runtime_dir)?;
