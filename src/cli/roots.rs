@@ -3,16 +3,21 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
+use tokio_util::sync::{CancellationToken, DropGuard};
+
 use super::changes::{Changes, Complaint};
 use super::output;
 use crate::tasks::Tasks;
 use crate::tls::trust::UpstreamTrust;
 
 /// Reads the roots again whenever their files change. What cannot be used is said, and the roots from before
-/// stay in force. Ends with the trust.
-pub(super) fn follow(trust: &Arc<UpstreamTrust>, tasks: &Tasks) {
+/// stay in force. Ends with the trust, and when the guard is dropped.
+#[must_use]
+pub(super) fn follow(trust: &Arc<UpstreamTrust>, tasks: &Tasks) -> DropGuard {
     let following = until_nobody_trusts(Arc::downgrade(trust), trust.places(), tasks.clone());
-    tasks.spawn(following);
+    let over = CancellationToken::new();
+    tasks.spawn(over.clone().run_until_cancelled_owned(following));
+    over.drop_guard()
 }
 
 async fn until_nobody_trusts(trust: Weak<UpstreamTrust>, places: Vec<PathBuf>, jobs: Tasks) {

@@ -53,7 +53,7 @@ impl Started {
         env: &Environment,
     ) -> Result<Self, Failure> {
         let roots = ca.roots().to_vec();
-        let out = WayOut::new(&config, &roots, env)?;
+        let mut out = WayOut::new(&config, &roots, env)?;
         out.follow_roots();
         let refreshes = Tasks::new();
         let credentials = Credentials::new(&config, env, out.upstream.clone(), refreshes.clone());

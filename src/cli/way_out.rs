@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use rustls_pki_types::CertificateDer;
+use tokio_util::sync::DropGuard;
 
 use super::output::{self, Failure};
 use super::start::ca_dir;
@@ -23,6 +24,8 @@ pub(super) struct WayOut {
     trust: Arc<UpstreamTrust>,
     /// The chain in force, as clients are told it; empty for none.
     chain: String,
+    /// Has the files of the roots followed, where they are.
+    following: Option<DropGuard>,
 }
 
 impl WayOut {
@@ -43,12 +46,12 @@ impl WayOut {
     /// As [`NewWay::of`].
     pub(super) fn new(config: &Config, roots: &[Root], env: &Environment) -> Result<Self, Failure> {
         let NewWay { dialer, trust, chain } = NewWay::of(config, roots, env)?;
-        Ok(Self { upstream: Upstream::new(dialer), trust, chain })
+        Ok(Self { upstream: Upstream::new(dialer), trust, chain, following: None })
     }
 
     /// Reads the roots again whenever their files change, for as long as this way is gone.
-    pub(super) fn follow_roots(&self) {
-        roots::follow(&self.trust, &Tasks::new());
+    pub(super) fn follow_roots(&mut self) {
+        self.following = Some(roots::follow(&self.trust, &Tasks::new()));
     }
 
     /// Reads the roots again now.
@@ -64,7 +67,7 @@ impl WayOut {
     pub(super) fn take(&mut self, NewWay { dialer, trust, chain }: NewWay) {
         self.upstream.replace(dialer);
         (self.trust, self.chain) = (trust, chain);
-        // Who followed the trust of before ends with it.
+        // Who followed the trust of before ends here: its files may never change again.
         self.follow_roots();
     }
 
