@@ -6,6 +6,11 @@ mod sock_diag;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+#[cfg(target_os = "linux")]
+use std::sync::atomic::{AtomicBool, Ordering};
+
+#[cfg(target_os = "linux")]
+use self::sock_diag::Owner;
 
 /// The user whose the socket at the other end is; `own` is our end. `None` when it is not on this machine, or gone
 /// already: closed by its user, it has none, and reads as root's.
@@ -15,10 +20,16 @@ use std::net::{IpAddr, SocketAddr};
 /// Those of reading the kernel's table.
 #[cfg(target_os = "linux")]
 pub fn uid_of(peer: SocketAddr, own: SocketAddr) -> io::Result<Option<u32>> {
-    match sock_diag::uid_of(peer, own) {
-        Ok(Some(uid)) => Ok(Some(uid)),
+    /// Whether it has told of a socket, and therefore can: a stranger who comes and goes costs no reading of the table.
+    static CAN_TELL: AtomicBool = AtomicBool::new(false);
+    let owner = sock_diag::uid_of(peer, own);
+    CAN_TELL.fetch_or(matches!(owner, Ok(Owner::Nobody | Owner::User(_))), Ordering::Relaxed);
+    match owner {
+        Ok(Owner::User(uid)) => Ok(Some(uid)),
+        Ok(Owner::Nobody) => Ok(None),
+        Ok(Owner::Unknown) if CAN_TELL.load(Ordering::Relaxed) => Ok(None),
         // It may not be asked in this sandbox, or not have the module for it, which reads as nothing found.
-        Ok(None) | Err(_) => uid_in_table(peer, own),
+        Ok(Owner::Unknown) | Err(_) => uid_in_table(peer, own),
     }
 }
 
@@ -111,7 +122,8 @@ mod tests {
     #[expect(clippy::print_stdout, reason = "what is skipped says so")]
     fn assert_both(peer: SocketAddr, own: SocketAddr, expected: Option<u32>) {
         match sock_diag::uid_of(peer, own) {
-            Ok(uid) => assert_eq!(uid, expected, "{peer}"),
+            Ok(Owner::User(uid)) => assert_eq!(Some(uid), expected, "{peer}"),
+            Ok(_) => assert_eq!(None, expected, "{peer}"),
             Err(error) => println!("skipped: this kernel may not be asked for a socket: {error}"),
         }
         assert_eq!(uid_in_table(peer, own).ok(), Some(expected), "{peer}");

@@ -9,13 +9,23 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with,
 };
 
-/// The user whose the socket from `local` to `remote` is. `None` when there is none, or nobody holds it any more; and
-/// where this kernel cannot say, for want of its module.
+/// Whose a socket is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// There is no such socket; or this kernel cannot say, for want of its module.
+    Unknown,
+    /// Nobody holds it any more.
+    Nobody,
+    /// A user's.
+    User(u32),
+}
+
+/// The user whose the socket from `local` to `remote` is.
 ///
 /// # Errors
 ///
 /// Those of the kernel, which may not be asked everywhere.
-pub(super) fn uid_of(local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u32>> {
+pub(super) fn uid_of(local: SocketAddr, remote: SocketAddr) -> io::Result<Owner> {
     let (kind, flags) = (SocketType::DGRAM, SocketFlags::CLOEXEC);
     let kernel = socket_with(AddressFamily::NETLINK, kind, flags, Some(SOCK_DIAG))?;
     sendto(&kernel, &request(local, remote), SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
@@ -57,20 +67,24 @@ fn request(local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
 }
 
 /// Reads `struct inet_diag_msg`, or the error in its place.
-fn read(answer: &[u8], ends: (SocketAddr, SocketAddr)) -> io::Result<Option<u32>> {
+fn read(answer: &[u8], ends: (SocketAddr, SocketAddr)) -> io::Result<Owner> {
     let bad = || io::Error::other("the kernel's answer about a socket makes no sense");
     let u16_at = |at| Some(u16::from_ne_bytes(answer.get(at..at + 2)?.try_into().ok()?));
     let u32_at = |at| Some(u32::from_ne_bytes(answer.get(at..at + 4)?.try_into().ok()?));
     match u16_at(4).ok_or_else(bad)? {
         ERROR => match u32_at(16).ok_or_else(bad)?.cast_signed() {
-            error if error == -Errno::NOENT.raw_os_error() => Ok(None),
+            error if error == -Errno::NOENT.raw_os_error() => Ok(Owner::Unknown),
             error => Err(io::Error::from_raw_os_error(-error)),
         },
         BY_FAMILY => {
             // Where there is no such connection the kernel may name a listener, or one of before.
             let is_it = found(answer).ok_or_else(bad)? == canonical(ends);
             let (uid, inode) = (u32_at(80).ok_or_else(bad)?, u32_at(84).ok_or_else(bad)?);
-            Ok((is_it && inode != 0).then_some(uid))
+            Ok(match (is_it, inode) {
+                (false, _) => Owner::Unknown,
+                (true, 0) => Owner::Nobody,
+                (true, _) => Owner::User(uid),
+            })
         }
         _ => Err(bad()),
     }
@@ -147,12 +161,15 @@ mod tests {
     fn what_the_kernel_may_answer() {
         let ends = (end("127.0.0.1:40000"), end("127.0.0.1:8377"));
         let table = [
-            (answer((2, "127.0.0.1:40000", "127.0.0.1:8377"), 1001, 7), Some(1001)),
-            (answer((10, "[::ffff:127.0.0.1]:40000", "[::ffff:127.0.0.1]:8377"), 9, 7), Some(9)),
+            (answer((2, "127.0.0.1:40000", "127.0.0.1:8377"), 1001, 7), Owner::User(1001)),
+            (
+                answer((10, "[::ffff:127.0.0.1]:40000", "[::ffff:127.0.0.1]:8377"), 9, 7),
+                Owner::User(9),
+            ),
             // Nobody holds it: the kernel has no uid for it, which reads as root's.
-            (answer((2, "127.0.0.1:40000", "127.0.0.1:8377"), 0, 0), None),
-            (answer((2, "127.0.0.1:40000", "0.0.0.0:0"), 1001, 7), None),
-            (answer((2, "127.0.0.1:40001", "127.0.0.1:8377"), 1001, 7), None),
+            (answer((2, "127.0.0.1:40000", "127.0.0.1:8377"), 0, 0), Owner::Nobody),
+            (answer((2, "127.0.0.1:40000", "0.0.0.0:0"), 1001, 7), Owner::Unknown),
+            (answer((2, "127.0.0.1:40001", "127.0.0.1:8377"), 1001, 7), Owner::Unknown),
         ];
         for (answer, expected) in table {
             assert_eq!(answer.len(), 88);
@@ -165,7 +182,7 @@ mod tests {
             answer[16..20].copy_from_slice(&errno.to_ne_bytes());
             read(&answer, ends)
         };
-        assert_eq!(error(-2).unwrap(), None);
+        assert_eq!(error(-2).unwrap(), Owner::Unknown);
         assert_eq!(error(-1).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
         assert!(read(&[], ends).is_err());
     }
