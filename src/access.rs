@@ -2,8 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use aws_lc_rs::rand;
@@ -125,19 +124,29 @@ impl Reach {
 /// A pass that is in force. Clients that were let in with it hold it.
 #[derive(Debug)]
 pub struct Pass {
-    /// But for how often it was used, which is in `saved` and `unsaved`.
+    /// But for how often it was used, which is in `uses`.
     record: Record,
-    /// Requests that the store knows of.
-    saved: AtomicU64,
-    /// Requests that it does not know of yet.
-    unsaved: AtomicU64,
+    uses: Mutex<Uses>,
     ended: CancellationToken,
+}
+
+/// How many requests a pass was used for; both change together, or one that is being saved would count as none.
+#[derive(Debug)]
+struct Uses {
+    /// That the store knows of.
+    saved: u64,
+    /// That it does not know of yet.
+    unsaved: u64,
 }
 
 impl Pass {
     fn new(record: Record) -> Self {
-        let saved = AtomicU64::new(record.used);
-        Self { record, saved, unsaved: AtomicU64::new(0), ended: CancellationToken::new() }
+        let uses = Mutex::new(Uses { saved: record.used, unsaved: 0 });
+        Self { record, uses, ended: CancellationToken::new() }
+    }
+
+    fn uses(&self) -> MutexGuard<'_, Uses> {
+        self.uses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its name.
@@ -167,11 +176,13 @@ impl Pass {
         if self.ended.is_cancelled() {
             return Err(Refused::Unknown);
         }
-        let saved = self.saved.load(Ordering::Relaxed);
-        let left = self.record.max_requests.map_or(u64::MAX, |most| most.saturating_sub(saved));
-        let one_more = |unsaved: u64| (unsaved < left).then_some(unsaved + 1);
-        let counted = self.unsaved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
-        counted.map(drop).map_err(|_| Refused::UsedUp)
+        let mut uses = self.uses();
+        let most = self.record.max_requests.unwrap_or(u64::MAX);
+        if uses.saved.saturating_add(uses.unsaved) >= most {
+            return Err(Refused::UsedUp);
+        }
+        uses.unsaved += 1;
+        Ok(())
     }
 
     /// Whether a record is that of this pass, however often it was used.
@@ -208,8 +219,10 @@ impl Passes {
             Some(pass) => {
                 let counted = counted.iter().filter(|(digest, _)| *digest == record.digest);
                 let counted = counted.map(|(_, count)| count).sum();
-                pass.unsaved.fetch_sub(counted, Ordering::Relaxed);
-                pass.saved.store(record.used, Ordering::Relaxed);
+                let mut uses = pass.uses();
+                let unsaved = uses.unsaved.saturating_sub(counted);
+                *uses = Uses { saved: record.used, unsaved };
+                drop(uses);
                 pass.clone()
             }
             None => Arc::new(Pass::new(record)),
@@ -255,7 +268,7 @@ impl Passes {
 
     /// What was counted and no record knows of, where there is something.
     pub fn unsaved(&self) -> Vec<(Fingerprint, u64)> {
-        let counted = |pass: &Arc<Pass>| (pass.record.digest, pass.unsaved.load(Ordering::Relaxed));
+        let counted = |pass: &Arc<Pass>| (pass.record.digest, pass.uses().unsaved);
         self.0.load().iter().map(counted).filter(|(_, count)| *count > 0).collect()
     }
 }
@@ -334,6 +347,28 @@ mod tests {
         assert_eq!([a, b].map(|pass| pass.ended().is_cancelled()), [true, false]);
         let found = passes.find(&Secret::new("vkp_a"), later);
         assert_eq!(found.unwrap_err(), Refused::Expired);
+    }
+
+    #[test]
+    fn no_request_too_many_while_it_is_saved() {
+        const MOST: u64 = 20_000;
+        let passes = Passes::default();
+        let limited = |used| Record { max_requests: Some(MOST), used, ..record("a") };
+        passes.replace(vec![limited(0)], &[]);
+        let pass = find(&passes, "a").unwrap();
+        let taken: u64 = std::thread::scope(|scope| {
+            let takers: Vec<_> = (0..2)
+                .map(|_| scope.spawn(|| (0..MOST).filter(|_| pass.take(NOW).is_ok()).count()))
+                .collect();
+            let mut used = 0;
+            while takers.iter().any(|taker| !taker.is_finished()) {
+                let counted = passes.unsaved();
+                used += counted.iter().map(|(_, count)| count).sum::<u64>();
+                passes.replace(vec![limited(used)], &counted);
+            }
+            takers.into_iter().map(|taker| taker.join().unwrap() as u64).sum()
+        });
+        assert_eq!(taken, MOST);
     }
 
     #[test]
