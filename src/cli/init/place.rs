@@ -129,7 +129,15 @@ impl<'a> Compared<'a> {
             Ok(metadata) => {
                 let has_mode = metadata.permissions().mode() & 0o111 == wanted.mode & 0o111;
                 let found = Some(fs::read_to_string(&path).map_err(at)?);
-                Ok(Self { wanted, path, found, has_mode })
+                let compared = Self { wanted, path, found, has_mode };
+                // Whoever gave the folder may have put the link there: what it leads to is not shown, and not replaced.
+                if is_link && compared.is_strange() {
+                    let (link, path) = (wanted.path.display(), compared.path.display());
+                    let message =
+                        format!("{link} is a link to {path}, which valetkey did not generate");
+                    return Err(Failure::new(message).hint("remove the link: a file must go there"));
+                }
+                Ok(compared)
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 Ok(Self { wanted, path, found: None, has_mode: false })
@@ -405,6 +413,18 @@ pub(super) mod tests {
         assert!(plan.carry_out(WRITE).unwrap());
         assert!(dir.path().join("link").symlink_metadata().unwrap().is_symlink());
         assert_eq!(fs::read_to_string(dir.path().join("real")).unwrap(), plan.files[0].content);
+    }
+
+    #[test]
+    fn what_a_link_leads_to_is_not_shown_and_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("secret"), "of somebody's\n").unwrap();
+        std::os::unix::fs::symlink("secret", dir.path().join("link")).unwrap();
+        for arguments in [SHOW, WRITE, FORCE] {
+            let failure = plan(dir.path(), &[("link", "1")]).carry_out(arguments).unwrap_err();
+            assert!(failure.message().contains("is a link to"), "{failure:?}");
+            assert_eq!(fs::read_to_string(dir.path().join("secret")).unwrap(), "of somebody's\n");
+        }
     }
 
     #[test]
