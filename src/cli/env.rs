@@ -68,6 +68,7 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
             let dir = config.paths.runtime_dir.join("env");
             process::private_dir(&dir)?;
             let client_env = client_env(typed, &config, proxy, Folder::Here(&dir))?;
+            shell.can_hold(texts(&client_env))?;
             shell.print(texts(&client_env))
         }
     };
@@ -125,6 +126,21 @@ impl Shell {
         pairs.map(|(name, value)| self.line(name, &value)).collect()
     }
 
+    /// Refuses a value that would be read as more variables: in a form without quotes a line's end is the value's.
+    fn can_hold<'a>(
+        self,
+        mut pairs: impl Iterator<Item = (&'a str, String)>,
+    ) -> Result<(), Failure> {
+        let has_no_quotes = matches!(self, Self::Dotenv | Self::Github);
+        match pairs.find(|(_, value)| has_no_quotes && value.contains(['\n', '\r'])) {
+            Some((name, _)) => Err(Failure::new(format!("`{name}` would have more than one line"))
+                .hint(
+                    "take the line's end out of what the environment has for it, or: --shell json",
+                )),
+            None => Ok(()),
+        }
+    }
+
     fn line(self, name: &str, value: &str) -> String {
         match self {
             Self::Bash => format!("export {name}={}\n", output::shell_word(value)),
@@ -156,6 +172,15 @@ mod tests {
         for (shell, expected) in table {
             assert_eq!(shell.print([("N", odd.to_owned())].into_iter()).trim_end(), expected);
         }
+    }
+
+    #[test]
+    fn a_line_end_makes_no_other_variable() {
+        let pairs = || [("N", "a\nLD_PRELOAD=b".to_owned())].into_iter();
+        for shell in [Shell::Dotenv, Shell::Github] {
+            assert!(shell.can_hold(pairs()).is_err());
+        }
+        assert!(Shell::Bash.can_hold(pairs()).is_ok());
     }
 
     #[test]

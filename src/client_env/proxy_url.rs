@@ -16,7 +16,8 @@ pub struct ProxyUrl {
 impl ProxyUrl {
     /// Reads one that was typed; `None` for what is no URL of an HTTP proxy.
     pub fn parse(text: &str) -> Option<Self> {
-        let url = Url::parse(text).ok()?;
+        // Parsing passes over a line's end, and programs would not.
+        let url = Url::parse(text).ok().filter(|_| !text.contains(char::is_control))?;
         let is_bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
         if url.scheme() != "http" || !is_bare {
             return None;
@@ -74,6 +75,7 @@ mod tests {
             ("http://proxy/path", None),
             ("http://proxy/?query", None),
             ("proxy:8377", None),
+            ("http://pro\nxy:8377", None),
             ("", None),
         ];
         for (text, expected) in table {
