@@ -174,7 +174,13 @@ impl Shared {
         self.follow_logins();
         loop {
             tokio::select! {
-                () = entrance.closed.cancelled() => return,
+                () = entrance.closed.cancelled() => {
+                    // Before the socket is closed: another program may have the address next.
+                    if let Some(own) = socket.address() {
+                        self.upstream.no_longer_avoid(own);
+                    }
+                    return;
+                }
                 Ok(()) = changes.changed() => {
                     kinds = self.now.load().tokens.kind_changes();
                     self.follow_logins();

@@ -241,6 +241,11 @@ impl Upstream {
         self.dialer.load().avoid(own);
     }
 
+    /// Connects to this address again, where this very proxy listens no more.
+    pub fn no_longer_avoid(&self, own: SocketAddr) {
+        self.dialer.load().no_longer_avoid(own);
+    }
+
     /// Refuses a CONNECT that has come through this very proxy before: `via` is the list of those that have
     /// passed it on ([`crate::headers::VALETKEY_VIA`]).
     ///

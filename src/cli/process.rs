@@ -41,6 +41,22 @@ pub(super) fn forbid_core_files() {
     }
 }
 
+/// Takes as many descriptors as this process may have, up to [`MOST_DESCRIPTORS`]: a client costs two, and the usual
+/// soft limit, 1024, is for programs that use select(2).
+pub(super) fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let most = maximum.map_or(MOST_DESCRIPTORS, |maximum| maximum.min(MOST_DESCRIPTORS));
+    if current.is_some_and(|current| current < most)
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum })
+    {
+        tracing::warn!(%error, "the limit of descriptors stays as it is");
+    }
+}
+
+/// Room for thirty thousand clients; programs that close all descriptors that they may have, one by one, still start.
+const MOST_DESCRIPTORS: u64 = 65_536;
+
 /// Makes a folder that only its user can enter, or checks one that is there.
 ///
 /// # Errors

@@ -40,6 +40,7 @@ pub(super) fn run(typed: &Typed) -> Result<ExitCode, Failure> {
     let config = typed.config()?;
     process::harden();
     process::forbid_core_files();
+    process::raise_descriptors();
     let inherited = activation::inherited()?;
     process::runtime()?.block_on(serve(typed, config, inherited))
 }

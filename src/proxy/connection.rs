@@ -32,6 +32,10 @@ use crate::upstream::early::Early;
 /// Longest wait for a request's head, idling included. Real clients send CONNECT at once.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
 
+/// The same for who has shown no pass yet, and may only want to hold our descriptors (Envoy's guide for proxies at the
+/// edge has 10 s for a head).
+const STRANGERS_HEAD_LIMIT: Duration = Duration::from_secs(10);
+
 /// How long the connection of a client that is not let in any more has for its goodbyes.
 const PARTING: Duration = Duration::from_secs(1);
 
@@ -50,7 +54,10 @@ pub(super) async fn serve(shared: Arc<Shared>, door: Arc<Door>, client: Client, 
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_LIMIT)
+        .header_read_timeout(match admission {
+            Admission::User => HEAD_LIMIT,
+            Admission::Stranger { .. } => STRANGERS_HEAD_LIMIT,
+        })
         .auto_date_header(false)
         .serve_connection(TokioIo::new(Explained::new(stream)), service)
         .with_upgrades();

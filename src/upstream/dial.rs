@@ -157,6 +157,11 @@ impl Dialer {
         self.own.rcu(|known| known.iter().copied().chain([own]).collect::<Vec<_>>());
     }
 
+    /// Connects to this address again: there is no listener of our own any more.
+    pub(super) fn no_longer_avoid(&self, own: SocketAddr) {
+        self.own.rcu(|known| known.iter().copied().filter(|it| *it != own).collect::<Vec<_>>());
+    }
+
     /// The version of the roots that a dial from now on verifies with, or an earlier one.
     pub(super) fn trust_version(&self) -> u64 {
         self.versions_before + self.trust.version()

@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use http::{Method, Response, StatusCode};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
+use valetkey::proxy::{Door, Socket};
 use valetkey::sandbox::client::{self, HTTP1, HTTP2, Refused, Visit, gather};
 
 use super::support::{CHATGPT, CODEX, EXAMPLE, OTHER, Options, Scene, refusal, within};
@@ -237,4 +238,25 @@ async fn rules_refuse_and_default_refuses() {
     let refused = refused.into_inner().unwrap().downcast::<Refused>().unwrap();
     assert_eq!(refusal(&refused.0), (403, "target_forbidden".to_owned()));
     strict.assert_alive().await;
+}
+
+/// A listener that is open leads back to the proxy; where it was, another program may listen.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_address_of_a_closed_listener_is_anybodys() {
+    let scene = Scene::usual().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let entrance = scene.proxy.serve(Socket::Tcp(listener), Door::default());
+    assert!(scene.client.tunnel(&address.to_string()).await.is_err());
+    entrance.close();
+    let another = async {
+        loop {
+            match TcpListener::bind(address).await {
+                Ok(listener) => return listener,
+                Err(_not_yet) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    let _another = within(another).await;
+    assert!(scene.client.tunnel(&address.to_string()).await.is_ok());
 }
