@@ -13,6 +13,8 @@
 #[cfg(target_os = "linux")]
 mod admission;
 #[cfg(target_os = "linux")]
+mod agent_sandbox;
+#[cfg(target_os = "linux")]
 mod authority;
 mod browser;
 mod certificates;
