@@ -17,7 +17,7 @@ then, once (and keep .env out of version control):
   echo \"VALETKEY_USER=$(id -u):$(id -g)\" >>.env
   docker compose -f compose.valetkey.yaml run --rm -T valetkey ca print >valetkey/ca.pem
   docker compose -f compose.valetkey.yaml run --rm -T valetkey init codex --dir /decoy
-  echo \"VALETKEY_PASS=$(docker compose -f compose.valetkey.yaml run --rm -T valetkey pass new app)\" >>.env
+  p=$(docker compose -f compose.valetkey.yaml run --rm -T valetkey pass new app) && echo \"VALETKEY_PASS=$p\" >>.env
 and: docker compose -f compose.valetkey.yaml up";
 
 pub(super) fn run(arguments: &InFolder) -> Result<(), Failure> {

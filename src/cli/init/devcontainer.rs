@@ -26,8 +26,8 @@ pub(super) fn run(arguments: &InFolder, typed: &Typed) -> Result<(), Failure> {
     }
     if is_done {
         output::words(format_args!(
-            "then, on the host: export VALETKEY_PASS=\"$(valetkey pass new devcontainer --ttl 8h)\", and open the \
-             folder from that shell"
+            "then, on the host: VALETKEY_PASS=\"$(valetkey pass new devcontainer --ttl 8h)\" && export VALETKEY_PASS, \
+             and open the folder from that shell"
         ));
         output::words(
             "containers must reach the host's proxy: docs/devcontainer.md says which listener that takes",
