@@ -92,6 +92,43 @@ async fn the_shell_takes_the_features_script() {
 }
 
 /// The Feature as an image's build and a container's start run it, in a mount namespace with a copy of /etc.
+/// What the editor runs on the host, whatever that is signed in with.
+#[tokio::test]
+async fn the_command_before_each_start_takes_either_login() {
+    let scene = Scene::usual().await;
+    let project = generated(&scene, &["devcontainer"]).await;
+    let settings = fs::read_to_string(project.join(".devcontainer/devcontainer.json")).unwrap();
+    let typed =
+        settings.lines().find_map(|line| line.trim().strip_prefix("\"initializeCommand\": "));
+    let typed: String = serde_json::from_str(typed.unwrap().trim_end_matches(',')).unwrap();
+    let valetkey = Path::new(env!("CARGO_BIN_EXE_valetkey")).parent().unwrap();
+    let path = format!("{}:{}", valetkey.display(), env!("PATH"));
+    let start = async || {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &typed]).env_clear().envs(&scene.env).env("PATH", &path);
+        shell.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null());
+        done(shell.kill_on_drop(true).spawn().unwrap()).await
+    };
+    let mounted = scene.path(".local/share/valetkey/devcontainer");
+    let login = scene.path(".codex/auth.json");
+
+    fs::remove_file(&login).unwrap();
+    let nobody = start().await;
+    assert!(nobody.status == 4 && nobody.err.contains("hint: valetkey login"), "{nobody:?}");
+
+    fs::write(&login, json!({ "OPENAI_API_KEY": "sk-vk-canary-real-key" }).to_string()).unwrap();
+    let key = start().await;
+    assert_eq!((key.status, key.err.as_str()), (0, ""), "{key:?}");
+    assert!(fs::read_to_string(mounted.join("trust/ca.pem")).unwrap().contains("BEGIN"));
+    assert!(!mounted.join("codex/auth.json").exists());
+
+    scene.world.issuer().write_auth_json(&scene.path(".codex"), time::Duration::hours(1)).unwrap();
+    let chatgpt = start().await;
+    assert_eq!(chatgpt.status, 0, "{chatgpt:?}");
+    let decoys = fs::read_to_string(mounted.join("codex/auth.json")).unwrap();
+    scene.assert_no_secret("the container's home", &decoys);
+}
+
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn the_features_script_puts_every_root_into_the_systems_store() {
