@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::place::{Arguments, Plan, Wanted, filled};
-use super::service::{Service, text, warn_of_proxy};
+use super::service::{self, Service, text};
 use crate::cli::Typed;
 use crate::cli::output::{self, Failure};
 
@@ -18,7 +18,7 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<(), Failure> {
     })?;
     let plan = plan(&Service::of(typed, &config, &exe)?, Path::new(&home))?;
     let is_done = plan.carry_out(*arguments)?;
-    warn_of_proxy(&config);
+    service::warn(&config, &exe, None);
     if is_done {
         output::words(
             "then: launchctl bootstrap gui/$(id -u) ~/Library/LaunchAgents/valetkey.plist; after a change first: \

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::cli::Typed;
 use crate::cli::output::{self, Failure};
 use crate::config::env::{CONFIG, Environment, UPSTREAM_CA_BUNDLE};
-use crate::config::{Config, CredentialKind, MachineFiles};
+use crate::config::{Config, CredentialKind, LoginSpec, MachineFiles, SourceSpec};
 
 /// What a service is started with.
 pub(super) struct Service<'a> {
@@ -60,9 +60,63 @@ fn environment(env: &Environment, config: &Config) -> Vec<(&'static str, String)
     carried
 }
 
+/// Says what of this shell a service will not have, and how else it may get it; `edit` is what changes its
+/// variables, where something does.
+pub(super) fn warn(config: &Config, exe: &Path, edit: Option<&str>) {
+    if is_in_build_folder(exe) {
+        output::warning("this binary is in a build folder");
+        output::hint("first: cargo install --locked --path .");
+    }
+    let or = edit.map(|edit| format!(", or: {edit}")).unwrap_or_default();
+    for Unseen { variable, of, key } in unseen(config) {
+        output::warning(format_args!("the service does not see {variable} ({of})"));
+        output::hint(format_args!("use {key} = \"file:/path\"{or}"));
+    }
+    warn_of_proxy(config);
+}
+
+/// Whether cargo has built a program here and nobody has installed it.
+fn is_in_build_folder(exe: &Path) -> bool {
+    let Some(folder) = exe.parent() else { return false };
+    let is_profile = folder.ends_with("debug") || folder.ends_with("release");
+    is_profile && folder.components().any(|part| part.as_os_str() == "target")
+}
+
+/// A secret that is in a variable, which a service does not see.
+#[derive(Debug, PartialEq, Eq)]
+struct Unseen<'a> {
+    variable: &'a str,
+    /// What needs it.
+    of: String,
+    /// The key that names it, and may name a file.
+    key: &'static str,
+}
+
+fn unseen(config: &Config) -> Vec<Unseen<'_>> {
+    let of_credentials = config.credentials.iter().filter_map(|(name, kind)| {
+        let key = if matches!(kind, CredentialKind::OAuth(_)) { "client_secret" } else { "source" };
+        let of = format!("credential \"{name}\"");
+        kind.source().and_then(variable).map(|variable| Unseen { variable, of, key })
+    });
+    let of_chain = config.upstream.proxy_login.iter().filter_map(|login| match login {
+        LoginSpec::Source(source) => variable(source),
+        LoginSpec::Command(_) => None,
+    });
+    let key = "proxy_login";
+    let of_chain = of_chain.map(|variable| Unseen { variable, of: "[upstream]".to_owned(), key });
+    of_credentials.chain(of_chain).collect()
+}
+
+fn variable(source: &SourceSpec) -> Option<&str> {
+    match source {
+        SourceSpec::Env(name) => Some(name),
+        SourceSpec::File(_) => None,
+    }
+}
+
 /// Says that a proxy which only a variable names is not known to a service. It may hold a password, which is not
 /// for a file that everybody reads.
-pub(super) fn warn_of_proxy(config: &Config) {
+fn warn_of_proxy(config: &Config) {
     let Some(proxy) = config.upstream.proxies.first() else { return };
     if !proxy.named_by.contains('.') {
         output::warning(format_args!("the service does not see {} of this shell", proxy.named_by));
@@ -110,6 +164,40 @@ pub(super) mod tests {
     pub(in super::super) fn service<'a>(config: &'a Config, env: &Environment) -> Service<'a> {
         let environment = environment(env, config);
         Service { exe: Path::new(EXE), config, is_managed: false, config_file: None, environment }
+    }
+
+    #[test]
+    fn variables_that_a_service_does_not_see() {
+        let env = Environment::from_pairs([("HOME", "/home/me"), ("KEY", "set here")]);
+        let text = "[upstream]\nproxy = \"http://corp:1\"\nproxy_login = \"env:CORP\"\n\
+                    [credentials.x]\nkind = \"api_key\"\nsource = \"env:KEY\"\n\
+                    [credentials.y]\nkind = \"api_key\"\nsource = \"file:/key\"\n\
+                    [credentials.z]\nkind = \"oauth\"\nissuer = \"https://login.example\"\n\
+                    client_id = \"c\"\nclient_secret = \"env:SECRET\"\n";
+        let config = configured(text, &env);
+        let unseen = unseen(&config);
+        let told: Vec<_> = unseen.iter().map(|it| (it.variable, &*it.of, it.key)).collect();
+        let expected = [
+            ("KEY", "credential \"x\"", "source"),
+            ("SECRET", "credential \"z\"", "client_secret"),
+            ("CORP", "[upstream]", "proxy_login"),
+        ];
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn binaries_that_are_not_installed() {
+        let table = [
+            (EXE, false),
+            ("/home/me/valetkey/target/debug/valetkey", true),
+            ("/home/me/valetkey/target/release/valetkey", true),
+            ("/home/me/valetkey/target/aarch64-unknown-linux-musl/release/valetkey", true),
+            ("/opt/target/valetkey", false),
+            ("/opt/release/valetkey", false),
+        ];
+        for (exe, expected) in table {
+            assert_eq!(is_in_build_folder(Path::new(exe)), expected, "{exe}");
+        }
     }
 
     const EXE: &str = "/home/me/.cargo/bin/valetkey";

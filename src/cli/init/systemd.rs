@@ -1,15 +1,20 @@
 //! `valetkey init systemd`: a user's service and its socket, which starts it at the first client.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use super::place::{Arguments, Plan, Wanted, filled};
-use super::service::{Service, text, warn_of_proxy};
+use super::service::{self, Service, text};
 use crate::cli::Typed;
 use crate::cli::output::{self, Failure};
 use crate::config::paths::Paths;
 use crate::config::{Config, ListenAddress};
 
 const COMMAND: &str = "valetkey init systemd";
+
+/// What gives the service variables of its own.
+const EDIT: &str = "systemctl --user edit valetkey";
+
 const SOCKET: &str = include_str!("../../../config/init/systemd/valetkey.socket");
 const SERVICE: &str = include_str!("../../../config/init/systemd/valetkey.service");
 const FILES_CLOSED: &str = include_str!("../../../config/init/systemd/files-closed");
@@ -20,7 +25,7 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<(), Failure> {
     let exe = std::env::current_exe()?;
     let plan = plan(&Service::of(typed, &config, &exe)?, &Paths::find(&typed.env, None)?)?;
     let is_done = plan.carry_out(*arguments)?;
-    warn_of_proxy(&config);
+    service::warn(&config, &exe, Some(EDIT));
     if is_done {
         output::words(
             "then: systemctl --user daemon-reload && systemctl --user enable --now valetkey.socket",
@@ -41,16 +46,31 @@ fn plan(service: &Service<'_>, paths: &Paths) -> Result<Plan, Failure> {
 
 fn socket(config: &Config) -> Result<String, Failure> {
     let fixed = config.listeners.iter().filter_map(|it| match it.address {
-        ListenAddress::Tcp(at) if at.port() != 0 => Some(format!("ListenStream={at}")),
+        ListenAddress::Tcp(at) if at.port() != 0 => Some(at),
         _ => None,
     });
-    let lines: Vec<String> = fixed.collect();
+    let fixed: Vec<SocketAddr> = fixed.collect();
+    let mut lines: Vec<String> = fixed.iter().map(|at| format!("ListenStream={at}")).collect();
     if lines.is_empty() {
         return Err(Failure::new("no listener has an address and a port of its own")
             .hint("in the configuration: listen = \"127.0.0.1:8377\""));
     }
+    if fixed.iter().any(|at| may_come_later(at.ip())) {
+        lines.extend(FREE_BIND.map(str::to_owned));
+    }
     Ok(filled(SOCKET, &[("LISTEN", &lines.join("\n"))]))
 }
+
+/// Whether an address is one of a network, such as Docker's bridge, which may come up after the socket.
+fn may_come_later(address: IpAddr) -> bool {
+    !address.is_loopback() && !address.is_unspecified()
+}
+
+/// What has a socket wait for its address.
+const FREE_BIND: [&str; 2] = [
+    "# An address that is not there yet, such as that of Docker's bridge, may come later.",
+    "FreeBind=yes",
+];
 
 fn unit(service: &Service<'_>) -> Result<String, Failure> {
     let config_file = match &service.config_file {
@@ -139,7 +159,8 @@ mod tests {
             ("HTTPS_PROXY", "http://me:secret@proxy.example:3128"),
         ]);
         let listeners = "[[listeners]]\naddress = \"127.0.0.1:9000\"\nallow_uids = [1001]\n\
-                         [[listeners]]\naddress = \"[::1]:9000\"\n";
+                         [[listeners]]\naddress = \"[::1]:9000\"\n\
+                         [[listeners]]\naddress = \"172.17.0.1:9000\"\nrequire_pass = true\n";
         let config = configured(listeners, &env);
         let config_file = Some("/home/me/a $HOME.toml".into());
         let service = Service { config_file, ..service(&config, &env) };

@@ -21,6 +21,11 @@ async fn takes_the_units() {
     let units = scene.path(".config/systemd/user");
     let unit = |name: &str| units.join(name);
     let mut verify = Command::new(&analyze);
+    let bridge = "[[listeners]]\naddress = \"172.17.0.1:8377\"\nrequire_pass = true\n";
+    scene.configure(bridge);
+    let said = succeed(&mut scene.valetkey(&["init", "systemd"])).await.err;
+    assert!(said.contains("does not see EXAMPLE_TOKEN (credential \"example\")"), "{said}");
+    assert!(said.contains("or: systemctl --user edit valetkey"), "{said}");
     verify.args(["verify", "--user", "--man=no"]).env_clear();
     verify.env("PATH", env!("PATH")).env("HOME", scene.path("")).env("XDG_RUNTIME_DIR", runtime);
     verify.arg(unit("valetkey.service")).arg(unit("valetkey.socket"));
