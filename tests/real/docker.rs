@@ -98,6 +98,9 @@ async fn a_build_gets_the_proxy_as_arguments_and_the_roots_as_a_secret() {
     let scene = Scene::usual().await.with("NO_PROXY", "corp.example");
     let serving = Serving::start(&scene).await;
     let proxy = "http://x:vk_pass'$(id)@proxy.example:3128";
+    // `docker build` has no --user.
+    let (_, said) = words(&scene, &["--shell", "docker-build"]).await;
+    assert!(said.contains("allow_uids = [0]") && !said.contains("--user"), "{said}");
     let (words, said) = words(&scene, &["--shell", "docker-build", "--proxy-url", proxy]).await;
     assert_eq!(said, "", "this proxy is not on loopback");
     let no_proxy = "corp.example,localhost,127.0.0.1,::1";

@@ -1,5 +1,6 @@
 //! The arguments that put a container, or the build of an image, behind the proxy.
 
+use std::fmt;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,14 @@ pub(super) fn print_run(
     config: &Config,
     proxy: ProxyUrl,
 ) -> Result<String, Failure> {
+    let user = rustix::process::geteuid().as_raw();
+    warn_of_loopback(
+        &proxy,
+        format_args!(
+            "add --network host,\n\
+             and --user {user} where it does not run as you (or name its user in the listener's allow_uids)."
+        ),
+    );
     let (dir, client_env) = mounted(typed, config, proxy)?;
     let mount = format!("{}:{IN_CONTAINER}:ro", dir.display());
     let variables = texts(&client_env).map(|(name, value)| ("-e", format!("{name}={value}")));
@@ -29,6 +38,10 @@ pub(super) fn print_build(
     config: &Config,
     proxy: ProxyUrl,
 ) -> Result<String, Failure> {
+    warn_of_loopback(
+        &proxy,
+        format_args!("add --network host;\nbuilds run as root: allow_uids = [0] in the listener."),
+    );
     let (dir, client_env) = mounted(typed, config, proxy)?;
     let roots = client_env.get(ROOTS).map(Path::new).and_then(Path::file_name).unwrap_or_default();
     let secret = format!("id={SECRET},src={}", dir.join(roots).display());
@@ -43,7 +56,6 @@ fn mounted(
     config: &Config,
     proxy: ProxyUrl,
 ) -> Result<(PathBuf, ClientEnv), Failure> {
-    warn_of_loopback(&proxy);
     let dir = folder(config)?;
     let client_env = client_env(typed, config, proxy, Folder::Mounted(&dir))?;
     Ok((dir, client_env))
@@ -66,14 +78,12 @@ fn line(options: impl Iterator<Item = (&'static str, String)>) -> String {
     words.join(" ") + "\n"
 }
 
-fn warn_of_loopback(proxy: &ProxyUrl) {
+fn warn_of_loopback(proxy: &ProxyUrl, what_it_takes: fmt::Arguments<'_>) {
     if !proxy.is_loopback() {
         return;
     }
-    let user = rustix::process::geteuid().as_raw();
     output::words(format_args!(
-        "valetkey: {host} is the container itself, unless it shares this machine's network: add --network host,\n\
-         and --user {user} where it does not run as you (or name its user in the listener's allow_uids).\n\
+        "valetkey: {host} is the container itself, unless it shares this machine's network: {what_it_takes}\n\
          Else let valetkey listen where the container reaches it, and say where: --proxy-url http://x:PASS@host.docker.internal:{port}",
         host = proxy.host(),
         port = proxy.port(),
