@@ -202,9 +202,10 @@ pub(super) fn columns() -> Option<usize> {
     Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
 }
 
-/// Writes data to stdout as it is, without a line's end.
+/// Writes data to stdout as it is, without a line's end. It is out before the next word on stderr is.
 pub(super) fn raw(text: &str) {
-    let _closed_pipe = stdout().lock().write_all(text.as_bytes());
+    let mut stdout = stdout().lock();
+    let _closed_pipe = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
 }
 
 /// A text as one word of a POSIX shell's, in quotes where it needs them.

@@ -69,6 +69,7 @@ async fn a_home_of_decoys() {
 
     let again = scene.typed_ok(&["init", "codex", "--dir", "new/box"]).await;
     assert!(again.err.starts_with("unchanged: "), "{again:?}");
+    assert!(again.err.contains("new/box codex\n") && !again.err.contains("box/ "), "{again:?}");
     assert_eq!(scene.cached("new/box"), cached, "the same decoys");
 
     let other = scene.world.issuer().login_as("acct-other", time::Duration::hours(1));

@@ -27,7 +27,13 @@ async fn generated(scene: &Scene, arguments: &[&str]) -> PathBuf {
     assert!(shown.out.starts_with("--- /dev/null\n+++ "), "{shown:#?}");
     assert!(shown.err.contains("nothing is written yet"), "{shown:#?}");
     assert_eq!(fs::read_dir(&project).unwrap().count(), 0);
-    assert_eq!(type_it(&["--write"]).await.out, shown.out);
+    // Each is named, and nothing is shown again.
+    let written = type_it(&["--write"]).await;
+    let named = shown.out.lines().filter_map(|line| line.strip_prefix("+++ "));
+    let named: Vec<_> = named.map(|path| format!("written {path}")).collect();
+    assert_eq!(written.out, "");
+    assert!(named.iter().all(|it| written.err.lines().any(|line| line == it)), "{written:#?}");
+    assert!(!written.err.contains("./"), "{written:#?}");
     let again = type_it(&["--write"]).await;
     assert_eq!(again.out, "");
     assert!(again.err.starts_with("unchanged ") && !again.err.contains("written"), "{again:#?}");
@@ -81,17 +87,6 @@ async fn the_dev_containers_program_reads_the_settings_and_packages_the_feature(
     assert!(project.join("out/devcontainer-feature-valetkey.tgz").is_file());
 }
 
-#[tokio::test]
-async fn the_shell_takes_the_features_script() {
-    let scene = Scene::usual().await;
-    let project = generated(&scene, &["devcontainer"]).await;
-    let script = project.join(".devcontainer/valetkey/install.sh");
-    succeed(Command::new("sh").arg("-n").arg(&script)).await;
-    let Some(shellcheck) = program("shellcheck") else { return };
-    succeed(Command::new(shellcheck).arg(&script)).await;
-}
-
-/// The Feature as an image's build and a container's start run it, in a mount namespace with a copy of /etc.
 /// What the editor runs on the host, whatever that is signed in with.
 #[tokio::test]
 async fn the_command_before_each_start_takes_either_login() {
@@ -129,6 +124,17 @@ async fn the_command_before_each_start_takes_either_login() {
     scene.assert_no_secret("the container's home", &decoys);
 }
 
+#[tokio::test]
+async fn the_shell_takes_the_features_script() {
+    let scene = Scene::usual().await;
+    let project = generated(&scene, &["devcontainer"]).await;
+    let script = project.join(".devcontainer/valetkey/install.sh");
+    succeed(Command::new("sh").arg("-n").arg(&script)).await;
+    let Some(shellcheck) = program("shellcheck") else { return };
+    succeed(Command::new(shellcheck).arg(&script)).await;
+}
+
+/// The Feature as an image's build and a container's start run it, in a mount namespace with a copy of /etc.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn the_features_script_puts_every_root_into_the_systems_store() {

@@ -125,7 +125,8 @@ fn resolved(path: &Path) -> Result<PathBuf, Failure> {
         return Err(Failure::new(format!("{}: no such folder", path.display()))
             .hint("name it without `..` behind what is not there yet"));
     }
-    Ok(there.canonicalize().map_err(at)?.join(missing))
+    // Nothing joined would still be a slash.
+    Ok(there.canonicalize().map_err(at)?.join(missing).components().collect())
 }
 
 /// The home of a credential is where its login is, or will be.

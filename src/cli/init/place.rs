@@ -3,7 +3,7 @@
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use similar::TextDiff;
 use tempfile::NamedTempFile;
@@ -72,7 +72,7 @@ impl Wanted {
 }
 
 impl Plan {
-    /// Shows what would change, and changes it with `--write`. True when nothing is left to change.
+    /// Shows what would change, or with `--write` changes it and names it. True when nothing is left to change.
     ///
     /// # Errors
     ///
@@ -83,11 +83,11 @@ impl Plan {
         let changed: Vec<&Compared<'_>> = all.iter().filter(|it| !it.is_same()).collect();
         let missing: Vec<&PathBuf> = self.folders.iter().filter(|it| !it.is_dir()).collect();
         all.iter().filter(|it| it.is_same()).for_each(Compared::say_unchanged);
-        changed.iter().for_each(|it| output::raw(&it.difference()));
-        let strange = changed.iter().find(|it| it.is_strange());
-        if let Some(strange) = strange
-            && !arguments.force
-        {
+        let strange = changed.iter().find(|it| it.is_strange() && !arguments.force);
+        if !arguments.write || strange.is_some() {
+            changed.iter().for_each(|it| output::raw(&it.difference()));
+        }
+        if let Some(strange) = strange {
             return Err(self.not_ours(strange));
         }
         if changed.is_empty() && missing.is_empty() {
@@ -237,14 +237,16 @@ fn in_the_way(path: &Path, error: &io::Error) -> Failure {
     Failure::at(path, error).hint(hint)
 }
 
-/// The folder that a generator writes into, which must be there.
+/// The folder that a generator writes into, which must be there; empty for this one, so that paths begin without `./`.
 ///
 /// # Errors
 ///
 /// [`Failure`] for one that is not there, or is none.
 pub(super) fn existing(dir: &Path) -> Result<PathBuf, Failure> {
     match fs::metadata(dir) {
-        Ok(metadata) if metadata.is_dir() => Ok(dir.to_owned()),
+        Ok(metadata) if metadata.is_dir() => {
+            Ok(dir.components().skip_while(|part| *part == Component::CurDir).collect())
+        }
         Ok(_) => Err(Failure::new(format!("{} is not a folder", dir.display()))
             .hint("name the folder of your project: --dir FOLDER")),
         Err(error) => {
@@ -431,6 +433,8 @@ pub(super) mod tests {
     fn folders_that_are_to_be_there() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(existing(dir.path()).unwrap(), dir.path());
+        assert_eq!(existing(Path::new(".")).unwrap(), Path::new(""));
+        assert_eq!(existing(Path::new("./src/")).unwrap().join("a"), Path::new("src/a"));
         let missing = existing(&dir.path().join("none")).unwrap_err();
         assert!(missing.first_hint().unwrap().starts_with("make it first: mkdir -p"));
         fs::write(dir.path().join("file"), "").unwrap();
