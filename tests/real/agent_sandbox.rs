@@ -28,8 +28,8 @@ ask --proxy http://127.0.0.1:8377 --write-out 'without a pass %{http_connect}\n'
 ask --noproxy '*' https://chatgpt.com/ || echo "past the proxy: curl says $?"
 "#;
 
-/// What the page sets, and what `sh` does by itself.
-const VARIABLES: [&str; 11] = [
+/// What the page sets, and what shells do by themselves.
+const VARIABLES: [&str; 12] = [
     "CODEX_CA_CERTIFICATE",
     "CODEX_HOME",
     "HOME",
@@ -41,6 +41,7 @@ const VARIABLES: [&str; 11] = [
     "PWD",
     "SHLVL",
     "TERM",
+    "_",
 ];
 
 #[tokio::test(flavor = "multi_thread")]
