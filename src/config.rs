@@ -19,7 +19,7 @@ mod upstream;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::credential::{CredentialName, Grant, Keep};
@@ -74,7 +74,7 @@ pub struct Config {
 pub struct Overrides {
     /// `--config`: the user's file.
     pub config: Option<PathBuf>,
-    /// `--listen`: an address, unparsed.
+    /// `--listen`: an address or a port, unparsed.
     pub listen: Option<String>,
     /// `--server-info`.
     pub server_info: Option<PathBuf>,
@@ -138,13 +138,32 @@ impl fmt::Display for ListenAddress {
     }
 }
 
+impl ListenAddress {
+    /// An address as a file has it; `home` is the home folder, for `unix:~/`.
+    fn written(text: &str, home: Option<&Path>) -> Result<Self, &'static str> {
+        match text.strip_prefix("unix:~/").zip(home) {
+            Some((inside, home)) => Ok(Self::Unix(home.join(inside))),
+            None => text.parse(),
+        }
+    }
+
+    /// An address as somebody types it: a port alone, and `localhost`, are on this machine.
+    fn typed(text: &str, home: Option<&Path>) -> Result<Self, &'static str> {
+        let port = text.strip_prefix("localhost:").unwrap_or(text);
+        match port.bytes().all(|byte| byte.is_ascii_digit()).then(|| port.parse()) {
+            Some(Ok(port)) => Ok(Self::Tcp((Ipv4Addr::LOCALHOST, port).into())),
+            _ => Self::written(text, home),
+        }
+    }
+}
+
 impl FromStr for ListenAddress {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.strip_prefix("unix:") {
             Some(path) if path.starts_with('/') => Ok(Self::Unix(path.into())),
-            Some(_) => Err("the path of a Unix socket starts with `/`"),
+            Some(_) => Err("the path of a Unix socket starts with `/` or `~/`"),
             None => text
                 .parse::<SocketAddr>()
                 .map(Self::Tcp)
@@ -179,6 +198,16 @@ impl CredentialKind {
             Self::ApiKey { source } => Some(source),
             Self::Codex { .. } => None,
             Self::OAuth(oauth) => oauth.client_secret.as_ref(),
+        }
+    }
+}
+
+impl fmt::Display for SourceSpec {
+    /// As the configuration has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Env(name) => write!(f, "env:{name}"),
+            Self::File(path) => write!(f, "file:{}", path.display()),
         }
     }
 }
@@ -282,7 +311,10 @@ impl Config {
         let all_known = all_known && !layers.iter().any(|layer| layer.is_garbled);
 
         let listen = typed(("--listen", overrides.listen.as_deref()), env::LISTEN, env, mistakes);
-        let listeners = merge::listeners(listen.as_ref(), &layers, mistakes);
+        let listen = listen.and_then(|text| {
+            text.parse(mistakes, |text| ListenAddress::typed(text, home.as_deref()))
+        });
+        let listeners = merge::listeners(listen.map(|address| address.value), &layers);
         let upstream = UpstreamConfig::merge(&layers, env, mistakes);
         let mut credentials = merge::credentials(&layers, &paths.codex_home, all_known, mistakes);
         let codex = CodexFiles::read(machine, codex::homes(&credentials), mistakes);

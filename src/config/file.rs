@@ -131,7 +131,7 @@ impl Layer {
         terms::check(&table);
         let path = |text: &str| resolve(text, &written.folder, home);
         let mut layer = Self {
-            listeners: listeners(&table),
+            listeners: listeners(&table, home),
             default: table.parsed("default", one_of(DEFAULTS)).map(|it| it.value),
             credentials: credentials(&table, &path),
             rules: managed::pin(rule::read_all(&table, written.is_own), written.is_managed),
@@ -187,14 +187,43 @@ fn proxy_login(
 }
 
 /// `listen` is short for one more listener.
-fn listeners(table: &Table<'_>) -> Vec<Listener> {
-    let short = table.parsed("listen", ListenAddress::from_str).map(|it| Listener::on(it.value));
+fn listeners(table: &Table<'_>, home: Option<&Path>) -> Vec<Listener> {
+    let short = address(table, "listen", home);
+    let short = short.map(|it| At { value: Listener::on(it.value), place: it.place });
     let long = table.get("listeners").map(|list| list.items()).unwrap_or_default();
-    let long = long.iter().filter_map(|item| listener(&item.table(LISTENER)?));
-    short.into_iter().chain(long).collect()
+    let long = long.iter().filter_map(|item| listener(&item.table(LISTENER)?, home));
+    let all: Vec<At<Listener>> = short.into_iter().chain(long).collect();
+    each_once(&all, table.mistakes());
+    all.into_iter().map(|listener| listener.value).collect()
 }
 
-fn listener(table: &Table<'_>) -> Option<Listener> {
+/// An address is listened on once; of free ports there are many.
+fn each_once(all: &[At<Listener>], mistakes: &Mistakes) {
+    let is_free = |address: &ListenAddress| matches!(address, ListenAddress::Tcp(address) if address.port() == 0);
+    for (at, second) in all.iter().enumerate() {
+        let address = &second.value.address;
+        let first = all[..at].iter().find(|first| first.value.address == *address);
+        if let Some(first) = first.filter(|_| !is_free(address)) {
+            let line = mistakes.line(&first.place);
+            let message =
+                format_args!("a second listener on {address}: the first is in line {line}");
+            let hint = "take one of them out, or give it another port";
+            mistakes.add_with_hint(&second.place, message, Some(hint.to_owned()));
+        }
+    }
+}
+
+/// Where a listener is to be. A number alone is most likely the port.
+fn address(table: &Table<'_>, key: &str, home: Option<&Path>) -> Option<At<ListenAddress>> {
+    let value = table.get(key)?;
+    let text = match value.number::<u16>() {
+        Some(port) => value.is_no("a string", Some(format!("{key} = \"127.0.0.1:{port}\""))),
+        None => value.text(),
+    };
+    text?.parse(table.mistakes(), |text| ListenAddress::written(text, home))
+}
+
+fn listener(table: &Table<'_>, home: Option<&Path>) -> Option<At<Listener>> {
     let mistakes = table.mistakes();
     if table.key("address").is_none() {
         mistakes.add(table.place(), "a listener needs an `address`");
@@ -207,14 +236,14 @@ fn listener(table: &Table<'_>) -> Option<Listener> {
     if let (Some(place), false) = (table.key("tls_names"), tls) {
         mistakes.add(&place, "`tls_names` has no meaning without `tls = true`");
     }
-    let address = table.parsed("address", ListenAddress::from_str)?.value;
+    let At { value: address, place } = address(table, "address", home)?;
     let own_names = || names_of(&address);
     let tls_names = match (tls, names.is_empty()) {
         (false, _) => Vec::new(),
         (true, true) => own_names(),
         (true, false) => names.into_iter().map(|name| name.value).collect(),
     };
-    Some(Listener { address, allow_uids, require_pass, tls_names })
+    Some(At { value: Listener { address, allow_uids, require_pass, tls_names }, place })
 }
 
 /// What clients usually call a listener: its address, this machine, and this machine as containers on it know it.

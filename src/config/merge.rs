@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::str::FromStr;
 
 use super::file::{CredentialForm, Kind, Layer};
 use super::mistakes::{Mistakes, closest};
@@ -16,19 +15,14 @@ use crate::rules::{Action, Rule};
 
 /// The listeners of the highest layer that has any. An address that was typed takes the place of the
 /// first one's, whose conditions stay; the others go.
-pub(super) fn listeners(
-    typed: Option<&At<String>>,
-    layers: &[Layer],
-    mistakes: &Mistakes,
-) -> Vec<Listener> {
+pub(super) fn listeners(typed: Option<ListenAddress>, layers: &[Layer]) -> Vec<Listener> {
     let of_layers = layers.iter().map(|layer| &layer.listeners).find(|some| !some.is_empty());
     let mut listeners = of_layers.cloned().unwrap_or_default();
-    let typed = typed.and_then(|text| text.parse(mistakes, ListenAddress::from_str));
     if let Some(address) = typed {
         listeners.truncate(1);
         match listeners.first_mut() {
-            Some(first) => first.address = address.value,
-            None => listeners.push(Listener::on(address.value)),
+            Some(first) => first.address = address,
+            None => listeners.push(Listener::on(address)),
         }
     }
     listeners

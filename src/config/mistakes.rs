@@ -160,6 +160,11 @@ impl Mistakes {
         }
     }
 
+    /// The line that a place is in, from 1.
+    pub(super) fn line(&self, place: &Place) -> usize {
+        self.0.borrow().texts[place.text].position(place.span.start).0 + 1
+    }
+
     /// How many there are up to now.
     pub(super) fn count(&self) -> usize {
         self.0.borrow().list.len()

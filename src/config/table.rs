@@ -59,9 +59,11 @@ impl<'a> Table<'a> {
         for (key, value) in
             self.entries.iter().filter(|(key, _)| !known.contains(&key.get_ref().as_ref()))
         {
-            let hint = match closest(key.get_ref(), known.iter().copied()) {
-                Some(meant) => format!("did you mean `{meant}`?"),
-                None => format!("known here: {}", known.join(", ")),
+            let meant = closest(key.get_ref(), known.iter().copied());
+            let hint = match (self.host_with(key.get_ref(), known), meant) {
+                (Some(host), _) => format!("the port is part of the host: host = \"{host}\""),
+                (None, Some(meant)) => format!("did you mean `{meant}`?"),
+                (None, None) => format!("known here: {}", known.join(", ")),
             };
             // Whatever it is, it may be a key that somebody put here.
             self.mistakes.hide(&self.place.at(value.span()));
@@ -73,6 +75,19 @@ impl<'a> Table<'a> {
             );
         }
         self
+    }
+
+    /// The host of this table with its `port`, where that is the key and there could be a host.
+    fn host_with(&self, key: &str, known: &[&str]) -> Option<String> {
+        if key != "port" || !known.contains(&"host") {
+            return None;
+        }
+        let host = self.entries.get("host").and_then(|host| host.get_ref().as_str());
+        let is_of_host = |byte: u8| byte.is_ascii_alphanumeric() || b"*-.".contains(&byte);
+        let host = host.filter(|host| host.bytes().all(is_of_host)).unwrap_or("HOST");
+        let port = self.get(key).and_then(|port| port.number::<u16>());
+        let port = port.map_or_else(|| "PORT".to_owned(), |port| port.to_string());
+        Some(format!("{host}:{port}"))
     }
 
     /// Where its head is.
@@ -146,20 +161,27 @@ impl<'a> Value<'a> {
 
     /// A string.
     pub(super) fn text(&self) -> Option<At<&'a str>> {
-        let text = self.value.as_str().or_else(|| self.is_no("a string"))?;
+        let text = self.value.as_str().or_else(|| self.is_no("a string", None))?;
         Some(At { value: text, place: self.place.clone() })
     }
 
     /// `true` or `false`.
     pub(super) fn flag(&self) -> Option<bool> {
-        self.value.as_bool().or_else(|| self.is_no("`true` or `false`"))
+        self.value.as_bool().or_else(|| self.is_no("`true` or `false`", None))
     }
 
     /// The number of a user.
     pub(super) fn uid(&self) -> Option<u32> {
-        let digits = self.value.as_integer();
-        let uid = digits.and_then(|it| u32::from_str_radix(it.as_str(), it.radix()).ok());
-        uid.or_else(|| self.is_no("the number of a user"))
+        let name = self.value.as_str().filter(|name| is_user(name)).unwrap_or("NAME");
+        let hint = || Some(format!("the number: id -u {name}"));
+        self.number().or_else(|| self.is_no("the number of a user", hint()))
+    }
+
+    /// A number, if it is one that fits. Nothing is noted.
+    pub(super) fn number<N: TryFrom<u64>>(&self) -> Option<N> {
+        let digits = self.value.as_integer()?;
+        let number = u64::from_str_radix(digits.as_str(), digits.radix()).ok()?;
+        number.try_into().ok()
     }
 
     /// The values of a list.
@@ -169,7 +191,7 @@ impl<'a> Value<'a> {
             place: self.place.at(value.span()),
             mistakes: self.mistakes,
         };
-        let list = self.value.as_array().or_else(|| self.is_no("a list"));
+        let list = self.value.as_array().or_else(|| self.is_no("a list", None));
         list.map(|list| list.iter().map(item).collect()).unwrap_or_default()
     }
 
@@ -178,7 +200,7 @@ impl<'a> Value<'a> {
         match self.value {
             DeValue::Array(_) => self.items().iter().filter_map(Self::text).collect(),
             DeValue::String(_) => self.text().into_iter().collect(),
-            _ => self.is_no("a string or a list of strings").unwrap_or_default(),
+            _ => self.is_no("a string or a list of strings", None).unwrap_or_default(),
         }
     }
 
@@ -189,16 +211,28 @@ impl<'a> Value<'a> {
 
     /// A table in which every key is a name.
     pub(super) fn names(&self) -> Option<Table<'a>> {
-        let entries = self.value.as_table().or_else(|| self.is_no("a table"))?;
+        let entries = self.value.as_table().or_else(|| self.is_no("a table", None))?;
         Some(Table { entries, place: self.place.clone(), mistakes: self.mistakes })
     }
 
-    fn is_no<T>(&self, wanted: &str) -> Option<T> {
+    /// Notes that it is of another type, with something to do about it.
+    pub(super) fn is_no<T>(&self, wanted: &str, hint: Option<String>) -> Option<T> {
         let found = self.value.type_str();
         let article = if found.starts_with(['a', 'i']) { "an" } else { "a" };
-        self.mistakes.add(&self.place, format_args!("expected {wanted}, found {article} {found}"));
+        let message = format_args!("expected {wanted}, found {article} {found}");
+        self.mistakes.add_with_hint(&self.place, message, hint);
         None
     }
+}
+
+/// Whether a text can be the name of a user (useradd(8)), and is no secret that stands in the wrong place.
+fn is_user(text: &str) -> bool {
+    let is_of_name = |byte: u8| {
+        byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_' || byte == b'-'
+    };
+    text.starts_with(|c: char| c.is_ascii_lowercase())
+        && text.len() <= 32
+        && text.bytes().all(is_of_name)
 }
 
 /// Reads one of a few words.

@@ -85,7 +85,16 @@ fn every_mistake_is_pointed_at() {
             "listen = '8377'",
             &["1:10 '8377' | expected an IP address and a port, as in `127.0.0.1:8377`"],
         ),
-        ("listen = 'unix:s'", &["1:10 'unix:s' | the path of a Unix socket starts with `/`"]),
+        (
+            "listen = 'unix:s'",
+            &["1:10 'unix:s' | the path of a Unix socket starts with `/` or `~/`"],
+        ),
+        ("listen = 8377", &["1:10 8377 | expected a string, found an integer"]),
+        (
+            "listen = '[::1]:1'\n[[listeners]]\naddress = '127.0.0.1:1'\n\
+             [[listeners]]\naddress = '[0:0::1]:1'",
+            &["5:11 '[0:0::1]:1' | a second listener on [::1]:1: the first is in line 1"],
+        ),
         (
             "[[listeners]]\ntls = 1\nrequire_pass = 'yes'\nallow_uids = [-1, 'me', 1000]",
             &[
@@ -328,6 +337,74 @@ fn every_mistake_is_pointed_at() {
         let expected: Vec<String> = expected.iter().map(|it| format!("1.toml:{it}")).collect();
         assert_eq!(mistakes(&[text], &[]), expected, "{text}");
     }
+}
+
+#[test]
+fn a_mistake_says_what_to_write() {
+    let table = [
+        ("listen = 8377", "listen = \"127.0.0.1:8377\""),
+        ("[[listeners]]\naddress = 8377", "address = \"127.0.0.1:8377\""),
+        ("listen = 83770", ""),
+        ("[[listeners]]\naddress = '[::1]:1'\nallow_uids = ['me']", "the number: id -u me"),
+        ("[[listeners]]\naddress = '[::1]:1'\nallow_uids = ['a; b']", "the number: id -u NAME"),
+        (
+            "[[rules]]\nhost = 'localhost'\nport = 18443\naction = 'tunnel'",
+            "the port is part of the host: host = \"localhost:18443\"",
+        ),
+        (
+            "[[rules]]\nhost = 'a.example:1'\nport = 2\naction = 'tunnel'",
+            "the port is part of the host: host = \"HOST:2\"",
+        ),
+        (
+            "[[rules]]\nhost = 'a.example'\nport = 'x'\naction = 'tunnel'",
+            "the port is part of the host: host = \"a.example:PORT\"",
+        ),
+        ("[upstream]\nport = 1", "known here: ca_bundle"),
+        (
+            "listen = '[::1]:1'\n[[listeners]]\naddress = '[::1]:1'",
+            "take one of them out, or give it another port",
+        ),
+    ];
+    for (text, expected) in table {
+        let errors = load(&[text], &[]).map(|_| ()).expect_err(text);
+        let [mistake] = errors.mistakes() else { panic!("{text}: {errors:?}") };
+        let hint = mistake.hint().unwrap_or_default();
+        assert!(
+            hint.starts_with(expected) && hint.is_empty() == expected.is_empty(),
+            "{text}: {hint}"
+        );
+    }
+}
+
+#[test]
+fn addresses_as_they_are_written_and_typed() {
+    let unix = |path: &str| Some(ListenAddress::Unix(path.into()));
+    let here = |port| Some(ListenAddress::Tcp((Ipv4Addr::LOCALHOST, port).into()));
+    let table = [
+        ("127.0.0.1:8377", here(8377), here(8377)),
+        ("unix:/s", unix("/s"), unix("/s")),
+        ("unix:~/s", unix("/home/me/s"), unix("/home/me/s")),
+        ("unix:~you/s", None, None),
+        ("8377", None, here(8377)),
+        ("localhost:8377", None, here(8377)),
+        ("0", None, here(0)),
+        ("", None, None),
+        ("localhost:", None, None),
+        ("localhost", None, None),
+        ("83770", None, None),
+        ("proxy.example:8377", None, None),
+    ];
+    for (text, written, typed) in table {
+        let home = Some(Path::new("/home/me"));
+        assert_eq!(ListenAddress::written(text, home).ok(), written, "{text}");
+        assert_eq!(ListenAddress::typed(text, home).ok(), typed, "{text}");
+    }
+    let config = load(&["[[listeners]]\naddress = 'unix:~/s'"], &[(env::LISTEN, "")]).unwrap();
+    assert_eq!(config.listeners, [Listener::on("unix:/home/me/s".parse().unwrap())]);
+    let config = load(&[""], &[(env::LISTEN, "localhost:1")]).unwrap();
+    assert_eq!(config.listeners, [Listener::on("127.0.0.1:1".parse().unwrap())]);
+    let text = "listen = '127.0.0.1:0'\n[[listeners]]\naddress = '127.0.0.1:0'";
+    assert_eq!(load(&[text], &[]).unwrap().listeners.len(), 2);
 }
 
 #[test]
