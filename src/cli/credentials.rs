@@ -66,6 +66,27 @@ impl Before<'_> {
     }
 }
 
+/// Which of the two somebody wants.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Turn {
+    /// To sign in.
+    In,
+    /// To sign out.
+    Out,
+}
+
+impl Turn {
+    /// What comes to the same for a key that is only read.
+    fn at(self, source: &SourceSpec) -> String {
+        match (self, source) {
+            (Self::In, SourceSpec::Env(name)) => format!("set {name} where valetkey runs"),
+            (Self::In, SourceSpec::File(path)) => format!("write the key into {}", path.display()),
+            (Self::Out, SourceSpec::Env(name)) => format!("unset {name} where valetkey runs"),
+            (Self::Out, SourceSpec::File(path)) => format!("remove {}", path.display()),
+        }
+    }
+}
+
 impl<'a> Credentials<'a> {
     /// Nothing is read yet, and nobody is asked.
     pub(super) fn new(
@@ -151,17 +172,15 @@ impl<'a> Credentials<'a> {
     ///
     /// # Errors
     ///
-    /// [`Failure`] when there is none of that name, or one that is only read.
-    pub(super) fn cache(&self, name: &CredentialName) -> Result<SignIn, Failure> {
+    /// [`Failure`] when there is none of that name, or one that is only read: then with what to do at its source.
+    pub(super) fn cache(&self, name: &CredentialName, turn: Turn) -> Result<SignIn, Failure> {
         let Some(kind) = self.config.credentials.get(name) else {
             return Err(output::no_credential(self.config, name));
         };
         let policy = match kind {
-            CredentialKind::ApiKey { .. } => {
-                return Err(Failure::new(format!(
-                    "`{name}` is read from where the configuration says"
-                ))
-                .hint("put the key there: it is not saved by a login"));
+            CredentialKind::ApiKey { source } => {
+                return Err(Failure::new(format!("`{name}` is read from {source}, and not saved"))
+                    .hint(turn.at(source)));
             }
             CredentialKind::Codex { home, .. } => {
                 self.config.policies.read(home).map_err(output::mistakes)?
@@ -179,7 +198,7 @@ impl<'a> Credentials<'a> {
         })
     }
 
-    /// Every credential that one signs in to, for those who speak of all of them.
+    /// Every credential that one signs in to, for who signs out of all of them.
     ///
     /// # Errors
     ///
@@ -191,7 +210,7 @@ impl<'a> Credentials<'a> {
             CredentialKind::OAuth(oauth) => oauth.grant != Grant::ClientCredentials,
         };
         let names = self.config.credentials.iter().filter(|(_, kind)| signed_in_to(kind));
-        names.map(|(name, _)| self.cache(name)).collect()
+        names.map(|(name, _)| self.cache(name, Turn::Out)).collect()
     }
 
     fn store(&self, name: &CredentialName, kind: &CredentialKind) -> Arc<dyn RecordStore> {

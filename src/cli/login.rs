@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::credentials::{Credentials, SignIn};
+use super::credentials::{Credentials, SignIn, Turn};
 use super::output::{self, Failure, WRONG_USE};
 use super::way_out::WayOut;
 use super::{Typed, process, status};
@@ -78,7 +78,7 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
     let jobs = Tasks::new();
     let way_out = WayOut::of(&config, &typed.env)?;
     let credentials = Credentials::new(&config, &typed.env, way_out.upstream, jobs.clone());
-    let cache = credentials.cache(&name)?;
+    let cache = credentials.cache(&name, Turn::In)?;
     let signing_in = async {
         let signed_in = sign_in(arguments, typed, &cache).await;
         // What was begun to be written is written.

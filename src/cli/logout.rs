@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::credentials::{Credentials, SignIn};
+use super::credentials::{Credentials, SignIn, Turn};
 use super::output::{self, Failure};
 use super::way_out::WayOut;
 use super::{Typed, process};
@@ -30,8 +30,8 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
     let credentials = Credentials::new(&config, &typed.env, way_out.upstream, jobs.clone());
     let caches = match (&arguments.credential, arguments.all) {
         (_, true) => credentials.caches()?,
-        (Some(name), _) => vec![credentials.cache(name)?],
-        (None, _) => vec![credentials.cache(&CredentialName::USUAL.parse()?)?],
+        (Some(name), _) => vec![credentials.cache(name, Turn::Out)?],
+        (None, _) => vec![credentials.cache(&CredentialName::USUAL.parse()?, Turn::Out)?],
     };
     let signing_out = async {
         let mut failed = false;

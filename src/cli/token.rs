@@ -78,7 +78,7 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
             "a terminal shows and keeps what is printed, so the secret is not",
         )
         .status(output::WRONG_USE)
-        .hint("pipe it to where it is needed, or: valetkey token --show"));
+        .hint(format!("pipe it to where it is needed, or: {} --show", arguments.as_typed())));
     }
     let Some(asker) = arguments.helper else {
         let name = arguments.credential.as_deref().unwrap_or(CredentialName::USUAL);
@@ -90,13 +90,43 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
         (None, None) => {
             return Err(Failure::new("the operation is missing: git and docker add it themselves")
                 .status(output::WRONG_USE)
-                .hint("by hand: echo | valetkey token --helper git get"));
+                .hint(format!("by hand: {}", asker.by_hand())));
         }
     };
     let name = name.map(str::parse).transpose()?;
     match asker {
         Asker::Git => git::answer(operation, name.as_ref(), typed),
         Asker::Docker => docker::answer(operation, name.as_ref(), typed),
+    }
+}
+
+impl Arguments {
+    /// The command as it was typed, but for `--show`.
+    fn as_typed(&self) -> String {
+        let helper = self.helper.map(|asker| format!("--helper {}", asker.as_str()));
+        let names = [&self.credential, &self.operation].into_iter().flatten();
+        let names = names.map(|name| output::shell_word(name));
+        let words = ["valetkey token".to_owned()].into_iter().chain(helper).chain(names);
+        words.collect::<Vec<_>>().join(" ")
+    }
+}
+
+impl Asker {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Git => "git",
+            Self::Docker => "docker",
+        }
+    }
+
+    /// How a person asks in its place.
+    fn by_hand(self) -> &'static str {
+        match self {
+            Self::Git => {
+                r"printf 'protocol=https\nhost=git.example.com\n\n' | valetkey token --helper git get"
+            }
+            Self::Docker => "echo registry.example.com | valetkey token --helper docker get",
+        }
     }
 }
 
@@ -206,4 +236,29 @@ fn question() -> Result<String, Failure> {
 /// The host that a text names, with or without a port.
 fn host_of(text: &str) -> Option<Target> {
     Target::parse_with_default(text, Scheme::Https.default_port()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_typed_is_typed_again() {
+        let table = [
+            (None, [None, None], "valetkey token"),
+            (None, [Some("mine"), None], "valetkey token mine"),
+            (Some(Asker::Git), [Some("get"), None], "valetkey token --helper git get"),
+            (
+                Some(Asker::Docker),
+                [Some("mine"), Some("get")],
+                "valetkey token --helper docker mine get",
+            ),
+            (None, [Some("a b"), None], "valetkey token 'a b'"),
+        ];
+        for (helper, words, expected) in table {
+            let [credential, operation] = words.map(|word| word.map(str::to_owned));
+            let arguments = Arguments { credential, operation, helper, show: false };
+            assert_eq!(arguments.as_typed(), expected);
+        }
+    }
 }

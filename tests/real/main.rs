@@ -65,3 +65,4 @@ mod trust_store;
 #[path = "../it/wire.rs"]
 #[expect(dead_code, reason = "the other tests use the rest")]
 mod wire;
+mod words;

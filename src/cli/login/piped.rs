@@ -23,10 +23,18 @@ pub(super) fn api_key() -> Result<Fresh, Failure> {
 
 /// The personal access token on standard input, of which the issuer says whose it is.
 pub(super) async fn access_token(provider: &Provider) -> Result<Fresh, Failure> {
-    let (token, is_personal) = read(&ACCESS_TOKEN)?;
-    if !is_personal {
-        return Err(Failure::new("this is not a personal access token, which starts with `at-`")
-            .hint("an agent identity cannot be used here: it signs each request by itself"));
+    let (token, form) = read(&ACCESS_TOKEN)?;
+    match form {
+        Form::Personal => {}
+        Form::ApiKey => {
+            return Err(Failure::new("this looks like an API key")
+                .hint("for an API key: valetkey login --with-api-key"));
+        }
+        Form::Other => {
+            let sentence = "this is not a personal access token, which starts with `at-`";
+            return Err(Failure::new(sentence)
+                .hint("an agent identity cannot be used here: it signs each request by itself"));
+        }
     }
     let account = provider.identify(&token).await.map_err(|error| match error {
         RefreshError::Rejected { code } => {
@@ -61,8 +69,29 @@ const ACCESS_TOKEN: Wanted = Wanted {
     pipe: "pipe it: printenv CODEX_ACCESS_TOKEN | valetkey login --with-access-token",
 };
 
-/// The secret, and whether it looks like a personal access token.
-fn read(wanted: &Wanted) -> Result<(Secret, bool), Failure> {
+/// What a secret looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    ApiKey,
+    Personal,
+    Other,
+}
+
+impl Form {
+    fn of(text: &str) -> Self {
+        match text {
+            key if key.starts_with(API_KEYS) => Self::ApiKey,
+            token if token.starts_with(PersonalToken::PREFIX) => Self::Personal,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// What OpenAI's API keys start with.
+const API_KEYS: &str = "sk-";
+
+/// The secret, and what it looks like.
+fn read(wanted: &Wanted) -> Result<(Secret, Form), Failure> {
     let Wanted { flag, what, pipe } = wanted;
     let stdin = io::stdin();
     if stdin.is_terminal() {
@@ -77,7 +106,7 @@ fn read(wanted: &Wanted) -> Result<(Secret, bool), Failure> {
         .map_err(|error| Failure::new(format!("stdin could not be read: {error}")))?;
     let text = std::str::from_utf8(&input)
         .map_err(|_| Failure::new(format!("this is no {what}: it is not text")).hint(*pipe))?;
-    let is_personal = text.trim().starts_with(PersonalToken::PREFIX);
+    let form = Form::of(text.trim());
     let secret = Secret::new(text.trim());
     if secret.is_empty() {
         return Err(Failure::new(format!("no {what} provided via stdin"))
@@ -85,5 +114,5 @@ fn read(wanted: &Wanted) -> Result<(Secret, bool), Failure> {
     }
     let unfit = |unfit| Failure::new(format!("this is no {what}: {unfit}")).hint(*pipe);
     secret.check_field_value().map_err(unfit)?;
-    Ok((secret, is_personal))
+    Ok((secret, form))
 }

@@ -173,5 +173,5 @@ async fn logging_out_of_all() {
     let both = home.run(&["logout", "--all", "--credential", "work"]).await;
     assert_eq!(both.status, 2, "{}", both.words());
     let key = home.run(&["logout", "--credential", "key"]).await;
-    key.failed(1, "`key` is read from where the configuration says", "not saved by a login");
+    key.failed(1, "`key` is read from env:SOME_KEY, and not saved", "unset SOME_KEY where valetkey");
 }

@@ -103,7 +103,7 @@ async fn what_is_no_secret_is_not_saved() {
         (WITH_TOKEN, b"", "no access token provided via stdin", usual),
         (WITH_TOKEN, b"at-\0", "this is no access token", usual),
         (WITH_TOKEN, longer.as_bytes(), "this is no access token", usual),
-        (WITH_TOKEN, b"sk-1", "which starts with `at-`", "agent identity"),
+        (WITH_TOKEN, b"sk-1", "this looks like an API key", "login --with-api-key"),
         (WITH_TOKEN, b"eyJh.eyJh.s", "which starts with `at-`", "agent identity"),
         (WITH_TOKEN, b"at-unknown", "does not accept this access token", "make a new one"),
     ];

@@ -1,0 +1,70 @@
+//! What is said to somebody who typed something else than would have worked: the sentence, and what to type.
+
+use std::process::Stdio;
+
+use tokio::process::Command;
+
+use super::support::{Done, Scene, done, fed};
+
+/// A key in a variable that is not set, and one in a file that is not there.
+const CONFIGURATION: &str = "[credentials.mine]\nkind = \"api_key\"\nsource = \"env:MY_TOKEN\"\n\
+                             [credentials.kept]\nkind = \"api_key\"\nsource = \"file:/nowhere/key\"\n";
+
+async fn scene() -> Scene {
+    let scene = Scene::usual().await;
+    scene.configure(&format!("{CONFIGURATION}{}", scene.world.upstream_toml()));
+    scene
+}
+
+async fn typed(scene: &Scene, line: &str, input: &str) -> Done {
+    let words: Vec<&str> = line.split(' ').collect();
+    fed(scene.valetkey(&words), input).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_set_where_it_is_read_from() {
+    let scene = scene().await;
+    let table = [
+        ("login --credential mine", "env:MY_TOKEN", "hint: set MY_TOKEN where valetkey runs"),
+        ("logout --credential mine", "env:MY_TOKEN", "hint: unset MY_TOKEN where valetkey runs"),
+        ("login --credential kept", "file:/nowhere/key", "hint: write the key into /nowhere/key"),
+        ("logout --credential kept", "file:/nowhere/key", "hint: remove /nowhere/key"),
+    ];
+    for (line, place, hint) in table {
+        let done = typed(&scene, line, "").await;
+        assert_eq!(done.status, 1, "{line}: {done:?}");
+        assert!(done.err.contains(&format!("is read from {place}")), "{line}: {done:?}");
+        assert!(done.err.contains(hint), "{line}: {done:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_no_access_token() {
+    let scene = scene().await;
+    let done = typed(&scene, "login --with-access-token", "sk-test-1234567890\n").await;
+    assert_eq!(done.status, 1, "{done:?}");
+    assert!(done.err.contains("this looks like an API key"), "{done:?}");
+    assert!(done.err.contains("hint: for an API key: valetkey login --with-api-key"), "{done:?}");
+    assert!(!done.err.contains("sk-test"), "{done:?}");
+}
+
+/// The example is typed as it stands.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_helper_without_an_operation_says_how_to_ask_it() {
+    let scene = scene().await;
+    for helper in ["git", "docker"] {
+        let asked = typed(&scene, &format!("token --helper {helper}"), "").await;
+        assert_eq!(asked.status, 2, "{asked:?}");
+        let (_, example) = asked.err.split_once("hint: by hand: ").unwrap();
+        // The host of the example is one that is ruled here.
+        let example = example.trim_end().replace("git.example.com", "api.example.com");
+        let example = example.replace("registry.example.com", "api.example.com");
+        let line = example.replace("| valetkey", &format!("| {}", env!("CARGO_BIN_EXE_valetkey")));
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &line]).env_clear().envs(&scene.env).env("PATH", std::env!("PATH"));
+        shell.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let answered = done(shell.spawn().unwrap()).await;
+        assert_eq!(answered.status, 0, "{line}: {answered:?}");
+        assert!(answered.out.contains(super::support::KEY), "{line}: {answered:?}");
+    }
+}
