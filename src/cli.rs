@@ -18,6 +18,7 @@ mod health;
 mod init;
 mod login;
 mod logout;
+mod mistyped;
 mod output;
 mod pass;
 mod passes;
@@ -115,11 +116,7 @@ impl Command {
 pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        // `--help` and `--version` come this way too, and are no mistakes.
-        Err(error) => {
-            let _closed_pipe = error.print();
-            return ExitCode::from(if error.use_stderr() { WRONG_USE } else { 0 });
-        }
+        Err(error) => return ExitCode::from(mistyped::report(&error)),
     };
     match dispatch(arguments) {
         Ok(status) => status,
@@ -161,10 +158,15 @@ impl Typed {
 
 fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
     let env = Environment::from_process();
-    let filter = arguments.log.or_else(|| env.text(LOG));
-    let filter = filter.unwrap_or_else(|| arguments.command.usual_log().to_owned());
-    telemetry::start(&filter)
-        .map_err(|mistake| Failure::new(format!("--log: {mistake}")).status(WRONG_USE))?;
+    let typed = arguments.log.map(|filter| ("--log", filter));
+    let set = || env.text(LOG).map(|filter| (LOG, filter));
+    let usual = || ("--log", arguments.command.usual_log().to_owned());
+    let (named_by, filter) = typed.or_else(set).unwrap_or_else(usual);
+    telemetry::start(&filter).map_err(|mistake| {
+        Failure::new(format!("{named_by}: {mistake}"))
+            .status(WRONG_USE)
+            .hint("a level, error to trace, or that of a part: debug, valetkey::proxy=trace")
+    })?;
 
     let overrides = Overrides { config: arguments.config, ..Overrides::default() };
     let mut typed = Typed { env, overrides };

@@ -18,6 +18,7 @@ use tracing_subscriber::{Layer as _, fmt};
 ///
 /// The filter's own mistake, as a sentence.
 pub fn start(filter: &str) -> Result<(), String> {
+    filter.split(',').try_for_each(check)?;
     let filter = EnvFilter::try_new(filter).map_err(|error| error.to_string())?;
     let ours = Targets::new()
         .with_default(LevelFilter::INFO)
@@ -27,4 +28,38 @@ pub fn start(filter: &str) -> Result<(), String> {
         .with_ansi(std::io::stderr().is_terminal())
         .with_filter(ours);
     tracing_subscriber::registry().with(filter).with(lines).try_init().map_err(|e| e.to_string())
+}
+
+/// A word that is no level would be the name of a part that there is not, and nothing would be logged.
+fn check(directive: &str) -> Result<(), String> {
+    let directive = directive.trim();
+    let is_level = || directive.parse::<LevelFilter>().is_ok();
+    match directive.is_empty() || directive.contains(['=', '[']) || is_level() {
+        true => Ok(()),
+        false => Err(format!("`{directive}` is no level")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_a_filter() {
+        let table = [
+            ("", true),
+            ("debug", true),
+            ("INFO", true),
+            ("off", true),
+            ("valetkey::proxy=trace", true),
+            ("[connection]", true),
+            (" warn ", true),
+            ("verbose", false),
+            ("valetkey", false),
+            ("debu", false),
+        ];
+        for (directive, is_good) in table {
+            assert_eq!(check(directive).is_ok(), is_good, "{directive}");
+        }
+    }
 }

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use anstream::{eprintln, stderr, stdout};
 
+use super::mistyped;
 use crate::config::{Config, ConfigErrors};
 use crate::credential::CredentialName;
 use crate::oauth::LoginError;
@@ -140,6 +141,9 @@ pub(super) fn hinted<E: Hinted>(error: E) -> Failure {
 
 /// The failure that a credential is which the configuration does not have.
 pub(super) fn no_credential(config: &Config, name: &CredentialName) -> Failure {
+    if mistyped::holds_key(name.as_str()) {
+        return mistyped::a_key_was_typed();
+    }
     let known: Vec<&str> = config.credentials.keys().map(CredentialName::as_str).collect();
     Failure::new(format!("there is no credential `{name}`"))
         .status(WRONG_USE)

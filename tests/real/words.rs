@@ -68,3 +68,32 @@ async fn a_helper_without_an_operation_says_how_to_ask_it() {
         assert!(answered.out.contains(super::support::KEY), "{line}: {answered:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_was_typed_is_not_shown() {
+    let scene = scene().await;
+    let table = [
+        "login sk-test-1234567890",
+        "sk-test-1234567890",
+        "login --with-api-key=sk-test-1234567890",
+        "token sk-test-1234567890",
+        "run --sk-test sk-test-1234567890",
+        "pass new ghp_0123456789abcdef --ttl ghp_0123456789abcdef",
+        "logout at-0123456789 vkp_0123456789",
+        "--log eyJhbGciOiJub25lIn0.e30. completions eyJhbGciOiJub25lIn0.e30.",
+    ];
+    for line in table {
+        let done = typed(&scene, line, "").await;
+        assert_eq!(done.status, 2, "{line}: {done:?}");
+        for key in ["1234567890", "0123456789", "eyJ"] {
+            assert!(!format!("{done:?}").contains(key), "{line}: {done:?}");
+        }
+    }
+    let done = typed(&scene, table[0], "").await;
+    assert!(
+        done.err.starts_with("error: a key is not an argument, your shell's history"),
+        "{done:?}"
+    );
+    let hint = "hint: printenv OPENAI_API_KEY | valetkey login --with-api-key";
+    assert!(done.err.contains(hint), "{done:?}");
+}
