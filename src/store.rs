@@ -94,8 +94,11 @@ impl StoreError {
             Self::Denied { place, .. } => {
                 format!("make it a file of your own, and no link: ls -l {place}")
             }
+            Self::NotOurs { folder, .. } => format!("is {folder} yours? ls -ld {folder}"),
             Self::ReadOnly { .. } => {
-                "name a folder that can be written: CODEX_HOME, or `home` of the credential".to_owned()
+                "name a folder that can be written: for a Codex login CODEX_HOME, or `home` of the credential, for all \
+                 else XDG_DATA_HOME"
+                    .to_owned()
             }
             Self::NoKeyring { .. } => {
                 "start a keyring, or choose another place: credentials_store = \"file\"".to_owned()
@@ -151,6 +154,16 @@ pub enum StoreError {
         /// File or entry.
         place: String,
         /// What is wrong with it.
+        what: String,
+    },
+    /// A person must let us into a folder, or name another place.
+    #[error("{place} cannot be made: {what}")]
+    NotOurs {
+        /// What is not there, as far as we can see.
+        place: String,
+        /// The folder on the way to it that keeps us out.
+        folder: String,
+        /// What the system says.
         what: String,
     },
     /// A person must name another place: nothing can be written in this one.

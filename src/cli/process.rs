@@ -63,7 +63,13 @@ const MOST_DESCRIPTORS: u64 = 65_536;
 ///
 /// [`Failure`] for a folder that belongs to another user, or cannot be made.
 pub(super) fn private_dir(dir: &Path) -> Result<(), Failure> {
-    let place = |error: io::Error| Failure::new(format!("{}: {error}", dir.display()));
+    let place = |error: io::Error| {
+        let failure = Failure::new(format!("{}: {error}", dir.display()));
+        match dir.ancestors().find(|folder| folder.exists()) {
+            Some(folder) => failure.hint(format!("is {0} yours? ls -ld {0}", folder.display())),
+            None => failure,
+        }
+    };
     DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(place)?;
     let found = fs::metadata(dir).map_err(place)?;
     if found.uid() != rustix::process::geteuid().as_raw() {

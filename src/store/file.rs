@@ -133,8 +133,20 @@ fn refused(path: &Path, error: &io::Error) -> StoreError {
         io::ErrorKind::ReadOnlyFilesystem => {
             StoreError::ReadOnly { place, what: error.to_string() }
         }
-        io::ErrorKind::PermissionDenied => StoreError::Denied { place, what: error.to_string() },
+        io::ErrorKind::PermissionDenied => kept_out(path, error.to_string()),
         _ => StoreError::Unavailable { place, what: error.to_string() },
+    }
+}
+
+/// Of a file that is there, it keeps us out by itself; else the nearest folder on the way to it does.
+fn kept_out(path: &Path, what: String) -> StoreError {
+    let is_there = |path: &&Path| std::fs::symlink_metadata(path).is_ok();
+    let place = path.display().to_string();
+    match path.ancestors().find(is_there) {
+        Some(folder) if folder != path => {
+            StoreError::NotOurs { place, folder: folder.display().to_string(), what }
+        }
+        _ => StoreError::Denied { place, what },
     }
 }
 
@@ -205,6 +217,37 @@ mod tests {
         }
         std::fs::write(pipe.with_extension("big"), vec![b' '; 1024 * 1024 + 1]).unwrap();
         assert!(matches!(read(&pipe.with_extension("big")), Err(StoreError::Corrupt { .. })));
+    }
+
+    #[test]
+    fn says_what_keeps_us_out() {
+        let root = tempfile::tempdir().unwrap();
+        let (folder, file) = (root.path().join("folder"), root.path().join("file"));
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(&file, "").unwrap();
+        let name = folder.display();
+        let table = [
+            (
+                file.clone(),
+                "is refused: no".to_owned(),
+                format!("no link: ls -l {}", file.display()),
+            ),
+            (
+                folder.join("a"),
+                "cannot be made: no".to_owned(),
+                format!("is {name} yours? ls -ld {name}"),
+            ),
+            (
+                folder.join("a/b"),
+                "cannot be made: no".to_owned(),
+                format!("is {name} yours? ls -ld {name}"),
+            ),
+        ];
+        for (path, sentence, hint) in table {
+            let error = kept_out(&path, "no".to_owned());
+            assert_eq!(error.to_string(), format!("{} {sentence}", path.display()));
+            assert!(error.hint().ends_with(&hint), "{}", error.hint());
+        }
     }
 
     #[test]

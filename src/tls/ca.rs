@@ -236,8 +236,19 @@ impl CaError {
                 "make {} readable for you, or move it away, and a new root is made",
                 path.display()
             )),
-            Self::Io { .. } | Self::NotPermitted(_) | Self::Signing(_) => None,
+            Self::Io { path, source, .. } => Some(Self::how_to_write(path, source)),
+            Self::NotPermitted(_) | Self::Signing(_) => None,
         }
+    }
+
+    /// What to do where something cannot be written or deleted.
+    fn how_to_write(path: &Path, source: &io::Error) -> String {
+        if source.kind() != io::ErrorKind::PermissionDenied {
+            return "see that the disk can be written and has room; XDG_DATA_HOME names another folder"
+                .to_owned();
+        }
+        let folder = path.ancestors().find(|folder| folder.exists()).unwrap_or(path).display();
+        format!("is {folder} yours? ls -ld {folder}")
     }
 
     fn reading(path: &Path, source: io::Error) -> Self {

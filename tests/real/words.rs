@@ -1,5 +1,7 @@
 //! What is said to somebody who typed something else than would have worked: the sentence, and what to type.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Stdio;
 
 use tokio::process::Command;
@@ -97,3 +99,32 @@ async fn a_key_that_was_typed_is_not_shown() {
     let hint = "hint: printenv OPENAI_API_KEY | valetkey login --with-api-key";
     assert!(done.err.contains(hint), "{done:?}");
 }
+
+/// Somebody whose home is not theirs: of root none keeps root out, so it is another user then.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_keeps_us_out_is_named() {
+    let (home, runtime) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::set_permissions(home.path(), Permissions::from_mode(0o555)).unwrap();
+    fs::set_permissions(runtime.path(), Permissions::from_mode(0o777)).unwrap();
+    let hint = format!("hint: is {0} yours? ls -ld {0}", home.path().display());
+    for line in ["pass new a", "ca print", "run -- true", "serve --listen 0"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_valetkey"));
+        command.args(line.split(' ')).env_clear().current_dir("/").kill_on_drop(true);
+        command.env("HOME", home.path()).env("XDG_RUNTIME_DIR", runtime.path());
+        if rustix::process::geteuid().is_root() {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        let Ok(child) = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn() else {
+            println!("skipped: another user may not run what was built");
+            return;
+        };
+        let done = done(child).await;
+        assert_eq!(done.status, 1, "{line}: {done:?}");
+        assert!(done.err.contains(&hint), "{line}: {done:?}");
+    }
+}
+
+/// The user `nobody`.
+#[cfg(target_os = "linux")]
+const NOBODY: u32 = 65_534;

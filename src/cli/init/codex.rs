@@ -120,6 +120,11 @@ fn resolved(path: &Path) -> Result<PathBuf, Failure> {
     let at = |error| Failure::at(path, error);
     let whole = std::path::absolute(path).map_err(at)?;
     let Some(there) = whole.ancestors().find(|folder| folder.exists()) else { return Ok(whole) };
+    if !there.is_dir() {
+        return Err(Failure::new(format!("{}: it is a file", there.display()))
+            .status(output::WRONG_USE)
+            .hint("name a folder: valetkey init codex --dir DIR"));
+    }
     let missing = whole.strip_prefix(there).unwrap_or(&whole);
     if missing.components().any(|part| !matches!(part, Component::Normal(_))) {
         return Err(Failure::new(format!("{}: no such folder", path.display()))
