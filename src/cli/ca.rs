@@ -45,7 +45,8 @@ enum Command {
     ///
     /// A planned renewal is three commands: `ca rotate`, `ca install` (where you have installed), and, when every
     /// client knows the new root, `ca rotate --finish`. When a key may be in the wrong hands: `ca rotate --now`,
-    /// then `ca install`. A `serve` that runs signs under the old root until it is started again.
+    /// then `ca install`. A `serve` that runs signs under the old root until it is started again, or has read a
+    /// configuration that names other hosts.
     Rotate(rotate::Arguments),
 }
 

@@ -1,5 +1,6 @@
 //! `valetkey explain`: what would happen to a request, and why.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use http::Method;
@@ -43,13 +44,9 @@ fn parse(text: &str) -> Result<(Origin, String), Failure> {
             .status(WRONG_USE)
             .hint("for example: valetkey explain https://api.openai.com/v1/models")
     };
-    let url = match Url::parse(text) {
-        Ok(url) => url,
-        Err(url::ParseError::RelativeUrlWithoutBase) => {
-            return Err(wrong("it must start with https:// or wss://"));
-        }
-        Err(error) => return Err(wrong(&error.to_string())),
-    };
+    // As curl has it, only that here nothing goes without TLS.
+    let whole = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
+    let url = Url::parse(&whole).map_err(|error| wrong(&error.to_string()))?;
     let scheme = match url.scheme() {
         "https" | "wss" => Scheme::Https,
         "http" | "ws" => Scheme::Http,
@@ -90,7 +87,7 @@ impl Explaining<'_> {
             }
             Decision::Tunnel => {
                 say("decision", "tunnelled: bytes both ways, nothing is looked at or added");
-                say("because", self.why_tunnelled(&origin.target));
+                say("because", self.why_tunnelled(origin, method, path));
             }
             Decision::Intercept => {
                 say("decision", "intercepted: the client's TLS ends here");
@@ -99,14 +96,22 @@ impl Explaining<'_> {
         }
     }
 
-    fn why_tunnelled(&self, target: &Target) -> String {
+    fn why_tunnelled(&self, origin: &Origin, method: &Method, path: &str) -> String {
+        let target = &origin.target;
         let Some(rule) = self.rules.on_host(target).next() else {
             return "no rule speaks of this host".to_owned();
         };
         if matches!(rule.action, Action::Tunnel) {
             return format!("rule `{}` says so", rule.name);
         }
-        let waiting = self.rules.on_host(target).find_map(|rule| Some((rule, rule.action.uses()?)));
+        // Under any login the rule of the request, else one that signs the host in at all.
+        let any_login = self.rules.with_kinds(BTreeMap::new());
+        let found = match any_login.find(origin, method, path) {
+            Found::Rule(rule) => Some(rule),
+            Found::Unmatched(_) => None,
+        };
+        let mut rules = found.into_iter().chain(self.rules.on_host(target));
+        let waiting = rules.find_map(|rule| Some((rule, rule.action.uses()?)));
         match waiting {
             Some((rule, Use { credential, login: Some(login) })) => {
                 let kind = self.credential(credential).and_then(|it| it.status.kind);

@@ -42,6 +42,12 @@ const SERVES: [&str; 2] = ["target_forbidden", "pass_required"];
 /// Exits 0 when the proxy answers, else 1. Looks at no configuration: a mistake in an edit makes no proxy ill.
 pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Failure> {
     let info = match &arguments.server_info {
+        Some(file) if !file.exists() => {
+            let file = file.display();
+            let message = format!("there is no {file}: no proxy has written where it runs");
+            return Err(Failure::new(message)
+                .hint(format!("have one write it: valetkey serve --server-info {file}")));
+        }
         Some(file) => ServerInfo::read(file),
         None => running::find_soon(&Paths::find(&typed.env, None)?.runtime_dir, &typed.env),
     };

@@ -150,6 +150,12 @@ pub(super) fn no_credential(config: &Config, name: &CredentialName) -> Failure {
         .hint(format!("the configuration has: {}", known.join(", ")))
 }
 
+/// So many of something, which has an `s` where they are more or fewer than one.
+pub(super) fn counted<N: Display + PartialEq + From<u8>>(count: N, what: &str) -> String {
+    let end = if count == N::from(1) { "" } else { "s" };
+    format!("{count} {what}{end}")
+}
+
 /// The failure that a configuration with mistakes is: every mistake, with its line.
 pub(super) fn mistakes(errors: ConfigErrors) -> Failure {
     let colour = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;

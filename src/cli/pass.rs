@@ -9,12 +9,14 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::output::{self, Failure, WRONG_USE};
+use super::output::{self, Failure, WRONG_USE, counted};
+use super::running::{self, ServerInfo};
 use super::status::in_words;
-use super::{Typed, passes, running};
+use super::{Typed, passes};
 use crate::access::{self, PassName, Reach, Record};
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, ListenAddress, Listener};
+use crate::origin::Target;
 use crate::secret::Fingerprint;
 
 /// What `pass` takes.
@@ -34,15 +36,19 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// End a pass at once, and with it the tunnels that it opened
-    Revoke {
-        /// Which one
-        #[arg(required_unless_present = "all", conflicts_with = "all")]
-        name: Option<PassName>,
-        /// Every pass
-        #[arg(long)]
-        all: bool,
-    },
+    /// End a pass at once, and all that is open by it
+    Revoke(Revoke),
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct Revoke {
+    /// Which one
+    name: Option<PassName>,
+
+    /// Every pass
+    #[arg(long)]
+    all: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -76,7 +82,7 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
     match &arguments.command {
         Command::New(new) => make(new, &config, typed)?,
         Command::List { json } => list(&config, *json)?,
-        Command::Revoke { name, .. } => revoke(&config, name.as_ref())?,
+        Command::Revoke(Revoke { name, .. }) => revoke(&config, name.as_ref())?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -105,15 +111,44 @@ fn make(new: &New, config: &Config, typed: &Typed) -> Result<(), Failure> {
         |life| format!("until {}", in_words(now + life.0)),
     );
     output::words(format_args!("this is the only time that it is shown; it counts {until}"));
-    let running = running::find(&config.paths.runtime_dir, &typed.env).map(|it| it.proxy);
-    let proxy = running.as_deref().and_then(|url| url.split_once("://"));
-    // None for one at a Unix socket.
-    let (scheme, place) = proxy.unwrap_or(("http", "HOST:8377"));
+    let running = running::find(&config.paths.runtime_dir, &typed.env);
+    let (scheme, place) = where_shown(&config.listeners, running.as_ref());
     output::words(format_args!(
         "clients show it in the proxy's URL: {scheme}://{name}:PASS@{place}"
     ));
     output::words(format_args!("end it: valetkey pass revoke {name}"));
     Ok(())
+}
+
+/// Where clients show a pass, as scheme and address: at a listener that asks for one, else where the proxy is found.
+fn where_shown(listeners: &[Listener], running: Option<&ServerInfo>) -> (&'static str, String) {
+    let running_at = |info: &ServerInfo| {
+        let scheme = if info.proxy.starts_with("https://") { "https" } else { "http" };
+        Some((scheme, info.address()?.to_string()))
+    };
+    let asking = running.filter(|info| info.needs_pass).and_then(running_at);
+    let asks = |listener: &&Listener| listener.require_pass || listener.is_beyond_loopback();
+    let listed = || listeners.iter().filter(asks).find_map(place_of);
+    let usual = || listeners.iter().find_map(place_of);
+    asking
+        .or_else(listed)
+        .or_else(|| running.and_then(running_at))
+        .or_else(usual)
+        .unwrap_or_else(|| ("http", "HOST:8377".to_owned()))
+}
+
+/// A listener as clients name it; `None` for a Unix socket, and for a port that is not known.
+fn place_of(listener: &Listener) -> Option<(&'static str, String)> {
+    let address = match &listener.address {
+        ListenAddress::Tcp(address) if address.port() != 0 => address,
+        ListenAddress::Tcp(_) | ListenAddress::Unix(_) => return None,
+    };
+    let place = match (address.ip().is_unspecified(), listener.tls_names.first()) {
+        (true, _) => format!("HOST:{}", address.port()),
+        (false, Some(name)) => Target { host: name.clone(), port: address.port() }.to_string(),
+        (false, None) => address.to_string(),
+    };
+    Some((if listener.tls_names.is_empty() { "http" } else { "https" }, place))
 }
 
 /// The rules that a pass is for, each of which must exist: a misspelt one would be found out by whoever holds it.
@@ -163,8 +198,8 @@ fn to_text(record: &Record, now: OffsetDateTime) -> Vec<(&'static str, String)> 
         (true, true) => "yes, all",
     };
     let used = match record.max_requests {
-        Some(most) => format!("{} of {most} requests", record.used),
-        None => format!("{} requests", record.used),
+        Some(most) => format!("{} of {}", record.used, counted(most, "request")),
+        None => counted(record.used, "request"),
     };
     vec![
         ("counts", counts),
@@ -197,6 +232,7 @@ fn revoke(config: &Config, name: Option<&PassName>) -> Result<(), Failure> {
                 .hint("see those that there are: valetkey pass list"));
         }
         (Some(name), _) => output::words(format_args!("`{name}` counts no more")),
+        (None, 1) => output::words("1 pass counts no more"),
         (None, count) => output::words(format_args!("{count} passes count no more")),
     }
     Ok(())
@@ -234,6 +270,37 @@ const LONGEST_LIFE: u64 = 10 * 366 * 24 * 60 * 60;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pass_is_shown_where_one_is_asked_for() {
+        let on = |address: &str| Listener::on(address.parse().unwrap());
+        let usual = on("127.0.0.1:8377");
+        let strict = Listener { require_pass: true, ..on("127.0.0.1:9000") };
+        let socket = Listener { require_pass: true, ..on("unix:/s") };
+        let far = on("0.0.0.0:9001");
+        let names = vec![crate::origin::Host::parse("proxy.example").unwrap()];
+        let tls = Listener { tls_names: names, ..on("10.0.0.1:9002") };
+        let at = |url: &str| ServerInfo::of_this_process(url.to_owned(), "ca.pem".into());
+        let running = at("http://127.0.0.1:4242");
+        let mut asking = at("https://127.0.0.1:4243");
+        asking.needs_pass = true;
+        let at_socket = at("unix:/s");
+        let table: [(&[&Listener], _, _); 9] = [
+            (&[&usual], None, ("http", "127.0.0.1:8377")),
+            (&[&usual], Some(&running), ("http", "127.0.0.1:4242")),
+            (&[&usual, &strict], Some(&running), ("http", "127.0.0.1:9000")),
+            (&[&usual, &strict], Some(&asking), ("https", "127.0.0.1:4243")),
+            (&[&usual, &far], Some(&running), ("http", "HOST:9001")),
+            (&[&usual, &tls], None, ("https", "proxy.example:9002")),
+            (&[&socket, &usual], None, ("http", "127.0.0.1:8377")),
+            (&[&socket], Some(&at_socket), ("http", "HOST:8377")),
+            (&[&on("127.0.0.1:0")], None, ("http", "HOST:8377")),
+        ];
+        for (listeners, running, (scheme, place)) in table {
+            let listeners: Vec<Listener> = listeners.iter().map(|it| (*it).clone()).collect();
+            assert_eq!(where_shown(&listeners, running), (scheme, place.to_owned()));
+        }
+    }
 
     #[test]
     fn lives() {

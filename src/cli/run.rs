@@ -20,13 +20,14 @@ use crate::proxy::{Door, Socket};
 
 /// What `run` takes.
 #[derive(Debug, clap::Args)]
+#[command(override_usage = "valetkey run [OPTIONS] -- PROGRAM [ARGS]...")]
 pub(super) struct Arguments {
     /// Use a local CA of this run alone, whose keys are never written
     #[arg(long)]
     ephemeral_ca: bool,
 
     /// The program and its arguments
-    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
     command: Vec<OsString>,
 }
 

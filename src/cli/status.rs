@@ -9,9 +9,11 @@ use time::format_description::well_known::Rfc3339;
 
 use super::credentials::Credentials;
 use super::output::{self, Failure};
+use super::running::{self, ServerInfo};
 use super::way_out::WayOut;
-use super::{Typed, process, running};
+use super::{Typed, process};
 use crate::clock::Clock;
+use crate::config::paths::Paths;
 use crate::config::{Config, CredentialKind, SourceSpec};
 use crate::credential::{CredentialName, Grant, LoginKind};
 use crate::store;
@@ -41,33 +43,44 @@ pub(super) struct OneArguments {
 
 /// Exits 0 when every credential can be used, else 1.
 pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Failure> {
-    let config = typed.config()?;
+    let config = match typed.config() {
+        Ok(config) => config,
+        Err(failure) => {
+            // The proxy goes on by what it read before.
+            show(arguments, &[], running_proxy(typed)?);
+            return Err(failure);
+        }
+    };
     let credentials = process::runtime()?.block_on(read(typed, &config))?;
-    let proxy = running::find(&config.paths.runtime_dir, &typed.env);
-    if arguments.json {
-        let list: serde_json::Map<String, Value> =
-            credentials.iter().map(|it| (it.name.to_string(), it.to_json())).collect();
-        let proxy = proxy.as_ref().map(|proxy| json!({ "url": proxy.proxy, "pid": proxy.pid }));
-        output::data(format_args!("{:#}", json!({ "credentials": list, "proxy": proxy })));
-    } else {
-        for credential in &credentials {
-            output::data(&credential.name);
-            output::raw(&credential.to_text("  "));
-        }
-        match proxy {
-            Some(proxy) => {
-                output::data(format_args!("proxy           {} (pid {})", proxy.proxy, proxy.pid))
-            }
-            None => output::data("proxy           not running"),
-        }
-    }
-    for shown in credentials.iter().filter(|it| it.is_shared) {
-        for warning in shown.file.iter().flat_map(|file| store::warnings(file)) {
-            output::warning(warning);
-        }
+    show(arguments, &credentials, running_proxy(typed)?);
+    for shown in &credentials {
+        shown.say_more();
     }
     let all_good = credentials.iter().all(Shown::is_usable);
     Ok(if all_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn running_proxy(typed: &Typed) -> Result<Option<ServerInfo>, Failure> {
+    Ok(running::find(&Paths::find(&typed.env, None)?.runtime_dir, &typed.env))
+}
+
+fn show(arguments: &Arguments, credentials: &[Shown], proxy: Option<ServerInfo>) {
+    if arguments.json {
+        let list: serde_json::Map<String, Value> =
+            credentials.iter().map(|it| (it.name.to_string(), it.to_json())).collect();
+        let proxy = proxy.map(|proxy| json!({ "url": proxy.proxy, "pid": proxy.pid }));
+        return output::data(format_args!("{:#}", json!({ "credentials": list, "proxy": proxy })));
+    }
+    for credential in credentials {
+        output::data(&credential.name);
+        output::raw(&credential.to_text("  "));
+    }
+    match proxy {
+        Some(proxy) => {
+            output::data(format_args!("proxy           {} (pid {})", proxy.proxy, proxy.pid))
+        }
+        None => output::data("proxy           not running"),
+    }
 }
 
 /// Exits 0 when the credential can be used, else 1.
@@ -86,6 +99,7 @@ pub(super) fn run_one(arguments: &OneArguments, typed: &Typed) -> Result<ExitCod
     } else {
         output::raw(&shown.to_text(""));
     }
+    shown.say_more();
     Ok(if shown.is_usable() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -98,6 +112,8 @@ pub(super) struct Shown {
     is_codex: bool,
     /// Whether nobody has to sign in.
     is_by_itself: bool,
+    /// Where a key is read from that is not saved here.
+    source: Option<SourceSpec>,
     /// Where its value is kept.
     pub(super) place: String,
     /// The file that it is in, if it is a login in a file.
@@ -130,6 +146,7 @@ pub(super) async fn read_through(
         all.push(Shown {
             name: name.clone(),
             is_shared: !is_key,
+            source: kind.filter(|_| is_key).and_then(|kind| kind.source().cloned()),
             is_codex: matches!(kind, Some(CredentialKind::Codex { .. })),
             is_by_itself: matches!(
                 kind,
@@ -145,10 +162,7 @@ pub(super) async fn read_through(
 
 fn place_of(kind: &CredentialKind) -> String {
     match kind {
-        CredentialKind::ApiKey { source: SourceSpec::Env(name) } => format!("env:{name}"),
-        CredentialKind::ApiKey { source: SourceSpec::File(path) } => {
-            format!("file:{}", path.display())
-        }
+        CredentialKind::ApiKey { source } => source.to_string(),
         CredentialKind::Codex { home, .. } => home.display().to_string(),
         CredentialKind::OAuth(_) => String::new(),
     }
@@ -235,6 +249,30 @@ impl Shown {
         }
     }
 
+    /// What to do so that it can be used, where a person can.
+    pub(super) fn hint(&self) -> Option<String> {
+        match &self.status.state {
+            State::NoLogin if !self.is_by_itself => Some(self.name.how_to_sign_in()),
+            State::Unreadable(_) => match self.source.as_ref()? {
+                SourceSpec::Env(name) => Some(format!("set {name} where valetkey runs")),
+                SourceSpec::File(path) => Some(format!("write the key into {}", path.display())),
+            },
+            _ => None,
+        }
+    }
+
+    /// Says who else may see it, and what to do so that it can be used.
+    fn say_more(&self) {
+        if self.is_shared {
+            for warning in self.file.iter().flat_map(|file| store::warnings(file)) {
+                output::warning(warning);
+            }
+        }
+        if let Some(hint) = self.hint() {
+            output::hint(hint);
+        }
+    }
+
     /// Whose rules hold for what is sent with it.
     fn data_rules(&self) -> Option<String> {
         if !self.is_codex {
@@ -291,14 +329,51 @@ impl Shown {
 
 /// A moment as people read it: the time and how far it is.
 pub(super) fn in_words(moment: OffsetDateTime) -> String {
-    let distance = moment - Clock::system().now();
-    let far = match distance.abs() {
-        far if far.whole_days() >= 2 => format!("{} days", far.whole_days()),
-        far if far.whole_hours() >= 2 => format!("{} hours", far.whole_hours()),
-        far if far.whole_minutes() >= 2 => format!("{} minutes", far.whole_minutes()),
-        far => format!("{} seconds", far.whole_seconds()),
-    };
-    let how = if distance.is_negative() { format!("{far} ago") } else { format!("in {far}") };
     let written = moment.replace_nanosecond(0).ok().and_then(|at| at.format(&Rfc3339).ok());
-    format!("{} ({how})", written.unwrap_or_default())
+    let far = far(moment - Clock::system().now());
+    format!("{} ({far})", written.unwrap_or_default())
+}
+
+/// How far a moment is, to the nearest of the largest unit of which it is two or more.
+fn far(distance: time::Duration) -> String {
+    let seconds = distance.abs().whole_milliseconds().saturating_add(500) / 1000;
+    let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
+    let nearest = |count: i64, of: i64| count.saturating_add(of / 2) / of;
+    // Of what was just made to last two hours, a few milliseconds are gone.
+    let minutes = nearest(seconds, 60);
+    let far = match minutes {
+        2880.. => output::counted(nearest(minutes, 24 * 60), "day"),
+        120.. => output::counted(nearest(minutes, 60), "hour"),
+        _ if seconds >= 120 => output::counted(minutes, "minute"),
+        _ => output::counted(seconds, "second"),
+    };
+    if distance.is_negative() { format!("{far} ago") } else { format!("in {far}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_far_a_moment_is() {
+        let table = [
+            (8 * 3_600_000 - 7, "in 8 hours"),
+            (7_200_000 - 7, "in 2 hours"),
+            (7_100_000, "in 118 minutes"),
+            (1_800_000 - 7, "in 30 minutes"),
+            (119_400, "in 119 seconds"),
+            (119_600, "in 2 minutes"),
+            (1_000, "in 1 second"),
+            (7, "in 0 seconds"),
+            (-1_000, "1 second ago"),
+            (-3 * 3_600_000, "3 hours ago"),
+            (47 * 3_600_000, "in 47 hours"),
+            (7 * 86_400_000 - 7, "in 7 days"),
+            (-10 * 86_400_000, "10 days ago"),
+        ];
+        for (milliseconds, expected) in table {
+            assert_eq!(far(time::Duration::milliseconds(milliseconds)), expected);
+        }
+        assert!(far(time::Duration::MIN).ends_with("days ago"));
+    }
 }

@@ -6,6 +6,7 @@ use std::process::Stdio;
 
 use tokio::process::Command;
 
+use super::served::Serving;
 use super::support::{Done, Scene, done, fed};
 
 /// A key in a variable that is not set, and one in a file that is not there.
@@ -98,6 +99,71 @@ async fn a_key_that_was_typed_is_not_shown() {
     );
     let hint = "hint: printenv OPENAI_API_KEY | valetkey login --with-api-key";
     assert!(done.err.contains(hint), "{done:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_mistake_says_what_to_type() {
+    let scene = scene().await;
+    fs::write(scene.path("file"), "").unwrap();
+    let blocked = scene.path("file").display().to_string();
+    // What is typed, the exit status, and what is said.
+    let table: [(&str, i32, &[&str]); 11] = [
+        ("--log verbose status", 2, &["`verbose` is no level", "hint: a level"]),
+        ("pass revoke", 2, &["<NAME|--all>"]),
+        ("pass revoke a --all", 2, &["cannot be used with"]),
+        ("run --help", 0, &["valetkey run [OPTIONS] -- PROGRAM [ARGS]..."]),
+        ("pass revoke --help", 0, &["all that is open by it", "<NAME|--all>"]),
+        (
+            "health --server-info /nope.json",
+            1,
+            &[
+                "there is no /nope.json:",
+                "hint: have one write it: valetkey serve --server-info /nope.json",
+            ],
+        ),
+        ("init codex --dir file", 2, &["/file: it is a file", "hint: name a folder"]),
+        ("init codex --dir file/below", 2, &["/file: it is a file", "hint: name a folder"]),
+        (
+            "explain api.example.com/v1",
+            0,
+            &["GET https://api.example.com/v1\n", "rule        api.example.com"],
+        ),
+        ("status", 1, &["hint: set MY_TOKEN where valetkey runs"]),
+        ("login status --credential mine", 1, &["hint: set MY_TOKEN where valetkey runs"]),
+    ];
+    for (line, status, words) in table {
+        let done = typed(&scene, line, "").await;
+        assert_eq!(done.status, status, "{line}: {done:?}");
+        let said = format!("{}{}", done.out, done.err);
+        for word in words {
+            assert!(said.contains(word), "{line}: {word}: {said}");
+        }
+    }
+    assert!(scene.path("file").is_file(), "{blocked}");
+}
+
+/// Another rule on the host has the longer path: the one that is named is the one of the request.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rule_of_another_login_is_the_one_of_the_request() {
+    let scene = scene().await;
+    for (path, rule) in
+        [("/v1/models", "`openai-api`"), ("/v1/responses", "`openai-api-responses`")]
+    {
+        let done = typed(&scene, &format!("explain api.openai.com{path}"), "").await;
+        assert!(done.out.contains(&format!("rule {rule} is for login = \"api_key\"")), "{done:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_is_shown_beside_a_broken_configuration() {
+    let scene = Scene::usual().await;
+    let serving = Serving::start_with(&scene, &["--listen", "0"]).await;
+    fs::write(scene.path("broken.toml"), "listen = 8377\n").unwrap();
+    let done = typed(&scene, "--config broken.toml status", "").await;
+    assert_eq!(done.status, 2, "{done:?}");
+    assert!(done.out.contains("proxy           http://127.0.0.1:"), "{done:?}");
+    assert!(done.err.contains("listen = \"127.0.0.1:8377\""), "{done:?}");
+    drop(serving);
 }
 
 /// Somebody whose home is not theirs: of root none keeps root out, so it is another user then.

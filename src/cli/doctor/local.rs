@@ -6,6 +6,7 @@ use time::OffsetDateTime;
 
 use super::report::{Check, Report};
 use super::roots_in;
+use crate::cli::output::counted;
 use crate::cli::status::{Shown, in_words};
 use crate::cli::{Typed, running};
 use crate::clock::Clock;
@@ -34,10 +35,6 @@ pub(super) fn mistakes(errors: &ConfigErrors) -> Check {
     };
     let lines: Vec<String> = errors.mistakes().iter().map(line).collect();
     Check::failed("configuration", lines.join("; "), "see each under its line: valetkey check")
-}
-
-fn counted(count: usize, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 pub(super) fn managed(config: &Config) -> Check {
@@ -140,7 +137,7 @@ pub(super) fn credential(shown: &Shown, report: &mut Report) {
         }
         State::Forbidden(_) => "see: valetkey check --managed".to_owned(),
         State::Unreadable(_) if !shown.is_shared => {
-            "put the key where the credential's `source` says".to_owned()
+            shown.hint().unwrap_or_else(|| "see: valetkey check".to_owned())
         }
         State::Unreadable(_) => {
             format!("make it right, or sign in again: {}", shown.name.how_to_sign_in())

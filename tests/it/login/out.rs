@@ -28,7 +28,7 @@ async fn status_says_who_is_signed_in() {
         ("plan", "team"),
         ("data rules", "those of the ChatGPT workspace"),
         ("second factor", "yes"),
-        ("expires", "(in 59 minutes)"),
+        ("expires", "(in 60 minutes)"),
         ("refreshed", "ago)"),
         ("kept in", &place),
     ] {
@@ -173,5 +173,9 @@ async fn logging_out_of_all() {
     let both = home.run(&["logout", "--all", "--credential", "work"]).await;
     assert_eq!(both.status, 2, "{}", both.words());
     let key = home.run(&["logout", "--credential", "key"]).await;
-    key.failed(1, "`key` is read from env:SOME_KEY, and not saved", "unset SOME_KEY where valetkey");
+    key.failed(
+        1,
+        "`key` is read from env:SOME_KEY, and not saved",
+        "unset SOME_KEY where valetkey",
+    );
 }
