@@ -10,6 +10,7 @@ use std::ffi::OsString;
 use std::fs::Permissions;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{self, Write as _};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -145,6 +146,37 @@ impl ClientEnv {
             set.insert(UPSTREAM_CA_BUNDLE.to_owned(), bundle_path.to_owned());
         }
         Ok(Self(set))
+    }
+
+    /// What takes the variables back in an environment that they are set in: each with what it is to be then, or `None`
+    /// where it is to be unset. What they were before is not known, but of those to which ours was added.
+    ///
+    /// # Errors
+    ///
+    /// Those of a temporary folder.
+    pub fn taken_back(env: &Environment) -> io::Result<BTreeMap<String, Option<String>>> {
+        // Of the names alone comes no file but those of this folder, and every variable.
+        let kept = |name: &&str| GCLOUD_PROXY.contains(name);
+        let names = env.names().map(|name| (name, env.get(name).filter(|_| kept(&name))));
+        let bare = Environment::from_pairs(names.map(|(name, it)| (name, it.unwrap_or_default())));
+        let proxy = SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into();
+        let (chain, bundle_path) = ("", None);
+        let facts = Facts { proxy, system: &[], bundle: &[], own: &[], chain, bundle_path };
+        let folder = tempfile::tempdir()?;
+        let made = Self::write(&facts, &bare, Folder::Here(folder.path()))?;
+        let is_set = |name: &&str| env.stated(name).is_some() && !name.starts_with(GIT);
+        let mut back: BTreeMap<String, Option<String>> = made
+            .iter()
+            .map(|(name, _)| name)
+            .filter(is_set)
+            .map(|it| (it.to_owned(), None))
+            .collect();
+        if let Some(options) = env.text(java::VARIABLE) {
+            let theirs = java::without_ours(&options);
+            back.insert(java::VARIABLE.to_owned(), Some(theirs).filter(|it| !it.is_empty()));
+        }
+        back.extend(git_before(env));
+        Ok(back)
     }
 
     /// The value of a variable.
@@ -301,6 +333,21 @@ fn for_git(proxy: &ProxyUrl, env: &Environment) -> [(String, OsString); 3] {
     ]
 }
 
+/// Git's settings without the last one, if that is ours.
+fn git_before(env: &Environment) -> Vec<(String, Option<String>)> {
+    let count = env.text(GIT_COUNT).and_then(|count| count.parse::<u16>().ok());
+    let Some(last) = count.and_then(|count| count.checked_sub(1)) else { return Vec::new() };
+    let (key, value) = (format!("GIT_CONFIG_KEY_{last}"), format!("GIT_CONFIG_VALUE_{last}"));
+    if env.text(&key).as_deref() != Some("http.proxy") {
+        return Vec::new();
+    }
+    let before = (last > 0).then(|| last.to_string());
+    vec![(GIT_COUNT.to_owned(), before), (key, None), (value, None)]
+}
+
+/// What the names of git's settings start with.
+const GIT: &str = "GIT_CONFIG_";
+
 /// How many settings there are in the environment (git-config(1)).
 const GIT_COUNT: &str = "GIT_CONFIG_COUNT";
 
@@ -320,8 +367,6 @@ fn no_proxy(env: &Environment) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use super::*;
 
     fn made_from(env: &Environment) -> ClientEnv {
@@ -354,6 +399,37 @@ mod tests {
         let made = made_from(&env);
         let values: Vec<_> = made.iter().filter(is_gcloud).map(|(_, value)| value).collect();
         assert_eq!(values, ["127.0.0.1", "8377", "http"]);
+    }
+
+    #[test]
+    fn what_was_set_is_taken_back() {
+        let before = [
+            ("JAVA_TOOL_OPTIONS", "-Xmx1g"),
+            ("GIT_CONFIG_COUNT", "1"),
+            ("GIT_CONFIG_KEY_0", "user.name"),
+            ("GIT_CONFIG_VALUE_0", "me"),
+            ("CLOUDSDK_PROXY_ADDRESS", "corp"),
+            ("PIP_PROXY", "http://corp:1"),
+            ("PATH", "/bin"),
+        ];
+        let put = Environment::from_pairs(before);
+        let made = made_from(&put);
+        let all = before.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value)));
+        let inside: BTreeMap<String, OsString> =
+            all.chain(made.iter().map(|(name, value)| (name.to_owned(), value.clone()))).collect();
+        let back = ClientEnv::taken_back(&Environment::from_pairs(inside)).unwrap();
+        let names: Vec<&str> = back.keys().map(String::as_str).collect();
+        assert_eq!(names, made.iter().map(|(name, _)| name).collect::<Vec<_>>());
+        for (name, value) in back {
+            let expected = match name.as_str() {
+                "JAVA_TOOL_OPTIONS" => Some("-Xmx1g"),
+                "GIT_CONFIG_COUNT" => Some("1"),
+                _ => None,
+            };
+            assert_eq!(value.as_deref(), expected, "{name}");
+        }
+        let alone = Environment::from_pairs([("PATH", "/bin"), ("HTTP_PROXY", "http://corp:1")]);
+        assert!(ClientEnv::taken_back(&alone).unwrap().is_empty());
     }
 
     #[test]

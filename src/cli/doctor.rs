@@ -86,7 +86,7 @@ async fn examine(
     };
     report.add(local::configuration(&config));
     report.add(local::managed(&config));
-    report.add(local::running(&config, typed));
+    report.add(local::running(&config, typed).await);
     listeners::examine(&config, report);
     let roots = local::local_ca(&config, report);
     let Some(trust) = bundle(&config, &roots, report) else {

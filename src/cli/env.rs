@@ -2,6 +2,7 @@
 
 mod docker;
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use clap::ValueEnum;
@@ -13,6 +14,7 @@ use super::way_out::WayOut;
 use super::{Typed, process, running};
 use crate::client_env::{ClientEnv, Folder, ProxyUrl};
 use crate::config::Config;
+use crate::config::env::UPSTREAM_PROXY;
 use crate::tls::ca::LocalCa;
 
 /// What `env` takes.
@@ -25,6 +27,10 @@ pub(super) struct Arguments {
     /// Where the tools find the proxy, when it is not where the running one says
     #[arg(long, value_name = "URL", value_parser = typed_url)]
     proxy_url: Option<ProxyUrl>,
+
+    /// Print instead what takes the variables out of this shell again
+    #[arg(long, conflicts_with = "proxy_url")]
+    unset: bool,
 }
 
 fn typed_url(text: &str) -> Result<ProxyUrl, &'static str> {
@@ -55,12 +61,16 @@ enum Shell {
 }
 
 pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Failure> {
+    let shell = arguments.shell.unwrap_or_else(|| usual_shell(typed.env.text("SHELL")));
+    if arguments.unset {
+        output::raw(&unset(shell, typed)?);
+        return Ok(ExitCode::SUCCESS);
+    }
     let config = typed.config()?;
     let proxy = match &arguments.proxy_url {
         Some(proxy) => proxy.clone(),
         None => running_proxy(typed, &config)?,
     };
-    let shell = arguments.shell.unwrap_or_else(|| usual_shell(typed.env.text("SHELL")));
     let printed = match shell {
         Shell::Docker => docker::print_run(typed, &config, proxy)?,
         Shell::DockerBuild => docker::print_build(typed, &config, proxy)?,
@@ -74,6 +84,26 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
     };
     output::raw(&printed);
     Ok(ExitCode::SUCCESS)
+}
+
+/// What takes the variables back. It needs no proxy and no configuration: either may be gone.
+fn unset(shell: Shell, typed: &Typed) -> Result<String, Failure> {
+    let Some(chain) = typed.env.stated(UPSTREAM_PROXY) else {
+        output::words("this shell is not behind valetkey: there is nothing to take back");
+        return Ok(String::new());
+    };
+    if matches!(shell, Shell::Docker | Shell::DockerBuild) {
+        return Err(Failure::new("what a container was started with ends with it")
+            .status(output::WRONG_USE)
+            .hint("for a shell: valetkey env --unset"));
+    }
+    if !chain.is_empty() {
+        output::words(format_args!(
+            "the company's proxy is taken out too; put it back: HTTPS_PROXY={}",
+            chain.to_string_lossy()
+        ));
+    }
+    Ok(shell.print_unset(ClientEnv::taken_back(&typed.env)?))
 }
 
 fn running_proxy(typed: &Typed, config: &Config) -> Result<ProxyUrl, Failure> {
@@ -141,6 +171,29 @@ impl Shell {
         }
     }
 
+    fn print_unset(self, back: BTreeMap<String, Option<String>>) -> String {
+        if self == Self::Json {
+            let object: Map<String, Value> =
+                back.into_iter().map(|(name, value)| (name, value.into())).collect();
+            return format!("{:#}\n", Value::Object(object));
+        }
+        let line = |(name, value): (String, Option<String>)| match value {
+            Some(value) => self.line(&name, &value),
+            None => self.unset_line(&name),
+        };
+        back.into_iter().map(line).collect()
+    }
+
+    fn unset_line(self, name: &str) -> String {
+        match self {
+            Self::Bash => format!("unset {name}\n"),
+            Self::Fish => format!("set -e {name}\n"),
+            Self::Powershell => format!("Remove-Item Env:{name}\n"),
+            // There is no way to say that a variable is not set: set to nothing it counts as that.
+            _ => self.line(name, ""),
+        }
+    }
+
     fn line(self, name: &str, value: &str) -> String {
         match self {
             Self::Bash => format!("export {name}={}\n", output::shell_word(value)),
@@ -181,6 +234,22 @@ mod tests {
             assert!(shell.can_hold(pairs()).is_err());
         }
         assert!(Shell::Bash.can_hold(pairs()).is_ok());
+    }
+
+    #[test]
+    fn variables_are_taken_back_in_each_shell() {
+        let back = || [("A".to_owned(), None), ("B".to_owned(), Some("b c".to_owned()))].into();
+        let table = [
+            (Shell::Bash, "unset A\nexport B='b c'\n"),
+            (Shell::Fish, "set -e A\nset -gx B 'b c'\n"),
+            (Shell::Powershell, "Remove-Item Env:A\n$env:B = 'b c'\n"),
+            (Shell::Dotenv, "A=\nB=b c\n"),
+            (Shell::Github, "A=\nB=b c\n"),
+            (Shell::Json, "{\n  \"A\": null,\n  \"B\": \"b c\"\n}\n"),
+        ];
+        for (shell, expected) in table {
+            assert_eq!(shell.print_unset(back()), expected);
+        }
     }
 
     #[test]

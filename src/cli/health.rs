@@ -1,5 +1,6 @@
 //! `valetkey health`: whether the running proxy answers, for container engines and scripts that wait for it.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,7 +18,7 @@ use crate::config::paths::Paths;
 use crate::headers::VALETKEY_ERROR;
 use crate::origin::{Host, Origin, Scheme, Target};
 use crate::sandbox::client::{self, Client, HTTP1, Visit};
-use crate::tls::trust::{TrustMode, TrustSettings, UpstreamTrust};
+use crate::tls::trust::{TrustError, TrustMode, TrustSettings, UpstreamTrust};
 use crate::upstream::Upstream;
 use crate::upstream::body::Body;
 use crate::upstream::chain::Chain;
@@ -99,15 +100,38 @@ async fn ask_in_tls(
 }
 
 async fn ask_in_the_clear(address: SocketAddr) -> Result<response::Parts, String> {
+    let upstream = straight().map_err(does_not_answer)?;
+    let answer = upstream.send_once(&in_the_clear(address), Request::new(Body::empty())).await;
+    Ok(answer.map_err(does_not_answer)?.into_parts().0)
+}
+
+/// A way out that leads straight to what is asked without TLS.
+fn straight() -> Result<Upstream, TrustError> {
     // No roots are needed; Mozilla's are always there.
     let settings =
         TrustSettings { mode: TrustMode::MozillaAndBundle, bundle: None, own: Vec::new() };
-    let trust = Arc::new(UpstreamTrust::load(settings).map_err(does_not_answer)?);
-    let upstream = Upstream::new(Dialer::new(trust, Chain::none(), [].into()));
+    let trust = Arc::new(UpstreamTrust::load(settings)?);
+    Ok(Upstream::new(Dialer::new(trust, Chain::none(), [].into())))
+}
+
+fn in_the_clear(address: SocketAddr) -> Origin {
     let target = Target { host: Host::Ip(address.ip()), port: address.port() };
-    let origin = Origin { scheme: Scheme::Http, target };
-    let answer = upstream.send_once(&origin, Request::new(Body::empty())).await;
-    Ok(answer.map_err(does_not_answer)?.into_parts().0)
+    Origin { scheme: Scheme::Http, target }
+}
+
+/// Whether an address is one at which nothing listens: whoever connects to it is refused by the system.
+pub(super) async fn is_deserted(address: SocketAddr) -> bool {
+    let Ok(upstream) = straight() else { return false };
+    let Err(error) = upstream.open(&in_the_clear(address)).await else { return false };
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(error) = cause {
+        let refusal = error.downcast_ref::<io::Error>();
+        if refusal.is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 fn does_not_answer(error: impl std::error::Error) -> String {

@@ -38,6 +38,13 @@ pub(super) fn options(
     theirs.chain(ours.iter().map(|option| quoted(option))).collect::<Vec<_>>().join(" ").into()
 }
 
+/// The options without those that are set here.
+pub(super) fn without_ours(options: &str) -> String {
+    let mut theirs = split(options);
+    theirs.retain(|option| !OURS.iter().any(|ours| bare(option).starts_with(ours)));
+    theirs.join(" ")
+}
+
 /// What the options name already, then what `NO_PROXY` names; nothing twice.
 fn past_hosts(theirs: &[&str], no_proxy: &str) -> Vec<String> {
     let named = theirs.iter().filter_map(|option| bare(option).strip_prefix(PAST));

@@ -166,6 +166,34 @@ async fn a_proxy_is_shown_beside_a_broken_configuration() {
     drop(serving);
 }
 
+/// The shell that `env` has put behind a proxy that is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shell_whose_proxy_is_gone_is_told_and_gets_out() {
+    let scene = Scene::usual().await;
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let url = format!("http://{free}");
+    let put = typed(&scene, &format!("env --shell json --proxy-url {url}"), "").await;
+    let put: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&put.out).unwrap();
+    let is_chain = |name: &str| name.starts_with("VALETKEY_UPSTREAM");
+    let set = put.iter().filter(|(name, _)| name.as_str() != "JAVA_TOOL_OPTIONS");
+    let inside = set
+        .fold(Scene { ..scene }, |scene, (name, value)| scene.with(name, value.as_str().unwrap()));
+    let doctor = typed(&inside, "doctor", "").await;
+    let said = format!("not running, but HTTPS_PROXY of this shell leads to it at {free}");
+    assert!(doctor.out.contains(&said), "{doctor:?}");
+    let back = typed(&inside, "env --unset --shell bash", "").await;
+    for name in put.keys().filter(|name| *name != "JAVA_TOOL_OPTIONS") {
+        assert!(back.out.contains(&format!("unset {name}\n")), "{name}: {back:?}");
+    }
+    assert!(put.keys().any(|name| is_chain(name)), "{put:?}");
+    let shell = format!("{}env", back.out);
+    let mut command = Command::new("sh");
+    command.args(["-c", &shell]).env_clear().envs(&inside.env).env("PATH", std::env!("PATH"));
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let left = done(command.spawn().unwrap()).await;
+    assert!(!left.out.contains("_PROXY") && !left.out.contains("valetkey/env"), "{left:?}");
+}
+
 /// Somebody whose home is not theirs: of root none keeps root out, so it is another user then.
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]

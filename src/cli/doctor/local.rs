@@ -1,6 +1,7 @@
 //! What lies on this machine: configuration, limits, logins, the local CA, the company's roots.
 
 use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use time::OffsetDateTime;
 
@@ -8,9 +9,10 @@ use super::report::{Check, Report};
 use super::roots_in;
 use crate::cli::output::counted;
 use crate::cli::status::{Shown, in_words};
-use crate::cli::{Typed, running};
+use crate::cli::{Typed, health, running};
 use crate::clock::Clock;
-use crate::config::{BundleSetting, Config, ConfigErrors, Mistake, Trust};
+use crate::config::{BundleSetting, Config, ConfigErrors, Mistake, ProxyUrl, Trust};
+use crate::origin::Host;
 use crate::store;
 use crate::tls::ca::Root;
 use crate::tls::trust::{UpstreamTrust, Weakness, weakness};
@@ -52,12 +54,36 @@ pub(super) fn managed(config: &Config) -> Check {
     }
 }
 
-/// Whether a proxy runs, which nothing here needs.
-pub(super) fn running(config: &Config, typed: &Typed) -> Check {
-    match running::find(&config.paths.runtime_dir, &typed.env) {
-        Some(proxy) => Check::ok("serve", format!("runs at {} (pid {})", proxy.proxy, proxy.pid)),
-        None => Check::ok("serve", "not running, which neither this nor `valetkey run` needs"),
+/// Whether a proxy runs, which nothing here needs but a shell that was put behind it.
+pub(super) async fn running(config: &Config, typed: &Typed) -> Check {
+    let proxy = running::find(&config.paths.runtime_dir, &typed.env);
+    let runs = proxy.map(|proxy| format!("runs at {} (pid {})", proxy.proxy, proxy.pid));
+    if let Some((variable, address)) = deserted(typed).await {
+        let runs = runs.as_deref().unwrap_or("not running");
+        let sentence = format!(
+            "{runs}, but {variable} of this shell leads to it at {address}, where nothing listens"
+        );
+        let fix = "valetkey serve; or take the variables back: eval \"$(valetkey env --unset)\"";
+        return Check::warning("serve", sentence, fix);
     }
+    let runs = runs
+        .unwrap_or_else(|| "not running, which neither this nor `valetkey run` needs".to_owned());
+    Check::ok("serve", runs)
+}
+
+/// The variable that leads programs of this shell to a port of this machine at which nothing listens.
+async fn deserted(typed: &Typed) -> Option<(&'static str, SocketAddr)> {
+    let set = |name: &'static str| Some((name, typed.env.text(name)?));
+    let (variable, proxy) = ["HTTPS_PROXY", "https_proxy"].into_iter().find_map(set)?;
+    let proxy = ProxyUrl::parse(&proxy).ok()?;
+    let target = proxy.target();
+    let address = match &target.host {
+        Host::Ip(address) if target.host.is_loopback() => *address,
+        Host::Name(name) if &**name == "localhost" => Ipv4Addr::LOCALHOST.into(),
+        Host::Ip(_) | Host::Name(_) => return None,
+    };
+    let address = SocketAddr::new(address, target.port);
+    health::is_deserted(address).await.then_some((variable, address))
 }
 
 /// The roots that clients are to trust; none where there is no CA yet, or one that cannot be used.
