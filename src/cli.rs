@@ -22,6 +22,7 @@ mod mistyped;
 mod output;
 mod pass;
 mod passes;
+mod past;
 mod policies;
 mod process;
 mod programs;

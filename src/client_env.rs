@@ -63,6 +63,11 @@ const GCLOUD_PROXY: [&str; 3] =
 /// Hosts that clients reach without the proxy, besides those of the user's own `NO_PROXY`.
 const LOCAL: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
+/// Whether clients reach a host without the proxy, as it is written in a URL.
+pub fn is_reached_directly(host: &str) -> bool {
+    LOCAL.contains(&host.trim_matches(['[', ']']))
+}
+
 /// What a client's environment is made from.
 #[derive(Debug)]
 pub struct Facts<'a> {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use super::credentials;
 use super::output::{self, Failure};
 use super::way_out::WayOut;
-use super::{Typed, entrances, passes, process, status};
+use super::{Typed, entrances, passes, past, process, status};
 use crate::config::{Config, LoginSpec};
 use crate::tokens::State;
 
@@ -58,6 +58,10 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
         if let (true, State::Unreadable(why)) = (shown.is_shared, &shown.status.state) {
             wrong.push(Failure::new(format!("credential `{}`: {why}", shown.name)));
         }
+    }
+    for target in past::hosts_past(&config.rules) {
+        output::warning(past::sentence(&target));
+        output::hint(past::FIX);
     }
     for failure in &wrong {
         failure.report();

@@ -8,7 +8,7 @@ use url::Url;
 
 use super::output::{self, Failure, WRONG_USE};
 use super::status::{self, Shown};
-use super::{Typed, process};
+use super::{Typed, past, process};
 use crate::credential::{CredentialName, Field};
 use crate::inject::Injection;
 use crate::origin::{Host, Origin, Scheme, Target};
@@ -91,6 +91,10 @@ impl Explaining<'_> {
             }
             Decision::Intercept => {
                 say("decision", "intercepted: the client's TLS ends here");
+                if past::goes_past(&origin.target) {
+                    output::warning(past::sentence(&origin.target));
+                    output::hint(past::FIX);
+                }
                 self.explain_exchange(origin, method, path);
             }
         }

@@ -155,6 +155,21 @@ async fn the_rule_of_another_login_is_the_one_of_the_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_host_of_this_machine_is_reached_past_valetkey() {
+    let scene = Scene::usual().await;
+    scene.configure(&format!(
+        "[[rules]]\nhost = \"localhost:18443\"\ncredential = \"example\"\n{}",
+        scene.world.upstream_toml()
+    ));
+    let sentence = "tools reach localhost:18443 past valetkey: NO_PROXY names it";
+    for line in ["check", "explain localhost:18443", "doctor"] {
+        let done = typed(&scene, line, "").await;
+        let said = format!("{}{}", done.out, done.err);
+        assert!(said.contains(sentence) && said.contains("[upstream.resolve]"), "{line}: {said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_is_shown_beside_a_broken_configuration() {
     let scene = Scene::usual().await;
     let serving = Serving::start_with(&scene, &["--listen", "0"]).await;

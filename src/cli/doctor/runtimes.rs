@@ -24,7 +24,7 @@ use tokio_rustls::TlsAcceptor;
 use super::report::{Check, Report};
 use crate::cli::programs::Search;
 use crate::cli::start::ca_dir;
-use crate::cli::{Failure, Typed, output, run};
+use crate::cli::{Failure, Typed, output, past, run};
 use crate::client_env::{self, ClientEnv, Facts, Folder};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -106,6 +106,10 @@ pub(super) async fn examine(
     typed: &Typed,
     report: &mut Report,
 ) {
+    for target in past::hosts_past(&config.rules) {
+        let sentence = past::sentence(&target);
+        report.add(Check::warning("no-proxy", sentence, past::FIX).about(target));
+    }
     let theirs = client_env::their_no_proxy(&typed.env);
     let (past, _) = NoProxy::parse(&theirs);
     let goes_past = |host: &Host| past.covers(&Target { host: host.clone(), port: 443 });
