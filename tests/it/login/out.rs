@@ -16,6 +16,7 @@ async fn status_says_who_is_signed_in() {
     let home = Home::new().await;
     let nobody = home.run(STATUS).await;
     assert_eq!((nobody.status, nobody.out.lines().next()), (1, Some("Not logged in")));
+    assert!(nobody.words().contains("hint: valetkey login"), "{}", nobody.words());
 
     let amr = Some(vec!["pwd".to_owned(), "mfa".to_owned()]);
     home.issuer().person(Person { amr, plan: "team".to_owned(), ..Person::of("acct-7") });
