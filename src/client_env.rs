@@ -153,6 +153,13 @@ impl ClientEnv {
         Ok(Self(set))
     }
 
+    /// Whether an environment is one that the variables are set in, by whichever valetkey of this machine.
+    pub fn is_set_in(env: &Environment) -> bool {
+        let added = env.get(ADDING[0]).map(Path::new).and_then(Path::file_name);
+        let is_ours = added.is_some_and(|name| name.to_string_lossy().starts_with(ADDED));
+        is_ours && env.stated(UPSTREAM_PROXY).is_some()
+    }
+
     /// What takes the variables back in an environment that they are set in: each with what it is to be then, or `None`
     /// where it is to be unset. What they were before is not known, but of those to which ours was added.
     ///
@@ -231,6 +238,9 @@ impl Folder<'_> {
     }
 }
 
+/// What the names of files start with that are added to a client's own roots.
+const ADDED: &str = "added";
+
 /// Certificates are for everybody who is let into their folder: in a container that may be another user.
 const PUBLIC: u32 = 0o644;
 /// What was the user's may hold a password.
@@ -252,7 +262,7 @@ impl Files<'_> {
         let former = key.0.as_deref().map(certificates_of).unwrap_or_default();
         let system = if with_system { self.facts.system } else { &[] };
         let all = [system, self.facts.bundle, &former, self.facts.own].concat();
-        let kind = if with_system { "roots" } else { "added" };
+        let kind = if with_system { "roots" } else { ADDED };
         let path =
             self.folder.write_once((kind, ".pem"), pem::write_pem(&all).as_bytes(), PUBLIC)?;
         let value = path.clone().into();
@@ -422,7 +432,9 @@ mod tests {
         let all = before.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value)));
         let inside: BTreeMap<String, OsString> =
             all.chain(made.iter().map(|(name, value)| (name.to_owned(), value.clone()))).collect();
-        let back = ClientEnv::taken_back(&Environment::from_pairs(inside)).unwrap();
+        let inside = Environment::from_pairs(inside);
+        assert!(ClientEnv::is_set_in(&inside));
+        let back = ClientEnv::taken_back(&inside).unwrap();
         let names: Vec<&str> = back.keys().map(String::as_str).collect();
         assert_eq!(names, made.iter().map(|(name, _)| name).collect::<Vec<_>>());
         for (name, value) in back {
@@ -435,6 +447,12 @@ mod tests {
         }
         let alone = Environment::from_pairs([("PATH", "/bin"), ("HTTP_PROXY", "http://corp:1")]);
         assert!(ClientEnv::taken_back(&alone).unwrap().is_empty());
+        let (chain, theirs) = ((UPSTREAM_PROXY, ""), (ADDING[0], "/etc/corp.pem"));
+        for env in
+            [vec![chain], vec![theirs], vec![chain, theirs], vec![(ADDING[0], "/added-0.pem")]]
+        {
+            assert!(!ClientEnv::is_set_in(&Environment::from_pairs(env)));
+        }
     }
 
     #[test]

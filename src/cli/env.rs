@@ -13,8 +13,8 @@ use super::start::ca_dir;
 use super::way_out::WayOut;
 use super::{Typed, process, running};
 use crate::client_env::{ClientEnv, Folder, ProxyUrl};
-use crate::config::Config;
 use crate::config::env::UPSTREAM_PROXY;
+use crate::config::{self, Config};
 use crate::tls::ca::LocalCa;
 
 /// What `env` takes.
@@ -88,19 +88,19 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
 
 /// What takes the variables back. It needs no proxy and no configuration: either may be gone.
 fn unset(shell: Shell, typed: &Typed) -> Result<String, Failure> {
-    let Some(chain) = typed.env.stated(UPSTREAM_PROXY) else {
+    if !ClientEnv::is_set_in(&typed.env) {
         output::words("this shell is not behind valetkey: there is nothing to take back");
         return Ok(String::new());
-    };
+    }
     if matches!(shell, Shell::Docker | Shell::DockerBuild) {
         return Err(Failure::new("what a container was started with ends with it")
             .status(output::WRONG_USE)
             .hint("for a shell: valetkey env --unset"));
     }
-    if !chain.is_empty() {
+    let chain = typed.env.text(UPSTREAM_PROXY);
+    if let Some(Ok(chain)) = chain.as_deref().map(config::ProxyUrl::parse) {
         output::words(format_args!(
-            "the company's proxy is taken out too; put it back: HTTPS_PROXY={}",
-            chain.to_string_lossy()
+            "the company's proxy is taken out too; put it back: HTTPS_PROXY={chain}"
         ));
     }
     Ok(shell.print_unset(ClientEnv::taken_back(&typed.env)?))

@@ -47,12 +47,12 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
         Ok(config) => config,
         Err(failure) => {
             // The proxy goes on by what it read before.
-            show(arguments, &[], running_proxy(typed)?);
+            show(arguments, None, running_proxy(typed)?);
             return Err(failure);
         }
     };
     let credentials = process::runtime()?.block_on(read(typed, &config))?;
-    show(arguments, &credentials, running_proxy(typed)?);
+    show(arguments, Some(&credentials), running_proxy(typed)?);
     for shown in &credentials {
         shown.say_more();
     }
@@ -64,14 +64,16 @@ fn running_proxy(typed: &Typed) -> Result<Option<ServerInfo>, Failure> {
     Ok(running::find(&Paths::find(&typed.env, None)?.runtime_dir, &typed.env))
 }
 
-fn show(arguments: &Arguments, credentials: &[Shown], proxy: Option<ServerInfo>) {
+/// Shows both, or the proxy alone where the credentials are not known.
+fn show(arguments: &Arguments, credentials: Option<&[Shown]>, proxy: Option<ServerInfo>) {
     if arguments.json {
-        let list: serde_json::Map<String, Value> =
-            credentials.iter().map(|it| (it.name.to_string(), it.to_json())).collect();
+        let pair = |it: &Shown| (it.name.to_string(), it.to_json());
+        let list: Option<serde_json::Map<String, Value>> =
+            credentials.map(|credentials| credentials.iter().map(pair).collect());
         let proxy = proxy.map(|proxy| json!({ "url": proxy.proxy, "pid": proxy.pid }));
         return output::data(format_args!("{:#}", json!({ "credentials": list, "proxy": proxy })));
     }
-    for credential in credentials {
+    for credential in credentials.unwrap_or_default() {
         output::data(&credential.name);
         output::raw(&credential.to_text("  "));
     }

@@ -178,6 +178,8 @@ async fn a_proxy_is_shown_beside_a_broken_configuration() {
     assert_eq!(done.status, 2, "{done:?}");
     assert!(done.out.contains("proxy           http://127.0.0.1:"), "{done:?}");
     assert!(done.err.contains("listen = \"127.0.0.1:8377\""), "{done:?}");
+    let json = typed(&scene, "--config broken.toml status --json", "").await;
+    assert!(json.status == 2 && json.out.contains("\"credentials\": null"), "{json:?}");
     drop(serving);
 }
 
