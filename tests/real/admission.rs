@@ -10,9 +10,10 @@ use base64::engine::general_purpose::STANDARD;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
+use valetkey::sandbox::SAID;
 
 use super::served::Serving;
-use super::support::{Done, KEY, Scene, done, program, python};
+use super::support::{Done, KEY, Scene, codex, done, program, python};
 
 /// The user `nobody`, who has nothing to do with whoever runs the tests.
 const NOBODY: u32 = 65_534;
@@ -277,4 +278,48 @@ async fn who_takes_nobody_without_a_pass_says_so_to_its_own_user() {
     let done = done(shell.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()).await;
     assert_eq!(done.status, 0, "{done:?}");
     scene.seen_signed_in();
+}
+
+/// The whole story for another user of this machine: a pass, decoys and the roots are all that it has, the real Codex
+/// works, and nothing that is worth anything can be read by it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_codex_of_a_second_user_works_and_finds_no_token() {
+    let Some(codex) = codex() else { return };
+    let scene = Scene::usual().await;
+    let serving = Serving::start(&scene).await;
+    let Some(neighbour) = Neighbour::with_roots(&serving.ca) else { return };
+    let pass = scene.new_pass(&["neighbour", "--rules", "chatgpt"]).await;
+    let decoys = scene.path("decoys");
+    let arguments = ["init", "codex", "--dir", decoys.to_str().unwrap()];
+    assert_eq!(done(scene.valetkey(&arguments).spawn().unwrap()).await.status, 0);
+    let home = neighbour.folder.path().join("home");
+    fs::create_dir(&home).unwrap();
+    fs::copy(decoys.join("auth.json"), home.join("auth.json")).unwrap();
+    fs::copy(&codex, neighbour.folder.path().join("codex")).unwrap();
+    for path in [&home, &home.join("auth.json")] {
+        std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+
+    let mut command = neighbour.command("./codex");
+    command.args(["exec", "--skip-git-repo-check", "say hi"]).current_dir(neighbour.folder.path());
+    command.env("HTTPS_PROXY", format!("http://neighbour:{pass}@{}", serving.address));
+    command.env("CODEX_HOME", &home).env("HOME", &home).env("CODEX_CA_CERTIFICATE", neighbour.ca());
+    let turn = done(command.spawn().unwrap()).await;
+    assert!(turn.status == 0 && turn.out.contains(SAID), "{turn:?}");
+    scene.assert_no_secret("Codex's output", &format!("{}{}", turn.out, turn.err));
+    assert!(scene.world.api().seen().iter().any(|seen| seen.path.ends_with("/responses")));
+
+    // What it may read of all that there is: its own folder, where there is no token.
+    fs::set_permissions(scene.home.path(), Permissions::from_mode(0o755)).unwrap();
+    let process = format!("/proc/{}", serving.pid());
+    let places = [scene.home.path().to_str().unwrap(), neighbour.folder.path().to_str().unwrap()];
+    for secret in scene.secrets() {
+        let mut search = neighbour.command("grep");
+        search.args(["-rlFa", "-e", &secret]).args(places);
+        search.args(["environ", "cmdline", "mem", "maps"].map(|file| format!("{process}/{file}")));
+        let found = done(search.spawn().unwrap()).await;
+        assert_eq!(found.out, "", "{found:?}");
+        assert!(found.err.contains("auth.json: Permission denied"), "{found:?}");
+        assert!(found.err.contains("/mem: Permission denied"), "{found:?}");
+    }
 }
