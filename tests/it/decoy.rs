@@ -150,7 +150,7 @@ async fn a_websocket_is_signed_in_too() {
     within(socket.send(Message::text("hello"))).await.unwrap();
     assert_eq!(within(socket.next()).await.unwrap().unwrap(), Message::text("hello"));
 
-    let mut sender = websocket::http2(&scene, CHATGPT).await;
+    let mut sender = websocket::http2(&scene.client, CHATGPT).await;
     let mut request = websocket::extended_connect("/backend-api/codex/ws");
     request.headers_mut().insert(AUTHORIZATION, bearer.parse().unwrap());
     let answer = within(sender.send_request(request)).await.unwrap();

@@ -6,16 +6,20 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http::{HeaderValue, Response};
 use http_body_util::BodyExt as _;
+use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::Role;
 use valetkey::access::{self, Reach, Record};
 use valetkey::proxy::{Door, Socket};
 use valetkey::sandbox::client::{self, Client, HTTP1, HTTP2, Refused, Visit};
 use valetkey::secret::{Fingerprint, Secret};
 
 use super::support::{CHATGPT, CODEX, EXAMPLE, OTHER, Options, Scene, refusal, within};
+use super::websocket::{extended_connect, http2};
 
 /// A pass that anybody may make up, in the way that it is kept.
 fn record(pass: &str) -> Record {
@@ -221,6 +225,11 @@ async fn all_that_goes_on_under_it_ends_with_it() {
         let url = "wss://chatgpt.com/backend-api/codex/ws";
         sockets.push(Box::pin(tokio_tungstenite::client_async(url, tls)).await.unwrap().0);
     }
+    let mut over_http2 = http2(&client, CHATGPT).await;
+    let asked = over_http2.send_request(extended_connect("/backend-api/codex/ws"));
+    let upgraded = within(hyper::upgrade::on(within(asked).await.unwrap())).await.unwrap();
+    let upgraded = TokioIo::new(upgraded);
+    let mut over_http2 = WebSocketStream::from_raw_socket(upgraded, Role::Client, None).await;
     let mut streams = Vec::new();
     for alpn in [HTTP1, HTTP2] {
         // The first event comes at once, and the next one is never let go.
@@ -243,6 +252,10 @@ async fn all_that_goes_on_under_it_ends_with_it() {
             Some(Ok(Message::Close(Some(frame)))) => assert_eq!(u16::from(frame.code), 1008),
             other => panic!("{other:?}"),
         }
+    }
+    match within(over_http2.next()).await {
+        Some(Ok(Message::Close(Some(frame)))) => assert_eq!(u16::from(frame.code), 1008),
+        other => panic!("{other:?}"),
     }
     for (connection, answer) in streams {
         let broken = within(answer.into_body().collect()).await;

@@ -17,7 +17,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use valetkey::credential::LoginKind;
 use valetkey::policy::Level;
-use valetkey::sandbox::client::{self, HTTP1, HTTP2, Visit};
+use valetkey::sandbox::client::{self, Client, HTTP1, HTTP2, Visit};
 
 use super::support::{CHATGPT, EXAMPLE, Options, Scene, refusal, within};
 
@@ -54,10 +54,10 @@ async fn over_http1_with_and_without_alpn() {
 
 /// An HTTP/2 connection to a host that can ask for extended CONNECT.
 pub(crate) async fn http2(
-    scene: &Scene,
+    client: &Client,
     target: &str,
 ) -> hyper::client::conn::http2::SendRequest<client::ClientBody> {
-    let tls = scene.client.greet(Visit::to(target, HTTP2)).await.unwrap();
+    let tls = client.greet(Visit::to(target, HTTP2)).await.unwrap();
     let tasks = valetkey::tasks::Tasks::new();
     let io = TokioIo::new(tls);
     let (mut sender, connection) =
@@ -83,7 +83,7 @@ pub(crate) fn extended_connect(path: &str) -> Request<client::ClientBody> {
 #[tokio::test(flavor = "multi_thread")]
 async fn over_http2_by_extended_connect() {
     let scene = Scene::usual().await;
-    let mut sender = http2(&scene, CHATGPT).await;
+    let mut sender = http2(&scene.client, CHATGPT).await;
     let answer =
         within(sender.send_request(extended_connect("/backend-api/codex/ws"))).await.unwrap();
     assert_eq!(answer.status(), 200);
@@ -148,7 +148,7 @@ async fn a_page_in_place_of_a_websocket_is_no_open_socket() {
     let scene = Scene::usual().await;
     std::fs::write(scene.home.path().join("page"), "hello").unwrap();
     scene.world.api().serve_dir("/v1/files/", scene.home.path());
-    let mut sender = http2(&scene, EXAMPLE).await;
+    let mut sender = http2(&scene.client, EXAMPLE).await;
     let mut asked = extended_connect("");
     *asked.uri_mut() = "https://api.example.com/v1/files/page".parse().unwrap();
     let answer = within(sender.send_request(asked)).await.unwrap();
@@ -176,7 +176,7 @@ async fn told(scene: &Scene, target: &str, path: &str) -> [(u16, Option<String>)
         }
         other => panic!("{url}: {:?}", other.err()),
     };
-    let mut sender = http2(scene, target).await;
+    let mut sender = http2(&scene.client, target).await;
     let mut asked = extended_connect("");
     *asked.uri_mut() = format!("https://{host}{path}").parse().unwrap();
     let answer = within(sender.send_request(asked)).await.unwrap();
@@ -238,7 +238,7 @@ async fn open_http1(
 
 /// One over HTTP/2.
 async fn open_http2(scene: &Scene) -> WebSocketStream<TokioIo<Upgraded>> {
-    let mut sender = http2(scene, CHATGPT).await;
+    let mut sender = http2(&scene.client, CHATGPT).await;
     let asked = extended_connect("/backend-api/codex/ws");
     let answer = within(sender.send_request(asked)).await.unwrap();
     let io = TokioIo::new(within(hyper::upgrade::on(answer)).await.unwrap());
