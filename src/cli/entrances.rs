@@ -96,7 +96,7 @@ impl Entrances {
         self.open.retain(|open| {
             let is_wanted = listeners.iter().any(|wanted| open.is_at(wanted));
             if !is_wanted {
-                output::words(format_args!("no longer listening on {}", open.url()));
+                output::words(format_args!("no longer listening on {}", open.place()));
                 open.close();
             }
             is_wanted
@@ -122,7 +122,7 @@ impl Entrances {
     /// Says which are open, those that were not said before.
     pub(super) fn announce(&mut self) {
         for open in self.open.iter_mut().filter(|open| !open.is_known) {
-            output::words(format_args!("listening on {}", open.url()));
+            output::words(format_args!("listening on {}", open.place()));
             open.warn();
             open.is_known = true;
         }
@@ -162,9 +162,18 @@ impl Open {
 
     /// As clients on this machine name it.
     fn url(&self) -> String {
+        self.at(self.address.map(ListenAddress::from_here))
+    }
+
+    /// As it is: at all addresses, if that is so.
+    fn place(&self) -> String {
+        self.at(self.address)
+    }
+
+    fn at(&self, address: Option<SocketAddr>) -> String {
         let scheme = if self.listener.tls_names.is_empty() { "http" } else { "https" };
-        match self.address {
-            Some(address) => format!("{scheme}://{}", ListenAddress::from_here(address)),
+        match address {
+            Some(address) => format!("{scheme}://{address}"),
             None => self.listener.address.to_string(),
         }
     }
