@@ -88,3 +88,30 @@ impl Following {
 /// How often, and how far apart, a file that makes no sense is looked at before it is believed.
 const LOOKS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::env::Environment;
+    use crate::config::{Config, MachineFiles, Overrides};
+
+    #[test]
+    fn a_users_own_mistake_takes_nothing_back_and_others_allow_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (user, etc) = (folder.path().join("config.toml"), folder.path().join("etc/valetkey"));
+        std::fs::create_dir_all(&etc).unwrap();
+        std::fs::write(&user, "").unwrap();
+        let machine = MachineFiles::below(folder.path(), rustix::process::geteuid().as_raw());
+        let overrides = Overrides { config: Some(user.clone()), ..Overrides::default() };
+        let env = Environment::from_pairs([("HOME", folder.path())]);
+        let files = Config::load_on(&machine, &overrides, &env).unwrap().policies;
+        let home = folder.path().to_owned();
+        let following = Following { files, home, jobs: Tasks::new() };
+        assert_eq!(following.read(), Some(Policy::default()));
+        std::fs::write(&user, "x = \"").unwrap();
+        assert_eq!(following.read(), None);
+        std::fs::write(etc.join("managed.toml"), "x = \"").unwrap();
+        let read = following.read().expect("who owns the machine is always heard");
+        assert_ne!(read, Policy::default(), "nothing is known of what is allowed");
+    }
+}
