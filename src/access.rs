@@ -9,6 +9,7 @@ use aws_lc_rs::rand;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use time::OffsetDateTime;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
@@ -128,6 +129,8 @@ pub struct Pass {
     record: Record,
     uses: Mutex<Uses>,
     ended: CancellationToken,
+    /// That of [`Passes::counted`].
+    counted: Arc<Notify>,
 }
 
 /// How many requests a pass was used for; both change together, or one that is being saved would count as none.
@@ -140,18 +143,13 @@ struct Uses {
 }
 
 impl Pass {
-    fn new(record: Record) -> Self {
+    fn new(record: Record, counted: Arc<Notify>) -> Self {
         let uses = Mutex::new(Uses { saved: record.used, unsaved: 0 });
-        Self { record, uses, ended: CancellationToken::new() }
+        Self { record, uses, ended: CancellationToken::new(), counted }
     }
 
     fn uses(&self) -> MutexGuard<'_, Uses> {
         self.uses.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Its name.
-    pub fn name(&self) -> &PassName {
-        &self.record.name
     }
 
     /// What it lets its holder reach.
@@ -182,6 +180,8 @@ impl Pass {
             return Err(Refused::UsedUp);
         }
         uses.unsaved += 1;
+        drop(uses);
+        self.counted.notify_one();
         Ok(())
     }
 
@@ -207,14 +207,18 @@ pub enum Refused {
 
 /// The passes in force.
 #[derive(Debug, Default)]
-pub struct Passes(ArcSwap<Vec<Arc<Pass>>>);
+pub struct Passes {
+    now: ArcSwap<Vec<Arc<Pass>>>,
+    /// Told of each request that is counted.
+    counted: Arc<Notify>,
+}
 
 impl Passes {
     /// These and no others from now on. One that is not among them, or says something else than before, ends, and with
     /// it all that goes on under it. `counted` are requests that the records know of now
     /// ([`Passes::unsaved`]).
     pub fn replace(&self, records: Vec<Record>, counted: &[(Fingerprint, u64)]) {
-        let before = self.0.load_full();
+        let before = self.now.load_full();
         let renewed = |record: Record| match before.iter().find(|pass| pass.is_of(&record)) {
             Some(pass) => {
                 let counted = counted.iter().filter(|(digest, _)| *digest == record.digest);
@@ -225,10 +229,10 @@ impl Passes {
                 drop(uses);
                 pass.clone()
             }
-            None => Arc::new(Pass::new(record)),
+            None => Arc::new(Pass::new(record, self.counted.clone())),
         };
         let now: Vec<Arc<Pass>> = records.into_iter().map(renewed).collect();
-        self.0.store(Arc::new(now.clone()));
+        self.now.store(Arc::new(now.clone()));
         for pass in before.iter().filter(|pass| !now.iter().any(|kept| Arc::ptr_eq(kept, pass))) {
             pass.ended.cancel();
         }
@@ -242,7 +246,7 @@ impl Passes {
     pub fn find(&self, shown: &Secret, now: OffsetDateTime) -> Result<Arc<Pass>, Refused> {
         let digest = shown.fingerprint();
         let mut found = None;
-        for pass in self.0.load().iter() {
+        for pass in self.now.load().iter() {
             // None is left out, so that the time does not tell which one was near.
             if pass.record.digest.is_same(&digest) {
                 found = Some(pass.clone());
@@ -254,7 +258,7 @@ impl Passes {
 
     /// Ends those whose time is over, and says when the next one's will be.
     pub fn end_expired(&self, now: OffsetDateTime) -> Option<OffsetDateTime> {
-        let passes = self.0.load();
+        let passes = self.now.load();
         for pass in passes.iter().filter(|pass| pass.record.has_expired(now)) {
             pass.ended.cancel();
         }
@@ -263,13 +267,18 @@ impl Passes {
 
     /// Whether there is one.
     pub fn has_any(&self) -> bool {
-        !self.0.load().is_empty()
+        !self.now.load().is_empty()
+    }
+
+    /// Waits until a request was counted since this ended last.
+    pub async fn counted(&self) {
+        self.counted.notified().await;
     }
 
     /// What was counted and no record knows of, where there is something.
     pub fn unsaved(&self) -> Vec<(Fingerprint, u64)> {
         let counted = |pass: &Arc<Pass>| (pass.record.digest, pass.uses().unsaved);
-        self.0.load().iter().map(counted).filter(|(_, count)| *count > 0).collect()
+        self.now.load().iter().map(counted).filter(|(_, count)| *count > 0).collect()
     }
 }
 
@@ -312,7 +321,7 @@ mod tests {
         let passes = Passes::default();
         assert_eq!(find(&passes, "a").unwrap_err(), Refused::Unknown);
         passes.replace(vec![record("a"), record("b")], &[]);
-        assert_eq!(find(&passes, "b").unwrap().name().as_str(), "b");
+        assert_eq!(find(&passes, "b").unwrap().record.name.as_str(), "b");
         for wrong in ["", "B", "b ", "c"] {
             assert_eq!(find(&passes, wrong).unwrap_err(), Refused::Unknown, "{wrong:?}");
         }

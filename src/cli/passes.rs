@@ -63,6 +63,10 @@ impl Followed {
 
     /// Follows them to the end of the runtime.
     pub(super) async fn follow(self: Arc<Self>) {
+        tokio::join!(self.follow_file(), self.save_uses());
+    }
+
+    async fn follow_file(&self) {
         let mut changes = Changes::at_once(vec![self.file.path()], self.jobs.clone());
         let mut complaint = Complaint::default();
         loop {
@@ -73,11 +77,25 @@ impl Followed {
             let error = tokio::select! {
                 () = changes.next() => self.look().await.err(),
                 () = tokio::time::sleep(until_next.max(SHORTEST)) => continue,
-                () = tokio::time::sleep(SAVED_EVERY) => self.save().await.err(),
             };
-            complaint.now(error.map(|error| {
-                format!("{}; the passes from before stay in force", output::chain_of(&error))
-            }));
+            complaint.now(error.map(in_vain));
+        }
+    }
+
+    /// Saves what is counted, some time after it was: much of it comes at once.
+    async fn save_uses(&self) {
+        let mut complaint = Complaint::default();
+        loop {
+            self.passes.counted().await;
+            loop {
+                tokio::time::sleep(SAVED_AFTER).await;
+                let error = self.save().await.err();
+                let is_saved = error.is_none();
+                complaint.now(error.map(in_vain));
+                if is_saved {
+                    break;
+                }
+            }
         }
     }
 
@@ -124,8 +142,12 @@ impl Followed {
     }
 }
 
-/// How often uses are saved: a crash loses what was counted since.
-const SAVED_EVERY: Duration = Duration::from_secs(1);
+fn in_vain(error: StoreError) -> String {
+    format!("{}; the passes from before stay in force", output::chain_of(&error))
+}
+
+/// How long after a use it is saved, with those that came meanwhile: a crash loses so much.
+const SAVED_AFTER: Duration = Duration::from_secs(1);
 
 /// How long the next end of a pass is waited for at most, because clocks are set.
 const LONGEST: Duration = Duration::from_secs(60);

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -60,15 +59,8 @@ impl Following {
     }
 
     /// The policy as it is now; `None` while nothing but the user's own configuration makes no sense: what it said before
-    /// stays in force, as all else that it said. An editor may be writing a file at this moment, so one that
-    /// makes no sense is looked at again before nothing is allowed.
+    /// stays in force, as all else that it said. The files stand still when they are read.
     fn read(&self) -> Option<Policy> {
-        for _ in 0..LOOKS {
-            if let Ok(policy) = self.files.read(&self.home) {
-                return Some(policy);
-            }
-            std::thread::sleep(PAUSE);
-        }
         match self.files.read(&self.home) {
             Ok(policy) => Some(policy),
             Err(errors) if self.files.are_of_the_user(&errors) => None,
@@ -84,10 +76,6 @@ impl Following {
         }
     }
 }
-
-/// How often, and how far apart, a file that makes no sense is looked at before it is believed.
-const LOOKS: u32 = 5;
-const PAUSE: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests {

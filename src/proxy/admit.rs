@@ -5,7 +5,6 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{HeaderMap, PROXY_AUTHORIZATION};
-use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
@@ -13,6 +12,7 @@ use super::Shared;
 use super::listener::Client;
 use super::reject::Rejection;
 use crate::access::{Pass, Refused};
+use crate::clock::Clock;
 use crate::origin::{Host, Target};
 use crate::peer;
 use crate::rules::{Action, Decision, Rule, Rules};
@@ -117,9 +117,9 @@ impl Admitted {
     /// # Errors
     ///
     /// [`Rejection::PassRequired`] when the pass counts no more.
-    pub(super) fn count(&self, now: OffsetDateTime) -> Result<(), Rejection> {
+    pub(super) fn count(&self, clock: &Clock) -> Result<(), Rejection> {
         let Some(pass) = &self.pass else { return Ok(()) };
-        pass.take(now).map_err(|why| Rejection::PassRequired { uid: None, why: Some(why) })
+        pass.take(clock.now()).map_err(|why| Rejection::PassRequired { uid: None, why: Some(why) })
     }
 
     /// Whether it was a pass that let it in.

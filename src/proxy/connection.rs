@@ -132,7 +132,7 @@ async fn connect(
     match decision {
         Decision::Refuse => Err(Rejection::Target("no rule allows this host")),
         Decision::Tunnel => {
-            admitted.count(shared.clock.now())?;
+            admitted.count(&shared.clock)?;
             // Dialled before the answer, so that a failure is explained instead of cut.
             let upstream = shared.upstream.connect(&target, scope, via).await?;
             shared.take_over(hyper::upgrade::on(&mut request), |stream, shared| async move {
@@ -171,7 +171,7 @@ async fn plain(
     shared.now.load().decoys.check(&request, None)?;
     // No rule speaks of the host.
     let scope = admitted.elsewhere()?;
-    admitted.count(shared.clock.now())?;
+    admitted.count(&shared.clock)?;
     strip_hop_by_hop(request.headers_mut());
     let request = request.map(|body| Body::from(body).map_trailers(decoys::strip_trailers));
     let sending = async {

@@ -62,7 +62,7 @@ async fn answer(
 ) -> Result<Response<Body>, Rejection> {
     check_framing(&request)?;
     connection.check_names(&request)?;
-    connection.admitted.count(connection.shared.clock.now())?;
+    connection.admitted.count(&connection.shared.clock)?;
     let upgrade = Upgrade::take(&mut request)?;
     // The snapshot is held for the exchange, so that the rule cannot change under it.
     let now = connection.shared.now.load_full();
