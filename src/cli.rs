@@ -42,6 +42,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::env::{Environment, LOG};
 use crate::config::{Config, ListenAddress, Listener, Overrides};
+use crate::fault;
 use crate::origin::Target;
 use crate::telemetry;
 use output::{Failure, WRONG_USE};
@@ -169,6 +170,9 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
             .hint("a level, error to trace, or that of a part: debug, valetkey::proxy=trace")
     })?;
 
+    if let Some(faults) = env.text(fault::VARIABLE) {
+        fault::arm(&faults).map_err(|what| Failure::new(format!("{}: {what}", fault::VARIABLE)))?;
+    }
     let overrides = Overrides { config: arguments.config, ..Overrides::default() };
     let mut typed = Typed { env, overrides };
     match arguments.command {

@@ -7,6 +7,7 @@ pub mod clock;
 pub mod config;
 pub mod credential;
 pub mod decoy;
+pub mod fault;
 pub mod group;
 pub mod headers;
 pub mod inject;

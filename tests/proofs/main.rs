@@ -1,0 +1,26 @@
+//! Proofs by attack: many rounds of what must never happen. `tests/proofs/run --long` has more of them.
+//!
+//! Without `--long` each proof is as long as every run of the tests can bear.
+
+#![allow(
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test may fail by panicking, and says what it skipped or counted"
+)]
+
+#[path = "../real/served.rs"]
+#[allow(dead_code, reason = "the tests with real programs use the rest")]
+mod served;
+#[path = "../real/support.rs"]
+#[allow(dead_code, reason = "the tests with real programs use the rest")]
+mod support;
+
+/// How many rounds: the first number in every run of the tests, the second with `--long`.
+#[allow(dead_code, reason = "until there is a proof")]
+fn rounds(usual: usize, long: usize) -> usize {
+    match support::option_env_now("VALETKEY_PROOFS").as_deref() {
+        Some("long") => long,
+        _ => usual,
+    }
+}
