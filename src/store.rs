@@ -2,11 +2,13 @@
 
 pub mod codex;
 mod file;
+mod journal;
 pub mod keyring;
 pub mod memory;
 pub mod passes;
 mod record;
 mod safety;
+mod seal;
 pub mod sealed;
 mod watch;
 
@@ -19,6 +21,7 @@ use tokio::sync::watch::Receiver;
 
 use crate::credential::Login;
 
+pub use journal::{Journal, Left, Redeemed, Stamp};
 pub use record::{Header, Phase, Record, Version};
 pub use safety::warnings;
 
@@ -65,6 +68,22 @@ pub trait RecordStore: Send + Sync {
         }
         .boxed()
     }
+
+    /// Reserves a journal for the request of that claim, durably and with all the room that it will need: only then
+    /// may the request be sent. `None` where the record ends with the process, which no journal would outlive.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; then there is none.
+    fn reserve(&self, stamp: Stamp) -> BoxFuture<'_, Result<Option<Box<dyn Journal>>, StoreError>>;
+
+    /// What the journals of the record, whosever they are, tell of that claim and generation. Removes those that are
+    /// of no use any more.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when there may be an answer that cannot be read now.
+    fn look_back(&self, stamp: Stamp) -> BoxFuture<'_, Result<Left, StoreError>>;
 
     /// A number that moves when the record may have changed. A hint only: a change may go unseen,
     /// so whoever waits looks again from time to time.

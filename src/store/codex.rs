@@ -21,6 +21,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
+use super::journal::{Journal, Journals, Left, Stamp};
 use super::keyring::Keyring;
 use super::watch::Watch;
 use super::{Cas, Durability, Header, Record, RecordStore, StoreError, Version, file, record};
@@ -82,6 +83,21 @@ impl RecordStore for CodexStore {
         self.run(move |home| home.put(login, lifetime))
     }
 
+    fn reserve(&self, stamp: Stamp) -> BoxFuture<'_, Result<Option<Box<dyn Journal>>, StoreError>> {
+        let tasks = self.tasks.clone();
+        self.run(move |home| {
+            let _ours = home.lock(LOCK_LIMIT)?;
+            home.journals().reserve(stamp, tasks).map(Some)
+        })
+    }
+
+    fn look_back(&self, stamp: Stamp) -> BoxFuture<'_, Result<Left, StoreError>> {
+        self.run(move |home| {
+            let lock = home.ours().join("lock");
+            home.journals().look_and_tidy(&stamp, &lock)
+        })
+    }
+
     fn changes(&self) -> watch::Receiver<u64> {
         self.home.watch.subscribe()
     }
@@ -115,6 +131,21 @@ impl Home {
     /// The record's file, named as the keyring entry of this home is, so that both are one record.
     fn sidecar(&self) -> PathBuf {
         self.ours().join(format!("{}.json", self.cache.hash()))
+    }
+
+    fn journals(&self) -> Journals<'_> {
+        Journals {
+            folder: self.ours(),
+            name: self.cache.hash(),
+            keyring: &self.cache.keyring,
+            in_keyring: *self.found_in() == Some(Spot::Entry),
+        }
+    }
+
+    /// Our lock over the home, for one reading and writing.
+    fn lock(&self, limit: Duration) -> Result<std::fs::File, StoreError> {
+        file::make_private_folder(&self.ours())?;
+        file::lock(&self.ours().join("lock"), 0o600, limit)
     }
 
     fn found_in(&self) -> std::sync::MutexGuard<'_, Option<Spot>> {
@@ -173,8 +204,7 @@ impl Home {
 
     /// Removes the older of two copies under our lock, unless somebody holds it.
     fn tidy(&self, before: &Found) -> Result<(), StoreError> {
-        file::make_private_folder(&self.ours())?;
-        let _ours = file::lock(&self.ours().join("lock"), 0o600, Duration::ZERO)?;
+        let _ours = self.lock(Duration::ZERO)?;
         let now = self.read(Reading::Strict)?;
         if now.version == before.version
             && let Some(stale) = now.spot.map(Spot::other)
@@ -186,8 +216,7 @@ impl Home {
     }
 
     fn swap(&self, expected: Version, record: &Record) -> Result<Cas, StoreError> {
-        file::make_private_folder(&self.ours())?;
-        let _ours = file::lock(&self.ours().join("lock"), 0o600, LOCK_LIMIT)?;
+        let _ours = self.lock(LOCK_LIMIT)?;
         let found = self.read(Reading::Strict)?;
         if found.version != expected {
             return Ok(Cas::Conflict);
@@ -208,13 +237,16 @@ impl Home {
 
     /// Replaces whatever is there. A keyring that cannot be read keeps nobody from signing in or out.
     fn put(&self, login: Option<Login>, lifetime: Option<Duration>) -> Result<(), StoreError> {
-        file::make_private_folder(&self.ours())?;
-        let _ours = file::lock(&self.ours().join("lock"), 0o600, LOCK_LIMIT)?;
+        let _ours = self.lock(LOCK_LIMIT)?;
         for _ in 0..PUT_TRIES {
             let found = self.read(Reading::ToReplace)?;
             let header = Header { lifetime, ..found.header.next_line(login.as_ref()) };
-            match self.write(&found, &Record { header, login: login.clone() }) {
-                Ok(Some(_)) => return Ok(()),
+            let record = Record { header, login: login.clone() };
+            match self.write(&found, &record) {
+                Ok(Some(_)) => {
+                    self.journals().sweep_after(&Stamp::of(&record));
+                    return Ok(());
+                }
                 Ok(None) => {}
                 Err(error) if self.holds(login.as_ref()) => {
                     // The record follows from the tokens: the next who writes it down writes this one.

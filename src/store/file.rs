@@ -13,6 +13,7 @@ use rustix::process::geteuid;
 use zeroize::Zeroizing;
 
 use super::StoreError;
+use crate::fault;
 
 /// What is in a file; `None` when there is none. Wiped on drop.
 ///
@@ -20,6 +21,24 @@ use super::StoreError;
 ///
 /// [`StoreError::Denied`] for a link, for anything but a file, and for somebody else's file.
 pub(super) fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
+    let Some(file) = open(path)? else { return Ok(None) };
+    let about = file.metadata().map_err(|error| refused(path, &error))?;
+    if about.len() > MAX_FILE_BYTES {
+        return Err(corrupt(path, "it is longer than 1 MiB".to_owned()));
+    }
+    // One more byte than there are, so that the buffer does not grow and leave a copy behind.
+    let length = usize::try_from(about.len()).unwrap_or(0);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(length + 1));
+    file.take(MAX_FILE_BYTES).read_to_end(&mut bytes).map_err(|error| refused(path, &error))?;
+    Ok(Some(bytes))
+}
+
+/// A file of ours, open for reading; `None` when there is none.
+///
+/// # Errors
+///
+/// As [`read`].
+pub(super) fn open(path: &Path) -> Result<Option<File>, StoreError> {
     // Opened first and judged by what was opened; without O_NONBLOCK a named pipe would hold us.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let opened = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path);
@@ -35,14 +54,7 @@ pub(super) fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError
     if about.uid() != geteuid().as_raw() {
         return Err(denied(path, "it belongs to somebody else"));
     }
-    if about.len() > MAX_FILE_BYTES {
-        return Err(corrupt(path, "it is longer than 1 MiB".to_owned()));
-    }
-    // One more byte than there are, so that the buffer does not grow and leave a copy behind.
-    let length = usize::try_from(about.len()).unwrap_or(0);
-    let mut bytes = Zeroizing::new(Vec::with_capacity(length + 1));
-    file.take(MAX_FILE_BYTES).read_to_end(&mut bytes).map_err(|error| refused(path, &error))?;
-    Ok(Some(bytes))
+    Ok(Some(file))
 }
 
 /// Puts a file in place, whole and durably, as 0600: written beside it under a name that starts with
@@ -54,7 +66,9 @@ pub(super) fn replace(path: &Path, prefix: &str, bytes: &[u8]) -> Result<(), Sto
         let mut fresh = tempfile::Builder::new().prefix(prefix).tempfile_in(folder)?;
         fresh.write_all(bytes)?;
         fresh.as_file().sync_all()?;
+        fault::point("saving");
         fresh.persist(path).map_err(|error| error.error)?;
+        fault::point("renamed");
         File::open(folder)?.sync_all()
     };
     write().map_err(|error| refused(path, &error))
@@ -124,7 +138,8 @@ fn denied(path: &Path, what: &str) -> StoreError {
     StoreError::Denied { place: path.display().to_string(), what: what.to_owned() }
 }
 
-fn refused(path: &Path, error: &io::Error) -> StoreError {
+/// What the system's error about that file means for its store.
+pub(super) fn refused(path: &Path, error: &io::Error) -> StoreError {
     let place = path.display().to_string();
     if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) {
         return denied(path, "it is a symbolic link");
@@ -155,7 +170,7 @@ fn absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound)
 }
 
-fn folder_of(path: &Path) -> io::Result<&Path> {
+pub(super) fn folder_of(path: &Path) -> io::Result<&Path> {
     path.parent().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
 }
 

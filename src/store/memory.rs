@@ -6,7 +6,9 @@ use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, ready};
 use tokio::sync::watch;
 
-use super::{Cas, Durability, Header, Record, RecordStore, StoreError, Version};
+use super::{
+    Cas, Durability, Header, Journal, Left, Record, RecordStore, Stamp, StoreError, Version,
+};
 use crate::credential::Login;
 use crate::secret::Fingerprint;
 
@@ -54,6 +56,14 @@ impl RecordStore for MemoryStore {
 
     fn cas(&self, expected: Version, record: Record) -> BoxFuture<'_, Result<Cas, StoreError>> {
         ready(Ok(self.swap(expected, record))).boxed()
+    }
+
+    fn reserve(&self, _: Stamp) -> BoxFuture<'_, Result<Option<Box<dyn Journal>>, StoreError>> {
+        ready(Ok(None)).boxed()
+    }
+
+    fn look_back(&self, _: Stamp) -> BoxFuture<'_, Result<Left, StoreError>> {
+        ready(Ok(Left::Nothing)).boxed()
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

@@ -185,19 +185,19 @@ pub(super) fn same_login(one: Option<&Login>, other: Option<&Login>) -> bool {
 }
 
 /// Fingerprints as hexadecimal text.
-mod hex {
+pub(super) mod hex {
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
     use crate::secret::Fingerprint;
 
-    pub(super) fn serialize<S: Serializer>(
+    pub(in crate::store) fn serialize<S: Serializer>(
         value: &Option<Fingerprint>,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         value.map(Fingerprint::to_hex).serialize(serializer)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+    pub(in crate::store) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Option<Fingerprint>, D::Error> {
         let read =

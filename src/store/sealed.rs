@@ -1,7 +1,7 @@
 //! Keeps a login at any issuer in a file of ours: sealed with a key in the keyring, or in a private file.
 
-mod form;
-mod key;
+pub(super) mod form;
+pub(super) mod key;
 #[cfg(test)]
 mod tests;
 
@@ -12,8 +12,8 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch::Receiver;
-use zeroize::Zeroizing;
 
+use super::journal::{Journal, Journals, Left, Stamp};
 use super::keyring::Keyring;
 use super::watch::Watch;
 use super::{Cas, Durability, Header, Record, RecordStore, StoreError, Version, file};
@@ -83,6 +83,21 @@ impl RecordStore for SealedStore {
         lifetime: Option<Duration>,
     ) -> BoxFuture<'_, Result<(), StoreError>> {
         self.run(move |place| place.put(login, lifetime))
+    }
+
+    fn reserve(&self, stamp: Stamp) -> BoxFuture<'_, Result<Option<Box<dyn Journal>>, StoreError>> {
+        let tasks = self.tasks.clone();
+        self.run(move |place| {
+            let _ours = place.lock()?;
+            place.journals().reserve(stamp, tasks).map(Some)
+        })
+    }
+
+    fn look_back(&self, stamp: Stamp) -> BoxFuture<'_, Result<Left, StoreError>> {
+        self.run(move |place| {
+            let lock = place.folder.join("lock");
+            place.journals().look_and_tidy(&stamp, &lock)
+        })
     }
 
     fn file(&self) -> Option<PathBuf> {
@@ -170,6 +185,15 @@ impl Place {
         StoreError::Corrupt { place, what, is_replaceable: true }
     }
 
+    fn journals(&self) -> Journals<'_> {
+        Journals {
+            folder: self.folder.clone(),
+            name: self.name.to_string(),
+            keyring: &self.keyring,
+            in_keyring: *self.form() == Some(Form::Sealed),
+        }
+    }
+
     /// Our lock over the folder, for one reading and writing.
     fn lock(&self) -> Result<std::fs::File, StoreError> {
         file::make_private_folder(&self.folder)?;
@@ -207,7 +231,10 @@ impl Place {
             Some(_) => self.form_of_new_login(),
             None => Form::Plain,
         };
-        self.write(&Record { header, login }, form).map(drop)
+        let record = Record { header, login };
+        self.write(&record, form)?;
+        self.journals().sweep_after(&Stamp::of(&record));
+        Ok(())
     }
 
     /// A login stays as it was found, so that a refresh asks as little as it can of a keyring.
@@ -260,6 +287,3 @@ fn concerns_us(path: &Path) -> bool {
 
 /// Held for a read and a write, and two questions to a keyring.
 const LOCK_LIMIT: Duration = Duration::from_secs(10);
-
-/// What a key is: 32 bytes, wiped on drop.
-type Key = Zeroizing<[u8; 32]>;

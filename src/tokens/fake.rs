@@ -17,7 +17,9 @@ use crate::credential::{Account, Login, TokenSet};
 use crate::oauth::{Answer, Issuer, Reason, RefreshError};
 use crate::secret::Secret;
 use crate::store::memory::MemoryStore;
-use crate::store::{Cas, Durability, Record, RecordStore, StoreError, Version};
+use crate::store::{
+    Cas, Durability, Journal, Left, Record, RecordStore, Redeemed, Stamp, StoreError, Version,
+};
 
 /// An issuer that takes each refresh token once and ends the login when one comes twice.
 pub(super) struct StrictIssuer {
@@ -163,6 +165,8 @@ impl Issuer for StrictIssuer {
 /// A store in memory that stumbles on demand.
 pub(super) struct Stumbling {
     pub(super) inner: MemoryStore,
+    /// The journals, which outlive their owners.
+    pub(super) drawer: Arc<Drawer>,
     /// What becomes of the next calls of `cas`.
     pub(super) script: Mutex<VecDeque<Stumble>>,
     /// How many calls of `cas` and `get` fail from now on.
@@ -189,6 +193,7 @@ impl Stumbling {
     pub(super) fn new(login: Option<Login>) -> Arc<Self> {
         Arc::new(Self {
             inner: MemoryStore::new(login),
+            drawer: Arc::default(),
             script: Mutex::default(),
             broken: AtomicUsize::new(0),
             gets: AtomicUsize::new(0),
@@ -201,9 +206,14 @@ impl Stumbling {
     }
 
     fn is_broken(&self) -> bool {
-        let less = |left: usize| left.checked_sub(1);
-        self.broken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+        is_due(&self.broken)
     }
+}
+
+/// Whether the next call is to fail, of so many.
+fn is_due(calls: &AtomicUsize) -> bool {
+    let less = |left: usize| left.checked_sub(1);
+    calls.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
 }
 
 fn out_of_reach() -> StoreError {
@@ -243,6 +253,18 @@ impl RecordStore for Stumbling {
         .boxed()
     }
 
+    fn reserve(&self, stamp: Stamp) -> BoxFuture<'_, Result<Option<Box<dyn Journal>>, StoreError>> {
+        let reserved = match is_due(&self.drawer.full) {
+            true => Err(out_of_reach()),
+            false => Ok(self.drawer.reserve(stamp)),
+        };
+        std::future::ready(reserved).boxed()
+    }
+
+    fn look_back(&self, stamp: Stamp) -> BoxFuture<'_, Result<Left, StoreError>> {
+        std::future::ready(Ok(self.drawer.look(&stamp))).boxed()
+    }
+
     fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changes()
     }
@@ -253,6 +275,76 @@ impl RecordStore for Stumbling {
 
     fn durability(&self) -> BoxFuture<'_, Result<Durability, StoreError>> {
         self.inner.durability()
+    }
+}
+
+/// Journals in memory, which are there after their owner has died, as files are.
+#[derive(Default)]
+pub(super) struct Drawer {
+    kept: Mutex<Vec<Kept>>,
+    /// How many calls of `reserve` fail from now on.
+    pub(super) full: AtomicUsize,
+    /// How many of `keep` do.
+    pub(super) broken: AtomicUsize,
+}
+
+struct Kept {
+    stamp: Stamp,
+    answer: Option<Redeemed>,
+    /// Dropped with the owner's half.
+    held: std::sync::Weak<()>,
+}
+
+/// The owner's half of a journal.
+struct Half {
+    drawer: Arc<Drawer>,
+    stamp: Stamp,
+    _held: Arc<()>,
+}
+
+impl Drawer {
+    /// How many are there.
+    pub(super) fn count(&self) -> usize {
+        self.kept.lock().unwrap().len()
+    }
+
+    fn reserve(self: &Arc<Self>, stamp: Stamp) -> Option<Box<dyn Journal>> {
+        let held = Arc::new(());
+        let kept = Kept { stamp: stamp.clone(), answer: None, held: Arc::downgrade(&held) };
+        self.kept.lock().unwrap().push(kept);
+        Some(Box::new(Half { drawer: Arc::clone(self), stamp, _held: held }))
+    }
+
+    fn look(&self, stamp: &Stamp) -> Left {
+        let mut kept = self.kept.lock().unwrap();
+        kept.retain(|it| it.held.strong_count() > 0 || it.stamp.is_same_generation(stamp));
+        let mut left = Left::Nothing;
+        for it in kept.iter().filter(|it| it.stamp.is_same_generation(stamp)) {
+            if let Some(redeemed) = &it.answer {
+                return Left::Answer(Box::new(redeemed.clone()));
+            }
+            if it.held.strong_count() == 0 && it.stamp.is_same_claim(stamp) {
+                left = Left::Abandoned;
+            }
+        }
+        left
+    }
+}
+
+impl Journal for Half {
+    fn keep(&self, redeemed: &Redeemed) -> BoxFuture<'_, Result<(), StoreError>> {
+        if is_due(&self.drawer.broken) {
+            return std::future::ready(Err(out_of_reach())).boxed();
+        }
+        let mut kept = self.drawer.kept.lock().unwrap();
+        let own = kept.iter_mut().find(|it| it.stamp == self.stamp).unwrap();
+        own.answer = Some(redeemed.clone());
+        std::future::ready(Ok(())).boxed()
+    }
+
+    fn forget(&self) -> BoxFuture<'_, ()> {
+        self.drawer.kept.lock().unwrap().retain(|it| it.stamp != self.stamp);
+        std::future::ready(()).boxed()
     }
 }
 

@@ -23,7 +23,7 @@ use crate::credential::{Account, Credential, CredentialName, Login, LoginKind, P
 use crate::oauth::{Issuer, Reason, RefreshError, refresh, wire};
 use crate::policy::Violation;
 use crate::secret::{Fingerprint, Secret};
-use crate::store::{Cas, Record, RecordStore, StoreError, remove_login_if};
+use crate::store::{Cas, Phase, Record, RecordStore, StoreError, remove_login_if};
 use crate::tasks::Tasks;
 
 pub(super) struct Rotating {
@@ -113,6 +113,7 @@ impl Rotating {
         });
         // Before the first read, so that nothing that comes after it is missed.
         let changes = rotating.store.changes();
+        rotating.recover().await;
         rotating.read(Duration::ZERO).await;
         rotating.delete_what_is_forbidden().await;
         parts.background.spawn(watch_store(Arc::downgrade(&rotating), changes, stop));
@@ -418,12 +419,12 @@ impl Rotating {
             Ok(record) => record,
             Err(_) => {
                 self.gate().outlived = successor.follows();
-                self.adopt(&successor.unsaved(), Some(successor.received));
+                self.adopt(&successor.unsaved(), successor.received);
                 landing.send_replace(Some(Ok(())));
                 saved.await
             }
         };
-        let received = successor.is_in(&record).then_some(successor.received);
+        let received = successor.received.filter(|_| successor.is_in(&record));
         self.adopt(&record, received);
         self.gate().outlived = None;
         tracing::info!(credential = %self.name, "refreshed");
@@ -486,6 +487,20 @@ impl Rotating {
             }
             return true;
         }
+    }
+
+    /// Saves what an owner that died was answered, if there is such.
+    async fn recover(&self) {
+        if let Err(error) = self.rotation.recover().await {
+            tracing::debug!(credential = %self.name, %error, "no journal could be looked at");
+        }
+    }
+
+    /// Whether somebody may have sent the refresh token that is held, and nobody knows what was answered.
+    fn is_unsettled(&self) -> bool {
+        let held = self.held.load();
+        let phase = held.header.as_ref().map(|header| &header.phase);
+        matches!(phase, Some(Phase::Posting | Phase::Unknown))
     }
 
     /// Holds what a refresh has brought.
@@ -744,6 +759,10 @@ async fn watch_store(
         }
         let Some(source) = source.upgrade() else { return };
         source.read(Duration::ZERO).await;
+        if source.is_unsettled() {
+            source.recover().await;
+            source.read(Duration::ZERO).await;
+        }
         source.delete_what_is_forbidden().await;
         source.refresh_if_due(&source.held.load_full());
         wait = source.until_due();

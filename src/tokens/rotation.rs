@@ -3,12 +3,14 @@
 //!
 //! `idle → claimed → posting → idle (one generation on) | unknown | dead`. Each arrow is a
 //! compare-and-set. The one right before the request is the fence: a process that slept past its claim
-//! fails there, before anything irreversible. The commit is bound to the generation and not to the
+//! fails there, before anything irreversible. A journal is reserved before the fence and has the answer before
+//! anybody uses it, so that whoever looks can end what a process that died has begun. The commit is bound to the generation and not to the
 //! claim: whoever holds the successor may publish it.
 
 #[cfg(test)]
 mod tests;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,9 +22,12 @@ use tokio::time::{Instant, sleep, timeout};
 use super::expiry::{Received, later, lifetime};
 use crate::clock::Clock;
 use crate::credential::{Login, TokenSet};
+use crate::fault;
 use crate::oauth::{Answer, Issuer, Reason, RefreshError, Trouble};
 use crate::secret::Fingerprint;
-use crate::store::{Cas, Header, Phase, Record, RecordStore, StoreError, Version};
+use crate::store::{
+    Cas, Header, Journal, Left, Phase, Record, RecordStore, Redeemed, Stamp, StoreError, Version,
+};
 
 /// The rotation of one login, as one owner sees it. At most one [`Rotation::refresh`] runs at a time.
 pub(super) struct Rotation {
@@ -63,11 +68,14 @@ pub(super) enum Outcome {
 pub(super) struct Successor {
     /// The record as it stood when the request was sent.
     parent: Record,
-    login: Login,
-    access: Fingerprint,
-    forced_at: Option<OffsetDateTime>,
-    /// When this process received it.
-    pub(super) received: Received,
+    redeemed: Redeemed,
+    access: Option<Fingerprint>,
+    /// Where it is written down until it is published.
+    journal: Option<Box<dyn Journal>>,
+    /// Whether it is.
+    is_kept: AtomicBool,
+    /// When this process received it; `None` where it was another one.
+    pub(super) received: Option<Received>,
     /// The issuer's clock less ours, where it told its time.
     pub(super) skew: Option<time::Duration>,
 }
@@ -108,7 +116,14 @@ impl Rotation {
             if !self.is_wanted(&record, want) {
                 return Ok(Outcome::Found(Box::new(record)));
             }
-            match self.next(&record.header, seen.unchanged_for(version), want) {
+            let unchanged = match self.store.look_back(Stamp::of(&record)).await? {
+                Left::Answer(redeemed) => {
+                    return Ok(Outcome::Redeemed(Box::new(Successor::found(record, *redeemed))));
+                }
+                Left::Abandoned => Duration::MAX,
+                Left::Nothing => seen.unchanged_for(version),
+            };
+            match self.next(&record.header, unchanged, want) {
                 Next::Claim => {
                     if let Some(outcome) = self.claim(version, record, want).await? {
                         return Ok(outcome);
@@ -125,6 +140,21 @@ impl Rotation {
         }
     }
 
+    /// Publishes an answer that whoever asked for it has left in a journal. Whether there was one.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; then it is still there.
+    pub(super) async fn recover(&self) -> Result<bool, StoreError> {
+        let (_, record) = self.store.get().await?;
+        let Left::Answer(redeemed) = self.store.look_back(Stamp::of(&record)).await? else {
+            return Ok(false);
+        };
+        let successor = Successor::found(record, *redeemed);
+        while self.try_publish(&successor).await?.is_none() {}
+        Ok(true)
+    }
+
     /// Whether the record still holds the unwanted token, and there is something to ask with for its successor.
     fn is_wanted(&self, record: &Record, want: &Want) -> bool {
         access_of(record) == want.unwanted
@@ -133,7 +163,8 @@ impl Rotation {
             && !matches!(record.header.phase, Phase::Dead(_))
     }
 
-    /// What the phase allows. `unchanged` is how long the record has been seen as it is.
+    /// What the phase allows. `unchanged` is how long the record has been seen as it is; for ever where its owner has
+    /// died.
     fn next(&self, header: &Header, unchanged: Duration, want: &Want) -> Next {
         let own = header.owner == self.owner;
         match header.phase {
@@ -156,13 +187,14 @@ impl Rotation {
         }
     }
 
-    /// Claims the generation, fences, and redeems it. `None` when somebody else was first.
+    /// Claims the generation, reserves a journal, fences, and redeems it. `None` when somebody else was first.
     async fn claim(
         &self,
         version: Version,
         mut record: Record,
         want: &Want,
     ) -> Result<Option<Outcome>, StoreError> {
+        let before = record.header.phase.clone();
         record.header = Header {
             phase: Phase::Claimed,
             owner: self.owner.clone(),
@@ -172,18 +204,37 @@ impl Rotation {
         let Some(version) = self.step(version, &record, record.header.clone()).await? else {
             return Ok(None);
         };
-        // The journal's note that this generation is about to be sent belongs here, before the fence.
+        fault::point("claimed");
+        let journal = match self.store.reserve(Stamp::of(&record)).await {
+            Ok(journal) => journal,
+            Err(error) => {
+                // Nothing was sent, so others need not wait. Where this fails too, they do.
+                let free = Header { phase: before, ..record.header.clone() };
+                drop(self.step(version, &record, free).await);
+                return Err(error);
+            }
+        };
+        fault::point("noted");
         record.header.phase = Phase::Posting;
-        if self.step(version, &record, record.header.clone()).await?.is_none() {
-            return Ok(None);
+        let fenced = self.step(version, &record, record.header.clone()).await;
+        if !matches!(fenced, Ok(Some(_))) {
+            forget(journal.as_deref()).await;
+            return fenced.map(|_| None);
         }
+        fault::point("posting");
         match self.issuer.renew(tokens_of(&record), want.reason).await {
-            // The journal's sealed copy of the answer belongs here, before anybody sees it.
             Ok(answer) => {
-                let successor = self.successor(record, answer, want.reason);
+                fault::point("answered");
+                let successor = self.successor(record, answer, journal, want.reason);
+                successor.keep().await;
+                fault::point("journaled");
                 Ok(Some(Outcome::Redeemed(Box::new(successor))))
             }
-            Err(error) => Ok(Some(self.settle(record, &error).await)),
+            Err(error) => {
+                let outcome = self.settle(record, &error).await;
+                forget(journal.as_deref()).await;
+                Ok(Some(outcome))
+            }
         }
     }
 
@@ -205,11 +256,17 @@ impl Rotation {
         }
     }
 
-    fn successor(&self, parent: Record, answer: Answer, reason: Reason) -> Successor {
+    fn successor(
+        &self,
+        parent: Record,
+        answer: Answer,
+        journal: Option<Box<dyn Journal>>,
+        reason: Reason,
+    ) -> Successor {
         let (at, now) = (self.clock.instant(), self.clock.now());
         let skew = answer.date.map(|date| date - now);
         let lifetime = lifetime(&answer, now);
-        let access = answer.access.fingerprint();
+        let access = Some(answer.access.fingerprint());
         let old = tokens_of(&parent);
         let set = TokenSet {
             access: answer.access,
@@ -219,29 +276,35 @@ impl Rotation {
             last_refresh: Some(now),
         };
         let forced = (reason == Reason::Unauthorized).then_some(now);
-        Successor {
+        let redeemed = Redeemed {
             login: match &parent.login {
                 Some(Login::ChatGpt(_)) => Login::ChatGpt(set),
                 _ => Login::OAuth(set),
             },
-            access,
+            lifetime,
             forced_at: forced.or(parent.header.forced_at),
-            received: Received { at, lifetime },
-            skew,
-            parent,
-        }
+        };
+        let received = Some(Received { at, lifetime });
+        let is_kept = AtomicBool::new(false);
+        Successor { redeemed, access, journal, is_kept, received, skew, parent }
     }
 
     /// Publishes a successor, however long that takes, and answers with what the store holds then:
-    /// the successor, or what has superseded it.
+    /// the successor, or what has superseded it. Its journal is removed.
     pub(super) async fn publish(&self, successor: &Successor) -> Record {
         let mut pause = SAVE_PAUSE;
         loop {
             match self.try_publish(successor).await {
-                Ok(Some(record)) => return record,
+                Ok(Some(record)) => {
+                    fault::point("published");
+                    self.tidy(successor, &record).await;
+                    fault::point("forgotten");
+                    return record;
+                }
                 Ok(None) => {}
                 Err(error) => {
                     tracing::error!(%error, "a new token set could not be saved, trying again");
+                    successor.keep().await;
                     sleep(pause).await;
                     pause = (pause * 2).min(BACKOFF_LIMIT);
                 }
@@ -252,17 +315,26 @@ impl Rotation {
     /// `None` when it must be tried again at once.
     async fn try_publish(&self, successor: &Successor) -> Result<Option<Record>, StoreError> {
         let (version, record) = self.store.get().await?;
-        if access_of(&record) == Some(successor.access) {
+        if successor.is_in(&record) {
             return Ok(Some(record));
         }
         if !is_same_generation(&record, &successor.parent) {
             tracing::info!("a new token set was superseded by another login");
             return Ok(Some(record));
         }
-        let next = successor.record(&record.header);
+        let next = successor.redeemed.over(&record.header);
         match self.store.cas(version, next.clone()).await? {
             Cas::Done(_) => Ok(Some(next)),
             Cas::Conflict | Cas::Unknown => Ok(None),
+        }
+    }
+
+    /// Removes the journal of a successor that is published, whosever it is.
+    async fn tidy(&self, successor: &Successor, published: &Record) {
+        match successor.journal.as_deref() {
+            Some(journal) => journal.forget().await,
+            // Whether it can be is nothing that anything depends on.
+            None => drop(self.store.look_back(Stamp::of(published)).await),
         }
     }
 
@@ -339,25 +411,35 @@ impl Rotation {
 }
 
 impl Successor {
-    /// The record that publishes this over a header of the same generation.
-    fn record(&self, over: &Header) -> Record {
-        let header = Header {
-            owner: over.owner.clone(),
-            lifetime: self.received.lifetime,
-            forced_at: self.forced_at,
-            ..over.next_generation(&self.login)
-        };
-        Record { header, login: Some(self.login.clone()) }
+    /// One that somebody else was given for that record, and has left.
+    fn found(parent: Record, redeemed: Redeemed) -> Self {
+        tracing::warn!("an answer was found that nobody has saved");
+        let access = redeemed.login.tokens().map(|set| set.access.fingerprint());
+        let is_kept = AtomicBool::new(true);
+        Self { redeemed, access, journal: None, is_kept, received: None, skew: None, parent }
+    }
+
+    /// Writes it down where a crash does not reach it, unless it is. Where that fails it is in memory alone until it
+    /// is published.
+    async fn keep(&self) {
+        let Some(journal) = &self.journal else { return };
+        if self.is_kept.load(Ordering::Relaxed) {
+            return;
+        }
+        match journal.keep(&self.redeemed).await {
+            Ok(()) => self.is_kept.store(true, Ordering::Relaxed),
+            Err(error) => tracing::error!(%error, "a new token set could not be written down"),
+        }
     }
 
     /// The record as it will be, for use while it cannot be saved.
     pub(super) fn unsaved(&self) -> Record {
-        self.record(&self.parent.header)
+        self.redeemed.over(&self.parent.header)
     }
 
     /// Whether a record holds this very set.
     pub(super) fn is_in(&self, record: &Record) -> bool {
-        access_of(record) == Some(self.access)
+        access_of(record) == self.access
     }
 
     /// Fingerprint of the access token that this follows.
@@ -396,6 +478,12 @@ async fn look_again(changes: &mut watch::Receiver<u64>) {
     }
 }
 
+async fn forget(journal: Option<&dyn Journal>) {
+    if let Some(journal) = journal {
+        journal.forget().await;
+    }
+}
+
 /// The tokens of a login that has such.
 pub(super) fn tokens_of(record: &Record) -> Option<&TokenSet> {
     record.login.as_ref().and_then(Login::tokens)
@@ -406,8 +494,7 @@ fn access_of(record: &Record) -> Option<Fingerprint> {
 }
 
 fn is_same_generation(one: &Record, other: &Record) -> bool {
-    let stamp = |header: &Header| (header.line, header.generation, header.refresh);
-    stamp(&one.header) == stamp(&other.header)
+    Stamp::of(one).is_same_generation(&Stamp::of(other))
 }
 
 /// Same generation, same access token.

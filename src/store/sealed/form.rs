@@ -1,16 +1,12 @@
 //! The file of a login: its record in the clear, its tokens in the clear or sealed.
 
-use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
-use aws_lc_rs::rand;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::super::record::{fingerprint, moment};
+use super::super::seal::{Key, open, seal};
 use super::super::{Header, Record};
-use super::Key;
 use crate::credential::{CredentialName, Login, TokenSet};
 use crate::secret::Secret;
 
@@ -32,9 +28,9 @@ pub(super) struct Kept {
     sealed: Option<String>,
 }
 
-/// A login as it is written down. Wiped on drop.
+/// Tokens as they are written down. Wiped on drop.
 #[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
-struct Written {
+pub(in crate::store) struct Written {
     access: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     refresh: Option<String>,
@@ -110,12 +106,12 @@ impl Kept {
     ) -> Result<Option<Login>, String> {
         let login = match (&self.login, &self.sealed, key) {
             (None, None, _) => return Ok(None),
-            (Some(login), ..) => login.to_login(),
+            (Some(login), ..) => Login::OAuth(login.to_set()),
             (None, Some(sealed), Some(key)) => {
                 let bytes = open(sealed, key, &bound_to(name, &self.header))?;
                 let written: Written = serde_json::from_slice(&bytes)
                     .map_err(|_| "what was sealed is no login".to_owned())?;
-                written.to_login()
+                Login::OAuth(written.to_set())
             }
             (None, Some(_), None) => return Err("it is sealed".to_owned()),
         };
@@ -132,7 +128,7 @@ impl Kept {
 }
 
 impl Written {
-    fn of(set: &TokenSet) -> Self {
+    pub(in crate::store) fn of(set: &TokenSet) -> Self {
         let text = |secret: &Secret| secret.expose().to_owned();
         Self {
             access: text(&set.access),
@@ -143,15 +139,15 @@ impl Written {
         }
     }
 
-    fn to_login(&self) -> Login {
+    pub(in crate::store) fn to_set(&self) -> TokenSet {
         let secret = |text: &String| Secret::new(text.as_str());
-        Login::OAuth(TokenSet {
+        TokenSet {
             access: secret(&self.access),
             refresh: self.refresh.as_ref().map(secret),
             id: self.id.as_ref().map(secret),
             account_id: self.account_id.clone(),
             last_refresh: self.last_refresh,
-        })
+        }
     }
 
     fn to_bytes(&self) -> Result<Zeroizing<Vec<u8>>, String> {
@@ -159,7 +155,8 @@ impl Written {
     }
 }
 
-fn json(value: &impl Serialize) -> Result<Zeroizing<Vec<u8>>, String> {
+/// A value in JSON; the buffer is wiped on drop.
+pub(in crate::store) fn json(value: &impl Serialize) -> Result<Zeroizing<Vec<u8>>, String> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(ROOM));
     serde_json::to_writer_pretty(&mut *bytes, value).map_err(|error| error.to_string())?;
     Ok(bytes)
@@ -170,37 +167,6 @@ fn json(value: &impl Serialize) -> Result<Zeroizing<Vec<u8>>, String> {
 fn bound_to(name: &CredentialName, header: &Header) -> Vec<u8> {
     format!("valetkey login/{name}/{}/{}", header.line, header.generation).into_bytes()
 }
-
-fn seal(bytes: &[u8], key: &Key, bound_to: &[u8]) -> Result<String, String> {
-    let failed = |_| "it could not be sealed".to_owned();
-    let mut nonce = [0; NONCE];
-    rand::fill(&mut nonce).map_err(failed)?;
-    // Overwritten in place by what is sealed; the room is for the tag, so that no copy is left behind.
-    let mut sealed = Zeroizing::new(Vec::with_capacity(bytes.len() + AES_256_GCM.tag_len()));
-    sealed.extend_from_slice(bytes);
-    let unique = Nonce::assume_unique_for_key(nonce);
-    let sealing = cipher(key).map_err(failed)?;
-    sealing.seal_in_place_append_tag(unique, Aad::from(bound_to), &mut *sealed).map_err(failed)?;
-    Ok(STANDARD.encode([&nonce[..], &sealed].concat()))
-}
-
-fn open(sealed: &str, key: &Key, bound_to: &[u8]) -> Result<Zeroizing<Vec<u8>>, String> {
-    let failed = || "it was changed, or sealed with another key or for another record".to_owned();
-    let mut bytes = Zeroizing::new(STANDARD.decode(sealed).map_err(|_| failed())?);
-    let (nonce, rest) = bytes.split_at_mut_checked(NONCE).ok_or_else(failed)?;
-    let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| failed())?;
-    let opening = cipher(key).map_err(|_| failed())?;
-    let opened = opening.open_in_place(nonce, Aad::from(bound_to), rest).map_err(|_| failed())?;
-    Ok(Zeroizing::new(opened.to_vec()))
-}
-
-fn cipher(key: &Key) -> Result<LessSafeKey, aws_lc_rs::error::Unspecified> {
-    UnboundKey::new(&AES_256_GCM, key.as_slice()).map(LessSafeKey::new)
-}
-
-/// 96 random bits for each write, which are enough for four billion writes under one key (NIST SP 800-38D,
-/// 8.3).
-const NONCE: usize = 12;
 
 /// Room for any login seen, so that the buffer does not grow and leave copies behind.
 const ROOM: usize = 64 * 1024;

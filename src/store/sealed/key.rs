@@ -7,10 +7,10 @@ use zeroize::Zeroizing;
 
 use super::super::StoreError;
 use super::super::keyring::{Entry, Keyring};
-use super::Key;
+use super::super::seal::Key;
 
 /// The key, if there is one.
-pub(super) fn find(keyring: &Keyring) -> Result<Option<Key>, StoreError> {
+pub(in crate::store) fn find(keyring: &Keyring) -> Result<Option<Key>, StoreError> {
     let entry = entry();
     let found = keyring.get(&entry).map_err(|error| error.into_store_error(&entry))?;
     found.map(|text| decode(&text)).transpose()
@@ -18,7 +18,7 @@ pub(super) fn find(keyring: &Keyring) -> Result<Option<Key>, StoreError> {
 
 /// The key, which is made where there is none. The caller holds the lock of its folder; between folders the
 /// keyring decides: the key that it has in the end is the key.
-pub(super) fn find_or_make(keyring: &Keyring) -> Result<Key, StoreError> {
+pub(in crate::store) fn find_or_make(keyring: &Keyring) -> Result<Key, StoreError> {
     if let Some(key) = find(keyring)? {
         return Ok(key);
     }

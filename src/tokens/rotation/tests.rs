@@ -6,7 +6,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use proptest::prelude::*;
 
-use super::super::fake::{StrictIssuer, Stumble, Stumbling, Turn, login};
+use super::super::fake::{Drawer, StrictIssuer, Stumble, Stumbling, Turn, login};
 use super::*;
 use crate::credential::Account;
 use crate::secret::Secret;
@@ -28,6 +28,10 @@ impl World {
 
     fn rotation(&self) -> Rotation {
         Rotation::new(self.store.clone(), self.issuer.clone(), self.clock.clone())
+    }
+
+    fn drawer(&self) -> &Drawer {
+        &self.store.drawer
     }
 
     async fn want(&self, good: bool) -> Want {
@@ -279,6 +283,122 @@ async fn one_refresh_a_minute_because_of_401s() {
     assert_eq!(world.issuer.posts(), ["r0", "r1", "r2"]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_written_down_is_published_by_whoever_looks() {
+    for phase in [Phase::Posting, Phase::Unknown, Phase::Claimed, Phase::Idle] {
+        let world = World::new();
+        let want = world.want(true).await;
+        // Its owner dies between the journal and the commit.
+        drop(world.rotation().refresh(&want).await);
+        assert_eq!(world.drawer().count(), 1);
+        world.leave(phase.clone()).await;
+        let started = Instant::now();
+        assert_eq!(ended(&world.rotation(), &want).await, "redeemed", "{phase:?}");
+        assert!(started.elapsed().is_zero(), "{phase:?}: nobody is waited for");
+        let record = world.store.record().await;
+        let header = &record.header;
+        assert_eq!((header.generation, &header.phase), (2, &Phase::Idle), "{phase:?}");
+        assert_eq!(tokens_of(&record).unwrap().access.expose(), "a1", "{phase:?}");
+        assert_eq!(header.lifetime, Some(Duration::from_secs(3600)), "{phase:?}");
+        assert_eq!(world.drawer().count(), 0, "{phase:?}: a journal is left over");
+        assert_eq!(world.issuer.posts(), ["r0"], "{phase:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_in_a_journal_goes_over_no_other_login() {
+    let world = World::new();
+    let want = world.want(true).await;
+    drop(world.rotation().refresh(&want).await);
+    put_login(&*world.store, Some(Login::ApiKey(Secret::new("k")))).await.unwrap();
+    assert!(!world.rotation().recover().await.unwrap());
+    assert_eq!(ended(&world.rotation(), &want).await, "found");
+    assert!(tokens_of(&world.store.record().await).is_none());
+    assert_eq!(world.drawer().count(), 0, "what is superseded is removed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_an_owner_that_died_is_known_at_once_what_it_has_done() {
+    // What was left, whether the token is good, how it ends, posts.
+    let table = [
+        (Phase::Claimed, true, "redeemed", 1),
+        (Phase::Posting, true, "later", 0),
+        (Phase::Posting, false, "redeemed", 1),
+    ];
+    for (phase, good, end, posts) in table {
+        let world = World::new();
+        let want = world.want(good).await;
+        world.leave(phase.clone()).await;
+        let journal = world.store.reserve(Stamp::of(&world.store.record().await)).await.unwrap();
+        drop(journal);
+        let started = Instant::now();
+        let case = format!("{phase:?} {good}");
+        assert_eq!(ended(&world.rotation(), &want).await, end, "{case}");
+        assert!(started.elapsed().is_zero(), "{case}");
+        assert_eq!(world.issuer.posts().len(), posts, "{case}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn sends_nothing_without_a_journal() {
+    for (before, good) in [(Phase::Idle, true), (Phase::Unknown, false)] {
+        let world = World::new();
+        let want = world.want(good).await;
+        world.leave(before.clone()).await;
+        world.drawer().full.store(1, Ordering::Relaxed);
+        assert_eq!(ended(&world.rotation(), &want).await, "store");
+        assert!(world.issuer.posts().is_empty());
+        // Nobody has to wait for the claim, and nobody forgets what is known of the token.
+        assert_eq!(world.header().await.phase, before);
+        assert_eq!(ended(&world.rotation(), &want).await, "redeemed");
+        assert_eq!(world.drawer().count(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_end_of_a_request_removes_its_journal() {
+    let text = || "x".to_owned();
+    let ends = [
+        Some(RefreshError::NotSent(text().into())),
+        Some(RefreshError::Unknown(text())),
+        Some(RefreshError::Rejected { code: text() }),
+        None,
+    ];
+    for end in ends {
+        let world = World::new();
+        let want = world.want(true).await;
+        if let Some(error) = &end {
+            world.issuer.will(Turn::Fail(error.clone()));
+        }
+        ended(&world.rotation(), &want).await;
+        assert_eq!(world.issuer.posts().len(), 1);
+        assert_eq!(world.drawer().count(), 0, "{end:?}");
+    }
+    // One that fails at the fence, too.
+    let world = World::new();
+    let want = world.want(true).await;
+    world.store.script.lock().unwrap().extend([Stumble::No, Stumble::Error]);
+    assert_eq!(ended(&world.rotation(), &want).await, "store");
+    assert_eq!(world.drawer().count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_written_down_is_written_down_while_it_cannot_be_saved() {
+    let world = World::new();
+    let (rotation, want) = (world.rotation(), world.want(true).await);
+    world.drawer().broken.store(1, Ordering::Relaxed);
+    let Outcome::Redeemed(successor) = rotation.refresh(&want).await.unwrap() else {
+        panic!("nothing stands in the way")
+    };
+    world.store.script.lock().unwrap().extend([Stumble::Error, Stumble::Error]);
+    // It dies while it waits to try again.
+    let publishing = rotation.publish(&successor);
+    assert!(timeout(Duration::from_millis(10), publishing).await.is_err());
+    drop(successor);
+    assert_eq!(ended(&world.rotation(), &want).await, "redeemed");
+    assert_eq!(world.issuer.posts(), ["r0"]);
+}
+
 /// A store whose calls take their time: each waits for the next delay, in milliseconds, once
 /// before it is done and once after.
 struct Delayed {
@@ -315,6 +435,20 @@ impl RecordStore for Delayed {
             done
         }
         .boxed()
+    }
+
+    fn reserve(&self, stamp: Stamp) -> BoxFuture<'_, Result<Option<Box<dyn Journal>>, StoreError>> {
+        async move {
+            self.pause().await;
+            let reserved = self.inner.reserve(stamp).await;
+            self.pause().await;
+            reserved
+        }
+        .boxed()
+    }
+
+    fn look_back(&self, stamp: Stamp) -> BoxFuture<'_, Result<Left, StoreError>> {
+        self.inner.look_back(stamp)
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
