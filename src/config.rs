@@ -3,6 +3,7 @@
 mod codex;
 pub mod env;
 mod file;
+mod limits;
 mod machine;
 mod managed;
 mod merge;
@@ -23,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::credential::{CredentialName, Grant, Keep};
+use crate::limits::Limits;
 use crate::origin::{Endpoint, Host};
 use crate::rules::Rules;
 use codex::CodexFiles;
@@ -57,6 +59,8 @@ pub struct Config {
     pub credentials: BTreeMap<CredentialName, CredentialKind>,
     /// How upstreams are reached.
     pub upstream: UpstreamConfig,
+    /// What clients may take; of connections as many as anybody wants.
+    pub limits: Limits,
     /// Where files are.
     pub paths: Paths,
     /// Where else to write where the running proxy is, and where to read it.
@@ -322,6 +326,7 @@ impl Config {
         let default = layers.iter().find_map(|layer| layer.default).unwrap_or_default();
         let on_violation = layers.iter().find_map(|layer| layer.on_violation).unwrap_or_default();
         let managed = managed::settings(&layers, machine);
+        let limits = limits::merge(&layers);
         let forms = merge::rules(layers);
         merge::check(&forms, &credentials, all_known, mistakes);
         mistakes.finish()?;
@@ -333,6 +338,7 @@ impl Config {
             rules: Rules::new(forms.into_iter().filter_map(|form| form.rule).collect(), default),
             credentials: credentials.into_iter().filter_map(known).collect(),
             upstream,
+            limits,
             policies: PolicyFiles::new(machine.clone(), paths.config_file.clone()),
             on_policy_violation: on_violation,
             managed,

@@ -11,6 +11,7 @@ pub mod fault;
 pub mod group;
 pub mod headers;
 pub mod inject;
+pub mod limits;
 pub mod oauth;
 pub mod origin;
 pub mod peer;

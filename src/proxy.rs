@@ -6,9 +6,11 @@ mod decoys;
 mod exchange;
 mod explained;
 mod frames;
+mod guesses;
 mod intercept;
 mod issuer;
 mod listener;
+mod places;
 mod reject;
 mod replay;
 mod tunnel;
@@ -25,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::Passes;
 use crate::clock::Clock;
+use crate::limits::Limits;
 use crate::rules::Rules;
 use crate::tasks::Tasks;
 use crate::tls::leaf::Leaves;
@@ -32,7 +35,9 @@ use crate::tokens::Tokens;
 use crate::upstream::Upstream;
 pub use admit::Door;
 use decoys::Decoys;
+use guesses::Guesses;
 pub use listener::Socket;
+use places::{Place, Places, Strangers};
 
 /// What a proxy is made of, all of it ready to use.
 pub struct Parts {
@@ -50,6 +55,8 @@ pub struct Parts {
     pub look: Look,
     /// Tells how long a pass counts.
     pub clock: Clock,
+    /// What clients may take.
+    pub limits: Limits,
 }
 
 /// Looks at a place, and puts what is found there in force.
@@ -68,6 +75,10 @@ struct Shared {
     passes: Arc<Passes>,
     look: Look,
     clock: Clock,
+    limits: ArcSwap<Limits>,
+    places: Arc<Places>,
+    strangers: Arc<Strangers>,
+    guesses: Guesses,
     replay: replay::Budget,
     /// Connections, tunnels and WebSockets.
     connections: Tasks,
@@ -90,6 +101,7 @@ impl Proxy {
     /// A proxy that serves nobody yet.
     pub fn new(parts: Parts) -> Self {
         let now = Now::new(parts.rules, parts.tokens, Arc::new(parts.leaves));
+        parts.upstream.limit(&parts.limits);
         Self(Arc::new(Shared {
             now: ArcSwap::from_pointee(now),
             changes: watch::Sender::new(0),
@@ -97,6 +109,10 @@ impl Proxy {
             passes: parts.passes,
             look: parts.look,
             clock: parts.clock,
+            limits: ArcSwap::from_pointee(parts.limits),
+            places: Arc::default(),
+            strangers: Arc::default(),
+            guesses: Guesses::default(),
             replay: replay::Budget::default(),
             connections: Tasks::new(),
             draining: CancellationToken::new(),
@@ -110,6 +126,13 @@ impl Proxy {
         let leaves = leaves.map_or_else(|| self.0.now.load().leaves.clone(), Arc::new);
         self.0.now.store(Arc::new(Now::new(rules, tokens, leaves)));
         self.0.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Holds clients to these limits, from the next connection on. Who is in stays in, be it more than there may be.
+    pub fn limit(&self, limits: Limits) {
+        self.0.upstream.limit(&limits);
+        self.0.limits.store(Arc::new(limits));
+        self.0.places.look_again();
     }
 
     /// Serves clients on a listener from now on until [`Proxy::shut_down`], or until the entrance is closed. Several
@@ -172,6 +195,8 @@ impl Shared {
         let mut kinds = self.now.load().tokens.kind_changes();
         // One may have changed before anybody listened.
         self.follow_logins();
+        // At most one has come for whom there is no place yet.
+        let mut next = None;
         loop {
             tokio::select! {
                 () = entrance.closed.cancelled() => {
@@ -186,13 +211,26 @@ impl Shared {
                     self.follow_logins();
                 }
                 () = kinds.next() => self.follow_logins(),
-                (stream, client) = socket.accept() => {
-                    let door = entrance.door.load_full();
-                    let serving = connection::serve(self.clone(), door, client, stream);
-                    self.connections.spawn(serving);
+                accepted = socket.accept(), if next.is_none() => next = Some(accepted),
+                place = self.place(), if next.is_some() => {
+                    if let Some((stream, client)) = next.take() {
+                        let door = entrance.door.load_full();
+                        let serving = connection::serve(self.clone(), door, (client, place), stream);
+                        self.connections.spawn(serving);
+                    }
                 }
             }
         }
+    }
+
+    /// Waits until there is room for one more client: accepting pauses meanwhile, and clients wait in the system's queue.
+    async fn place(&self) -> Place {
+        let most = || self.limits.load().connections;
+        if let Some(place) = self.places.try_take(most()) {
+            return place;
+        }
+        tracing::debug!(clients = most(), "as many clients as there may be: the next one waits");
+        self.places.take(most).await
     }
 
     fn follow_logins(&self) {

@@ -12,8 +12,10 @@ mod pool;
 
 use std::borrow::Cow;
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -23,8 +25,10 @@ use http::uri::{Parts, PathAndQuery};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use hyper_util::rt::TokioIo;
+use rustix::io::Errno;
 use rustls_pki_types::CertificateDer;
 
+use crate::limits::Limits;
 use crate::origin::{Origin, Target};
 use crate::tasks::Tasks;
 use crate::tls::trust::Distrust;
@@ -32,6 +36,7 @@ use body::{Again, Body, BodyError};
 use deadline::{HEAD_LIMIT, UPGRADE_LIMIT};
 use dial::{Dialer, Scope};
 use expect::Gate;
+use interim::MostInterim;
 use pool::Pool;
 
 /// Sends requests to origins. Clones share the pooled connections.
@@ -41,6 +46,8 @@ pub struct Upstream {
     pool: Arc<Pool>,
     /// The pool's tasks, and those of connections that serve one request.
     tasks: Tasks,
+    /// What [`Limits::interim_responses`] says now.
+    most_interim: Arc<AtomicU32>,
 }
 
 impl Upstream {
@@ -51,7 +58,17 @@ impl Upstream {
             dialer: Arc::new(ArcSwap::from_pointee(dialer)),
             pool: Arc::new(Pool::new(tasks.clone())),
             tasks,
+            most_interim: Arc::new(AtomicU32::new(Limits::USUAL.interim_responses)),
         }
+    }
+
+    /// Holds upstreams to these limits from now on, for all clones.
+    pub fn limit(&self, limits: &Limits) {
+        self.most_interim.store(limits.interim_responses, Ordering::Relaxed);
+    }
+
+    fn most_interim(&self) -> MostInterim {
+        MostInterim(self.most_interim.load(Ordering::Relaxed))
     }
 
     /// Connects by this dialer from now on, for all clones. What is open is used to the end of what is going on in
@@ -99,6 +116,7 @@ impl Upstream {
             let place = (origin, dialer.trust_version());
             let mut lease = self.pool.checkout(place, dial).await?;
             shape(&mut request, origin, lease.version());
+            request.extensions_mut().insert(self.most_interim());
             // Only HTTP/2 can tell of a request that left that it was not processed.
             let repeat =
                 (lease.version() == Version::HTTP_2).then(|| Repeat::of(&request)).flatten();
@@ -202,6 +220,7 @@ impl Upstream {
             .map_err(|error| UpstreamError::http(origin, error, false))?;
         self.tasks.spawn(connection.with_upgrades());
         shape(&mut request, origin, Version::HTTP_11);
+        request.extensions_mut().insert(self.most_interim());
         let over = request.body_mut().over();
         let sent = deadline::head(over, limit, interim::send(&mut sender, request)).await;
         sent.ok_or_else(|| UpstreamError::no_head(origin))?
@@ -482,6 +501,21 @@ impl UpstreamError {
     /// No response within some time.
     pub(crate) fn no_head(origin: &Origin) -> Self {
         Self { left: true, ..Self::new(Stage::Timeout(Step::Head), &origin.target) }
+    }
+
+    /// Whether it failed because this process, or the machine, may open no more descriptors.
+    pub fn is_lack_of_descriptors(&self) -> bool {
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            let code = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+            if code.is_some_and(|code| {
+                [Errno::MFILE, Errno::NFILE].map(Errno::raw_os_error).contains(&code)
+            }) {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
     }
 
     /// The step that failed.

@@ -8,24 +8,24 @@ use std::path::{Path, PathBuf};
 
 /// Which rooms a room may import; the same table stands in `ARCHITECTURE.md`.
 const TABLE: &str = "
-secret clock origin headers tasks telemetry peer quote group fault ←
+secret clock origin headers tasks telemetry peer quote group fault limits ←
 credential ← secret clock
 inject     ← headers secret credential
 rules      ← inject origin credential
 policy     ← credential
 access     ← secret
 decoy      ← credential secret
-config     ← rules inject origin credential policy
+config     ← rules inject origin credential policy limits
 tls        ← clock origin secret quote
-upstream   ← tls origin headers tasks secret quote
+upstream   ← tls origin headers tasks secret quote limits
 store      ← credential secret tasks access fault
 source     ← credential secret clock group
 oauth      ← upstream credential secret origin tasks peer quote
 tokens     ← oauth source store policy decoy credential secret clock tasks fault
-proxy      ← tokens upstream tls rules inject decoy credential access headers origin secret clock tasks peer
+proxy      ← tokens upstream tls rules inject decoy credential access headers origin secret clock tasks peer limits fault
 client_env ← config tls
 sandbox    ← tls upstream credential secret clock origin headers tasks
-cli        ← secret clock origin headers tasks telemetry quote group fault credential inject rules policy access decoy config tls upstream store source oauth tokens proxy client_env sandbox
+cli        ← secret clock origin headers tasks telemetry quote group fault limits credential inject rules policy access decoy config tls upstream store source oauth tokens proxy client_env sandbox
 main       ← cli
 ";
 

@@ -54,6 +54,18 @@ pub(super) fn raise_descriptors() {
     }
 }
 
+/// How many descriptors this process may still open. What clients hold by now counts as free, so that the answer is the
+/// same whenever it is asked: only the lowest ones, which were there first, are in use.
+pub(super) fn free_descriptors() -> u64 {
+    use rustix::process::{Resource, getrlimit};
+    let most = getrlimit(Resource::Nofile).current.unwrap_or(MOST_DESCRIPTORS);
+    most.saturating_sub(DESCRIPTORS_OF_OUR_OWN)
+}
+
+/// What a proxy holds for itself when it serves nobody: standard streams, the runtime, listeners, and three for each set
+/// of files that is followed.
+const DESCRIPTORS_OF_OUR_OWN: u64 = 24;
+
 /// Room for thirty thousand clients; programs that close all descriptors that they may have, one by one, still start.
 const MOST_DESCRIPTORS: u64 = 65_536;
 

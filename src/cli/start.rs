@@ -13,11 +13,13 @@ use tokio::net::TcpListener;
 use super::credentials::{Before, Credentials};
 use super::output::{self, Failure};
 use super::passes::Followed;
+use super::process;
 use super::way_out::{NewWay, WayOut};
 use crate::client_env::{ClientEnv, Folder};
 use crate::clock::Clock;
 use crate::config::env::Environment;
 use crate::config::{Config, OnViolation};
+use crate::limits::Limits;
 use crate::proxy::{Look, Parts, Proxy};
 use crate::tasks::Tasks;
 use crate::tls::ca::{LocalCa, Root};
@@ -77,6 +79,7 @@ impl Started {
             passes,
             look,
             clock: Clock::system(),
+            limits: limits(&config),
         });
         let exits = config.on_policy_violation == OnViolation::Exit;
         Ok(Self { proxy, refreshes, tokens, violations, exits, roots, out, config })
@@ -111,6 +114,7 @@ impl Started {
         }
         self.violations = tokens.violations();
         self.proxy.replace(config.rules.clone(), Arc::clone(&tokens), leaves);
+        self.proxy.limit(limits(&config));
         self.exits = config.on_policy_violation == OnViolation::Exit;
         (self.tokens, self.roots, self.config) = (tokens, roots, config);
         Ok(())
@@ -167,6 +171,11 @@ impl Started {
         self.proxy.shut_down(deadline).await;
         self.refreshes.finished().await;
     }
+}
+
+/// The limits that are asked for, as far as the descriptors allow.
+fn limits(config: &Config) -> Limits {
+    config.limits.clone().within(process::free_descriptors())
 }
 
 /// Says which logins are not allowed. Where a policy has one deleted and there is no other credential, there is

@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use toml::de::DeTable;
 
+use super::limits;
 use super::managed;
 use super::mistakes::{Mistakes, Place};
 use super::paths::{NoHome, resolve};
@@ -77,6 +78,7 @@ pub(super) struct Layer {
     pub(super) credentials: BTreeMap<CredentialName, CredentialForm>,
     pub(super) rules: Vec<RuleForm>,
     pub(super) on_violation: Option<OnViolation>,
+    pub(super) limits: limits::Asked,
     /// Where logins are kept that say nothing of it themselves.
     pub(super) keep: Option<Keep>,
     /// Whether the owner of the machine says it.
@@ -136,6 +138,7 @@ impl Layer {
             credentials: credentials(&table, &path),
             rules: managed::pin(rule::read_all(&table, written.is_own), written.is_managed),
             on_violation: terms::on_violation(&table),
+            limits: limits::read(&table),
             keep: terms::keep(&table, terms::OUR_KEEP).map(|keep| keep.value),
             is_managed: written.is_managed,
             ..Self::default()
@@ -369,6 +372,7 @@ pub(super) const DOCUMENT: &[&str] = &[
     "forced_chatgpt_workspace_id",
     "on_policy_violation",
     "listeners",
+    "limits",
     "upstream",
     "credentials",
     "rules",

@@ -112,6 +112,17 @@ fn every_mistake_is_pointed_at() {
                 "3:27 'a b' | not a valid host name",
             ],
         ),
+        // limits
+        (
+            "[limits]\nhead_size = 10\nstreams = '9'\nstrangers = -1\nhead_time = 4000\nheads = 1",
+            &[
+                "2:13 10 | expected a number from 8192 to 1048576",
+                "3:11 '9' | expected a number from 1 to 10000",
+                "4:13 -1 | expected a number from 1 to 1000000",
+                "5:13 4000 | expected a number from 1 to 3600",
+                "6:1 heads | unknown key `heads`",
+            ],
+        ),
         // upstream
         (
             "[upstream]\ntrust = 'all'\nproxy = 'ftp://x'\nca_bundle = 3",
@@ -505,7 +516,14 @@ fn the_example_has_every_key() {
     let text = &*all;
     let config = load(&[text], &[]).map_err(|errors| errors.render(false, 100)).unwrap();
     assert_eq!(config.listeners.len(), 2);
-    let keys = [file::DOCUMENT, file::LISTENER, file::UPSTREAM, file::CREDENTIAL, rule::KEYS];
+    let keys = [
+        file::DOCUMENT,
+        file::LISTENER,
+        file::UPSTREAM,
+        file::CREDENTIAL,
+        rule::KEYS,
+        limits::NAMES,
+    ];
     for key in keys.concat() {
         let has = |line: &str| line.starts_with(&format!("{key} ="));
         let is_table = ["[[K]]", "[K]", "[K.", "[upstream.K]"]
@@ -550,6 +568,16 @@ fn the_higher_layer_wins() {
     }
     let names: Vec<&str> = config.rules.iter().map(|rule| rule.name.as_str()).collect();
     assert_eq!(names.iter().filter(|name| **name == "chatgpt").count(), 1);
+}
+
+#[test]
+fn each_limit_is_that_of_the_highest_layer_that_has_it() {
+    let user = "[limits]\nhead_time = 3\nstreams = 5";
+    let system = "[limits]\nstreams = 6\nconnections = 100";
+    let limits = load(&[user, system], &[]).unwrap().limits;
+    let head_time = std::time::Duration::from_secs(3);
+    assert_eq!(limits, Limits { head_time, streams: 5, connections: 100, ..Limits::USUAL });
+    assert_eq!(load(&[], &[]).unwrap().limits, Limits::USUAL);
 }
 
 #[test]

@@ -8,9 +8,11 @@ use http::header::{HeaderMap, PROXY_AUTHORIZATION};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
-use super::Shared;
+use super::guesses::Caller;
 use super::listener::Client;
+use super::places::Waiting;
 use super::reject::Rejection;
+use super::{Place, Shared};
 use crate::access::{Pass, Refused};
 use crate::clock::Clock;
 use crate::origin::{Host, Target};
@@ -67,25 +69,79 @@ pub(super) enum Admission {
     User,
 }
 
-impl Admission {
-    /// Whether the client is let in with this request.
+/// A client at the door, and its place behind it.
+#[derive(Debug)]
+pub(super) struct Guest {
+    pub(super) client: Client,
+    admission: Admission,
+    place: Arc<Place>,
+    /// While it is a stranger who has shown no pass.
+    waiting: Option<Waiting>,
+}
+
+impl Guest {
+    pub(super) fn at(door: &Door, client: Client, place: Place, shared: &Shared) -> Self {
+        let admission = door.admit(client);
+        let is_stranger = matches!(admission, Admission::Stranger { .. });
+        let waiting = is_stranger.then(|| shared.strangers.enter(shared.limits.load().strangers));
+        Self { client, admission, place: Arc::new(place), waiting }
+    }
+
+    /// Cancelled when it has to make room for another stranger; never for a user.
+    pub(super) fn given_up(&self) -> CancellationToken {
+        self.waiting.as_ref().map(|waiting| waiting.given_up().clone()).unwrap_or_default()
+    }
+
+    /// Lets the client in, if it may come in with this request.
     ///
     /// # Errors
     ///
-    /// [`Rejection::PassRequired`] for a stranger who shows no pass that counts.
-    pub(super) async fn check(
-        self,
+    /// [`Rejection::PassRequired`] for a stranger who shows no pass that counts, and [`Rejection::WrongPasses`] for one
+    /// that has shown too many of those.
+    pub(super) async fn admit(
+        &self,
         headers: &HeaderMap,
         shared: &Shared,
     ) -> Result<Admitted, Rejection> {
-        let Self::Stranger { uid, is_enough } = self else { return Ok(Admitted { pass: None }) };
-        let refused = |why| Rejection::PassRequired { uid: uid.filter(|_| is_enough), why };
-        let shown = shown(headers).ok_or_else(|| refused(None))?;
-        (shared.look)().await;
-        let pass = shared.passes.find(&shown, shared.clock.now());
-        let pass = pass.map_err(|why| refused(Some(why)))?;
-        Ok(Admitted { pass: Some(pass) })
+        let pass = match self.admission {
+            Admission::User => None,
+            Admission::Stranger { uid, is_enough } => {
+                let required =
+                    |why| Rejection::PassRequired { uid: uid.filter(|_| is_enough), why };
+                let shown = shown(headers).ok_or_else(|| required(None))?;
+                let caller = Caller::of(self.client, uid);
+                Some(find(&shown, caller, shared).await?.map_err(|why| required(Some(why)))?)
+            }
+        };
+        if let Some(waiting) = &self.waiting {
+            waiting.end();
+        }
+        Ok(Admitted { pass, _place: self.place.clone() })
     }
+}
+
+/// The pass that a caller shows. For one that has shown many that do not count no file is looked at any more: what is
+/// known without is enough for who has a pass, and costs nothing for who has none.
+///
+/// # Errors
+///
+/// [`Rejection::WrongPasses`].
+async fn find(
+    shown: &Secret,
+    caller: Caller,
+    shared: &Shared,
+) -> Result<Result<Arc<Pass>, Refused>, Rejection> {
+    let known = || shared.passes.find(shown, shared.clock.now());
+    let most = shared.limits.load().wrong_passes;
+    if shared.guesses.are_too_many(caller, most) && known().is_err() {
+        return Err(Rejection::WrongPasses);
+    }
+    (shared.look)().await;
+    let found = known();
+    if found.is_err() {
+        shared.guesses.add(caller);
+    }
+    Ok(found)
 }
 
 /// The pass that a client shows: the password of Basic (RFC 7617), with any user, or the token of Bearer (RFC 6750).
@@ -109,6 +165,8 @@ fn shown(headers: &HeaderMap) -> Option<Secret> {
 pub(super) struct Admitted {
     /// With this; `None` for a user, who may go anywhere: it could go there by itself.
     pass: Option<Arc<Pass>>,
+    /// As long as anything goes on for it.
+    _place: Arc<Place>,
 }
 
 impl Admitted {

@@ -16,11 +16,11 @@ use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use super::admit::{Admission, Admitted, Door};
+use super::admit::{Admitted, Door, Guest};
 use super::explained::Explained;
 use super::listener::{Client, ClientStream, RawStream};
 use super::reject::Rejection;
-use super::{Shared, decoys, exchange, intercept, tunnel};
+use super::{Place, Shared, decoys, exchange, intercept, tunnel};
 use crate::access::Refused;
 use crate::headers::{VALETKEY_VIA, strip_hop_by_hop};
 use crate::origin::{Origin, Scheme, Target};
@@ -29,41 +29,48 @@ use crate::upstream::body::Body;
 use crate::upstream::dial::Scope;
 use crate::upstream::early::Early;
 
-/// Longest wait for a request's head, idling included. Real clients send CONNECT at once.
-const HEAD_LIMIT: Duration = Duration::from_secs(30);
-
-/// The same for who has shown no pass yet, and may only want to hold our descriptors (Envoy's guide for proxies at the
-/// edge has 10 s for a head).
-const STRANGERS_HEAD_LIMIT: Duration = Duration::from_secs(10);
-
 /// How long the connection of a client that is not let in any more has for its goodbyes.
 const PARTING: Duration = Duration::from_secs(1);
 
 /// Serves one client until it goes, its tunnel takes over, or the proxy shuts down.
-pub(super) async fn serve(shared: Arc<Shared>, door: Arc<Door>, client: Client, stream: RawStream) {
+pub(super) async fn serve(
+    shared: Arc<Shared>,
+    door: Arc<Door>,
+    (client, place): (Client, Place),
+    stream: RawStream,
+) {
     let span = tracing::debug_span!("connection", ?client);
-    let admission = door.admit(client);
+    let guest = Arc::new(Guest::at(&door, client, place, &shared));
+    let given_up = guest.given_up();
+    tokio::select! {
+        () = converse(shared, door, guest, stream).instrument(span.clone()) => {}
+        () = given_up.cancelled() => {
+            let _entered = span.entered();
+            tracing::debug!("a stranger has made room for another");
+        }
+    }
+}
+
+async fn converse(shared: Arc<Shared>, door: Arc<Door>, guest: Arc<Guest>, stream: RawStream) {
     let Some(stream) = open(&shared, &door, stream).await else { return };
-    let serving = shared.clone();
+    let (serving, limits) = (shared.clone(), shared.limits.load_full());
     let service = service_fn(move |request| {
-        let serving = serving.clone();
+        let (serving, guest) = (serving.clone(), guest.clone());
         async move {
-            let answered = answer(serving, (client, admission), request).await;
+            let answered = answer(serving, &guest, request).await;
             Ok::<_, Infallible>(answered.unwrap_or_else(Rejection::into_response))
         }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(match admission {
-            Admission::User => HEAD_LIMIT,
-            Admission::Stranger { .. } => STRANGERS_HEAD_LIMIT,
-        })
+        .header_read_timeout(limits.head_time)
+        .max_buf_size(limits.head_size as usize)
         .auto_date_header(false)
         .serve_connection(TokioIo::new(Explained::new(stream)), service)
         .with_upgrades();
     let never = CancellationToken::new();
     let finish = |connection: Pin<&mut _>| UpgradeableConnection::graceful_shutdown(connection);
-    shared.drive(connection, &never, finish).instrument(span).await;
+    shared.drive(connection, &never, finish).await;
 }
 
 /// The stream in which the client speaks HTTP: inside TLS, where it is to speak that.
@@ -80,12 +87,12 @@ async fn open(shared: &Shared, door: &Door, stream: RawStream) -> Option<ClientS
 
 async fn answer(
     shared: Arc<Shared>,
-    (client, admission): (Client, Admission),
+    guest: &Guest,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Rejection> {
     // Before anything is looked up: a page could guess at passes, too.
     refuse_browsers(&request)?;
-    let admitted = admission.check(request.headers(), &shared).await?;
+    let (client, admitted) = (guest.client, guest.admit(request.headers(), &shared).await?);
     if request.method() == Method::CONNECT {
         return connect(shared, (client, admitted), request).await;
     }

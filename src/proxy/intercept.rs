@@ -21,39 +21,17 @@ use super::admit::Admitted;
 use super::exchange;
 use super::explained::Explained;
 use super::reject::Rejection;
+use crate::limits::Limits;
 use crate::origin::{Host, Origin, Target};
 use crate::upstream::body::Body;
 use crate::upstream::early::Early;
-
-/// Longest time for the client's TLS handshake.
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Longest idle time of a client's HTTP/1.1 connection. Above the keep-alive limits of common clients
 /// (curl 118 s, Node 5 s, Go 90 s), so that they close first and no request meets a closing connection.
 const IDLE_LIMIT: Duration = Duration::from_secs(180);
 
-/// Streams that one client connection may have open. Common clients (hyper, Go) keep to one connection per
-/// host and queue what is above it, so that it is more than a tool with many agents needs. It bounds what
-/// such a connection can make us hold, which is 80 MiB: a stream's window and the buffers for sending on
-/// both sides. What upstreams may send ahead has its own bound.
-const MOST_STREAMS: u32 = 256;
-
-/// A stream's window: what a client may send before the upstream has taken it. RFC 9113's own default: the
-/// way is short, so that more would not be faster.
-const STREAM_WINDOW: u32 = 64 * 1024;
-
-/// The connection's window: that of all its streams together, so that an upload that an upstream does not
-/// take never stalls its neighbours (RFC 9113 section 5.2.2 warns of it). h2 takes its half, 8 MiB, for
-/// the most that small DATA frames may cost before the connection ends.
-const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MOST_STREAMS;
-
 /// What of a response's body waits beside the socket's buffer for the client's window.
 const SEND_BUFFER: usize = 128 * 1024;
-
-/// Longest head that an HTTP/2 client may send: a token of 16 KiB and the metadata that Codex sends. Up to
-/// a quarter more in CONTINUATION frames is read before h2 ends the connection with ENHANCE_YOUR_CALM (h2
-/// 0.4.20, `codec/framed_read.rs`), which bounds a CONTINUATION flood (CERT VU#421644).
-const MOST_HEAD: u32 = 64 * 1024;
 
 /// Largest frame: the least that RFC 9113 section 4.2 allows to ask for. A larger one is held whole
 /// before any of it can be passed on.
@@ -69,9 +47,15 @@ const MOST_RESET_UNSEEN: usize = 20;
 /// side (`upstream/pool/http2.rs`).
 const MOST_BROKEN_STREAMS: usize = 64;
 
-/// Most that is read from an HTTP/1.1 client and not yet wanted: a head, the next requests of a pipeline, and
-/// what a client sends before its WebSocket is open. HTTP/2 has [`STREAM_WINDOW`] for that.
-const MOST_READ_AHEAD: usize = 64 * 1024;
+/// The connection's window: that of all its streams together, so that an upload that an upstream does not
+/// take never stalls its neighbours (RFC 9113 section 5.2.2 warns of it). h2 takes its half, usually 8 MiB, for
+/// the most that small DATA frames may cost before the connection ends.
+fn connection_window(limits: &Limits) -> u32 {
+    limits.stream_window.saturating_mul(limits.streams).min(LARGEST_WINDOW)
+}
+
+/// RFC 9113 section 6.9.1.
+const LARGEST_WINDOW: u32 = (1 << 31) - 1;
 
 /// A client connection whose TLS ends here. The origin is fixed by the CONNECT and never asked again.
 pub(super) struct Intercepted {
@@ -92,7 +76,8 @@ pub(super) async fn serve<S>(
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let mut first = BytesMut::with_capacity(1024);
-    let reading = tokio::time::timeout(HANDSHAKE_LIMIT, stream.read_buf(&mut first));
+    let limits = shared.limits.load_full();
+    let reading = tokio::time::timeout(limits.handshake_time, stream.read_buf(&mut first));
     if !matches!(reading.await, Ok(Ok(1..))) {
         return;
     }
@@ -101,12 +86,12 @@ pub(super) async fn serve<S>(
     if !is_tls {
         return explain_cleartext(&shared, &admitted, stream).await;
     }
-    let accepting = tokio::time::timeout(HANDSHAKE_LIMIT, accept(&shared, &target, stream));
+    let accepting = tokio::time::timeout(limits.handshake_time, accept(&shared, &target, stream));
     match accepting.await {
         Ok(Ok((stream, greeted_another))) => {
             let origin = Origin::https(target);
             let connection = Intercepted { shared, origin, admitted, greeted_another };
-            converse(Arc::new(connection), stream).await;
+            converse(Arc::new(connection), &limits, stream).await;
         }
         Ok(Err(error)) => tracing::debug!(%error, "client handshake failed"),
         Err(_late) => tracing::debug!("client handshake took too long"),
@@ -153,10 +138,10 @@ where
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         greeting.into_stream(Arc::new(config)).await
     };
-    tokio::time::timeout(HANDSHAKE_LIMIT, accepting).await?
+    tokio::time::timeout(shared.limits.load().handshake_time, accepting).await?
 }
 
-async fn converse<S>(connection: Arc<Intercepted>, stream: TlsStream<S>)
+async fn converse<S>(connection: Arc<Intercepted>, limits: &Limits, stream: TlsStream<S>)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -171,21 +156,22 @@ where
         let serving = http2::Builder::new(shared.connections.clone())
             .timer(TokioTimer::new())
             .enable_connect_protocol()
-            .max_concurrent_streams(MOST_STREAMS)
+            .max_concurrent_streams(limits.streams)
             .max_pending_accept_reset_streams(MOST_RESET_UNSEEN)
             .max_local_error_reset_streams(MOST_BROKEN_STREAMS)
-            .max_header_list_size(MOST_HEAD)
+            .max_header_list_size(limits.head_size)
             .max_frame_size(MOST_FRAME)
             .max_send_buf_size(SEND_BUFFER)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_stream_window_size(limits.stream_window)
+            .initial_connection_window_size(connection_window(limits))
             .serve_connection(TokioIo::new(stream), service);
         shared.drive(serving, &ended, |serving| serving.graceful_shutdown()).await;
     } else {
         let serving = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(IDLE_LIMIT)
-            .max_buf_size(MOST_READ_AHEAD)
+            // A head, the next requests of a pipeline, and what comes before a WebSocket is open.
+            .max_buf_size(limits.head_size as usize)
             .auto_date_header(false)
             .serve_connection(TokioIo::new(Explained::new(stream)), service)
             .with_upgrades();
@@ -203,7 +189,8 @@ where
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HANDSHAKE_LIMIT)
+        .header_read_timeout(shared.limits.load().head_time)
+        .max_buf_size(shared.limits.load().head_size as usize)
         .keep_alive(false)
         .auto_date_header(false)
         .serve_connection(TokioIo::new(Explained::new(stream)), service);

@@ -56,11 +56,16 @@ impl Socket {
     /// The next client. Never fails: errors of `accept` concern a client that is gone, or a lack that
     /// passes.
     pub(super) async fn accept(&self) -> (RawStream, Client) {
+        let mut has_failed = false;
         loop {
             match self.try_accept().await {
                 Ok(accepted) => return accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "accept failed");
+                    // What lasts is said once.
+                    if !has_failed {
+                        tracing::warn!(%error, "accept failed; it is tried again until it works");
+                    }
+                    has_failed = true;
                     tokio::time::sleep(REST).await;
                 }
             }

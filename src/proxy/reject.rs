@@ -12,6 +12,7 @@ use super::decoys::Misplaced;
 use crate::access::Refused;
 use crate::headers::VALETKEY_ERROR;
 use crate::inject::UnfitSecret;
+use crate::limits::WRONG_PASSES_IN;
 use crate::tokens::TokenError;
 use crate::upstream::body::Body;
 use crate::upstream::{Stage, UpstreamError};
@@ -62,6 +63,9 @@ pub(super) enum Rejection {
     /// The upstream gave no answer.
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
+    /// The client has shown too many passes that do not count.
+    #[error("too many passes that do not count have come from here")]
+    WrongPasses,
     /// A request in a tunnel names another origin than the tunnel was opened for; holds that one.
     #[error("this tunnel was opened for {0}, and the request names another origin")]
     WrongOrigin(String),
@@ -123,6 +127,13 @@ impl Rejection {
             Self::Token(error) => token_row(error),
             Self::Unfit(_) => Row(S::FORBIDDEN, "login_required", "see: valetkey status".into()),
             Self::Upstream(error) => upstream_row(error),
+            Self::WrongPasses => Row(
+                S::TOO_MANY_REQUESTS,
+                "wrong_passes",
+                "show one that counts, which is taken at once, or wait a minute; who runs valetkey lists them: valetkey \
+                 pass list"
+                    .into(),
+            ),
             Self::WrongOrigin(_) => Row(
                 S::MISDIRECTED_REQUEST,
                 "wrong_origin",
@@ -155,9 +166,12 @@ impl Rejection {
             // RFC 9110 section 15.5.22 wants to be told what to upgrade to: HTTP will do.
             headers.insert(UPGRADE, HeaderValue::from_static("HTTP/1.1"));
         }
-        if status == StatusCode::SERVICE_UNAVAILABLE {
+        let is_for_now = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS];
+        if is_for_now.contains(&status) {
             let wait = match &self {
+                Self::WrongPasses => WRONG_PASSES_IN,
                 Self::Token(TokenError::IssuerUnavailable { retry_after, .. }) => *retry_after,
+                Self::Upstream(_) => ROOM_RETRY,
                 _ => STORE_RETRY,
             };
             headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
@@ -210,7 +224,15 @@ fn token_row(error: &TokenError) -> Row {
     Row(status, code, error.hint())
 }
 
+/// The same for a lack of descriptors: some connection ends.
+const ROOM_RETRY: Duration = Duration::from_secs(1);
+
 fn upstream_row(error: &UpstreamError) -> Row {
+    if error.is_lack_of_descriptors() {
+        let hint =
+            "wait a moment; if it lasts, whoever runs valetkey gives it more: ulimit -n 65536";
+        return Row(StatusCode::SERVICE_UNAVAILABLE, "overloaded", hint.into());
+    }
     let status = match error.stage() {
         Stage::OutOfReach => StatusCode::FORBIDDEN,
         Stage::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,

@@ -145,8 +145,10 @@ impl Upgrade {
             shut_out: admitted.ended(),
             cut: shared.cut.clone(),
         };
-        let client = self.client;
+        let (client, admitted) = (self.client, admitted.clone());
         shared.connections.spawn(async move {
+            // Its place is taken until the WebSocket ends.
+            let _admitted = admitted;
             match futures_util::future::try_join(client, upstream).await {
                 Ok((client, upstream)) => {
                     let (client, upstream) = (TokioIo::new(client), TokioIo::new(upstream));

@@ -2,7 +2,7 @@
 //! without end.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -11,14 +11,15 @@ use tokio::sync::Notify;
 
 use super::body::{Body, BodyError};
 use super::expect::Gate;
+use crate::limits::INTERIM_RESPONSES;
 
-/// Most interim responses before the final one: a 100, some 103, and a 102 now and then while the
-/// upstream works. One that sends more would hold a client for ever, and hyper has no limit of its own.
-/// The same for a proxy in front of us that is asked for a tunnel.
+/// How many interim responses a request's final one may have before it, as an extension of the request. Without it, as
+/// for a proxy in front of us that is asked for a tunnel, [`INTERIM_RESPONSES`].
 ///
 /// On HTTP/2 hyper tells nothing of them. There each is thrown away before the next turn of reading
 /// (`pool/paced.rs`), and the client waits as it does for any slow answer.
-const MOST_INTERIM: usize = 16;
+#[derive(Clone, Copy)]
+pub(super) struct MostInterim(pub(super) u32);
 
 /// Why a request has no response.
 pub(super) struct Unanswered {
@@ -30,8 +31,8 @@ pub(super) struct Unanswered {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("the upstream sent more than {MOST_INTERIM} interim responses")]
-struct TooMany;
+#[error("the upstream sent more than {0} interim responses")]
+struct TooMany(u32);
 
 /// Sends a request whose [`Gate`], where it has one, is among its extensions.
 ///
@@ -43,10 +44,12 @@ pub(super) async fn send(
     mut request: Request<Body>,
 ) -> Result<Response<Incoming>, Unanswered> {
     let gate = request.extensions_mut().remove::<Gate>();
+    let most = request.extensions_mut().remove::<MostInterim>();
+    let most = most.map_or(INTERIM_RESPONSES, |MostInterim(most)| most);
     let flood = Arc::new(Notify::new());
-    let (seen, overflow) = (AtomicUsize::new(0), flood.clone());
+    let (seen, overflow) = (AtomicU32::new(0), flood.clone());
     hyper::ext::on_informational(&mut request, move |interim| {
-        if seen.fetch_add(1, Ordering::Relaxed) == MOST_INTERIM {
+        if seen.fetch_add(1, Ordering::Relaxed) == most {
             overflow.notify_one();
         }
         if let Some(gate) = &gate
@@ -58,7 +61,7 @@ pub(super) async fn send(
     tokio::select! {
         biased;
         () = flood.notified() => {
-            Err(Unanswered { unsent: None, unprocessed: false, error: TooMany.into() })
+            Err(Unanswered { unsent: None, unprocessed: false, error: TooMany(most).into() })
         }
         response = sender.try_send_request(request) => response.map_err(|mut failed| {
             let unsent = failed.take_message();

@@ -12,6 +12,7 @@ mod decoy;
 mod framing;
 mod http2;
 mod leak;
+mod limits;
 mod login;
 mod names;
 mod pass;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use valetkey::clock::Clock;
 use valetkey::config::env::Environment;
 use valetkey::config::{Config, CredentialKind, Overrides, SourceSpec};
 use valetkey::credential::{Keep, LoginKind};
+use valetkey::limits::Limits;
 use valetkey::oauth::provider::Provider;
 use valetkey::policy::{Demand, Level, Limit, Policy};
 use valetkey::proxy::{Door, Parts, Proxy, Socket};
@@ -72,6 +74,8 @@ pub(crate) struct Scene {
     pub(crate) passes: Arc<Passes>,
     /// What the proxy finds in the place of the passes when it looks next.
     pub(crate) kept_passes: Arc<Mutex<Option<Vec<Record>>>>,
+    /// How often it has looked.
+    pub(crate) looks: Arc<AtomicUsize>,
     /// What the owner of the machine allows.
     pub(crate) policy: watch::Sender<Arc<Policy>>,
     pub(crate) address: SocketAddr,
@@ -121,6 +125,7 @@ impl Scene {
         let tokens = tokens(&config, &clock, &upstream, &(refreshes.clone(), allowed)).await;
         let (passes, kept_passes) = (Arc::new(Passes::default()), Arc::default());
         let kept_passes: Arc<Mutex<Option<Vec<Record>>>> = kept_passes;
+        let looks = Arc::new(AtomicUsize::new(0));
         let proxy = Proxy::new(Parts {
             rules: config.rules,
             tokens: Arc::new(tokens),
@@ -128,8 +133,9 @@ impl Scene {
             leaves: Leaves::new(ca).unwrap(),
             passes: passes.clone(),
             look: {
-                let (passes, kept) = (passes.clone(), kept_passes.clone());
+                let (passes, kept, looks) = (passes.clone(), kept_passes.clone(), looks.clone());
                 Arc::new(move || {
+                    looks.fetch_add(1, Ordering::Relaxed);
                     if let Some(records) = kept.lock().unwrap().take() {
                         passes.replace(records, &[]);
                     }
@@ -137,6 +143,7 @@ impl Scene {
                 })
             },
             clock: clock.clone(),
+            limits: Limits::USUAL,
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -150,6 +157,7 @@ impl Scene {
             proxy,
             passes,
             kept_passes,
+            looks,
             policy,
             address,
             login,
