@@ -44,6 +44,7 @@ use crate::config::env::{Environment, LOG};
 use crate::config::{Config, ListenAddress, Listener, Overrides};
 use crate::fault;
 use crate::origin::Target;
+use crate::panics;
 use crate::telemetry;
 use output::{Failure, WRONG_USE};
 
@@ -170,6 +171,7 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
             .hint("a level, error to trace, or that of a part: debug, valetkey::proxy=trace")
     })?;
 
+    panics::watch();
     if let Some(faults) = env.text(fault::VARIABLE) {
         fault::arm(&faults).map_err(|what| Failure::new(format!("{}: {what}", fault::VARIABLE)))?;
     }

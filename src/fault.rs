@@ -4,7 +4,7 @@
 pub const VARIABLE: &str = "VALETKEY_FAULT";
 
 /// Arms the steps that `spec` names: `STEP=ACT`, several with commas between them. `kill` is SIGKILL, `stop` SIGSTOP,
-/// `panic` a panic. A release has no steps, and ignores this.
+/// `panic` a panic, `panic-once` one the first time alone. A release has no steps, and ignores this.
 ///
 /// # Errors
 ///
@@ -31,13 +31,15 @@ pub fn point(step: &str) {
 #[cfg(debug_assertions)]
 mod armed {
     use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use rustix::process::{Signal, getpid, kill_process};
 
-    #[derive(Clone, Copy)]
     enum Act {
         Signal(Signal),
         Panic,
+        /// Whether it has.
+        PanicOnce(AtomicBool),
     }
 
     static ARMED: OnceLock<Vec<(String, Act)>> = OnceLock::new();
@@ -49,6 +51,7 @@ mod armed {
                 "kill" => Act::Signal(Signal::KILL),
                 "stop" => Act::Signal(Signal::STOP),
                 "panic" => Act::Panic,
+                "panic-once" => Act::PanicOnce(AtomicBool::new(false)),
                 _ => return Err(format!("`{step}` is no STEP=kill, STEP=stop or STEP=panic")),
             };
             Ok((name.to_owned(), act))
@@ -62,6 +65,8 @@ mod armed {
         match armed.iter().find(|(name, _)| name == step) {
             None => {}
             Some((_, Act::Panic)) => panic!("as a proof has asked at {step}"),
+            Some((_, Act::PanicOnce(has))) if has.swap(true, Ordering::Relaxed) => {}
+            Some((_, Act::PanicOnce(_))) => panic!("as a proof has asked at {step}"),
             Some((_, Act::Signal(signal))) => {
                 tracing::warn!(step, ?signal, "as a proof has asked");
                 // It can only fail for a signal that there is not.

@@ -14,6 +14,7 @@ pub mod inject;
 pub mod limits;
 pub mod oauth;
 pub mod origin;
+pub mod panics;
 pub mod peer;
 pub mod policy;
 pub mod proxy;

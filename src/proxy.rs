@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::Passes;
 use crate::clock::Clock;
+use crate::fault;
 use crate::limits::Limits;
 use crate::rules::Rules;
 use crate::tasks::Tasks;
@@ -145,7 +146,9 @@ impl Proxy {
             door: Arc::new(ArcSwap::from_pointee(door)),
             closed: self.0.draining.child_token(),
         };
-        self.0.connections.spawn(self.0.clone().accept(socket, entrance.clone()));
+        let (shared, socket, kept) = (self.0.clone(), Arc::new(socket), entrance.clone());
+        let accepting = move || shared.clone().accept(socket.clone(), kept.clone());
+        self.0.connections.keep("accepting", accepting);
         entrance
     }
 
@@ -190,7 +193,7 @@ impl Now {
 impl Shared {
     /// Accepts clients, and follows the kinds of login meanwhile, so that the rules in force are always
     /// those of the logins.
-    async fn accept(self: Arc<Self>, socket: Socket, entrance: Entrance) {
+    async fn accept(self: Arc<Self>, socket: Arc<Socket>, entrance: Entrance) {
         let mut changes = self.changes.subscribe();
         let mut kinds = self.now.load().tokens.kind_changes();
         // One may have changed before anybody listened.
@@ -214,6 +217,7 @@ impl Shared {
                 accepted = socket.accept(), if next.is_none() => next = Some(accepted),
                 place = self.place(), if next.is_some() => {
                     if let Some((stream, client)) = next.take() {
+                        fault::point("accepting");
                         let door = entrance.door.load_full();
                         let serving = connection::serve(self.clone(), door, (client, place), stream);
                         self.connections.spawn(serving);

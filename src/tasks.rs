@@ -1,7 +1,10 @@
 //! Spawns every task of the program, so that shutdown can wait for them.
 
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
@@ -45,6 +48,20 @@ impl Tasks {
         tokio::spawn(self.0.track_future(future))
     }
 
+    /// Keeps a job going that lasts as long as its owner: one that panics begins anew, after [`PAUSE`]. Once it returns it is
+    /// over.
+    pub fn keep<F>(&self, name: &'static str, mut begin: impl FnMut() -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.spawn(async move {
+            while AssertUnwindSafe(begin()).catch_unwind().await.is_err() {
+                tracing::error!(job = name, "it begins anew");
+                tokio::time::sleep(PAUSE).await;
+            }
+        });
+    }
+
     /// Runs a short blocking job (a file, a lock) off the runtime's threads.
     #[expect(clippy::disallowed_methods, reason = "the one home of spawning")]
     pub fn spawn_blocking<F, T>(&self, job: F) -> JoinHandle<T>
@@ -71,11 +88,34 @@ impl Tasks {
     }
 }
 
+/// How long a job rests that has panicked: one that always does costs little, and nobody waits long for one that does not.
+const PAUSE: Duration = Duration::from_secs(1);
+
 impl<F> hyper::rt::Executor<F> for Tasks
 where
     F: Future<Output: Send> + Send + 'static,
 {
     fn execute(&self, future: F) {
         self.spawn(future);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_kept_begins_anew_until_it_returns() {
+        let (tasks, began) = (Tasks::new(), Arc::new(AtomicUsize::new(0)));
+        let beginning = began.clone();
+        tasks.keep("a test", move || {
+            let number = beginning.fetch_add(1, Ordering::Relaxed);
+            async move { assert!(number >= 2, "as the test has it") }
+        });
+        tasks.finished().await;
+        assert_eq!(began.load(Ordering::Relaxed), 3);
     }
 }

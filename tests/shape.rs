@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// Which rooms a room may import; the same table stands in `ARCHITECTURE.md`.
 const TABLE: &str = "
-secret clock origin headers tasks telemetry peer quote group fault limits ←
+secret clock origin headers tasks telemetry peer quote group fault limits panics ←
 credential ← secret clock
 inject     ← headers secret credential
 rules      ← inject origin credential
@@ -25,7 +25,7 @@ tokens     ← oauth source store policy decoy credential secret clock tasks fau
 proxy      ← tokens upstream tls rules inject decoy credential access headers origin secret clock tasks peer limits fault
 client_env ← config tls
 sandbox    ← tls upstream credential secret clock origin headers tasks
-cli        ← secret clock origin headers tasks telemetry quote group fault limits credential inject rules policy access decoy config tls upstream store source oauth tokens proxy client_env sandbox
+cli        ← secret clock origin headers tasks telemetry quote group fault limits panics credential inject rules policy access decoy config tls upstream store source oauth tokens proxy client_env sandbox
 main       ← cli
 ";
 

@@ -12,6 +12,7 @@ use super::output;
 use crate::access::Passes;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::fault;
 use crate::proxy::Look;
 use crate::store::StoreError;
 use crate::store::passes::PassFile;
@@ -69,6 +70,7 @@ impl Followed {
     async fn follow_file(&self) {
         let mut changes = Changes::at_once(vec![self.file.path()], self.jobs.clone());
         let mut complaint = Complaint::default();
+        fault::point("following");
         loop {
             let next = self.passes.end_expired(self.clock.now());
             let until_next = next.map_or(LONGEST, |at| {

@@ -23,7 +23,9 @@ pub(super) fn follow(
 ) -> Result<watch::Receiver<Arc<Policy>>, ConfigErrors> {
     let (sender, receiver) = watch::channel(Arc::new(files.read(home)?));
     let following = Following { files: files.clone(), home: home.to_owned(), jobs: tasks.clone() };
-    tasks.spawn(following.until_nobody_listens(sender));
+    tasks.keep("following the policy", move || {
+        following.clone().until_nobody_listens(sender.clone())
+    });
     Ok(receiver)
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
+use futures_util::FutureExt as _;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::changes::{Changes, Complaint};
@@ -14,9 +15,13 @@ use crate::tls::trust::UpstreamTrust;
 /// stay in force. Ends with the trust, and when the guard is dropped.
 #[must_use]
 pub(super) fn follow(trust: &Arc<UpstreamTrust>, tasks: &Tasks) -> DropGuard {
-    let following = until_nobody_trusts(Arc::downgrade(trust), trust.places(), tasks.clone());
+    let (trust, places, jobs) = (Arc::downgrade(trust), trust.places(), tasks.clone());
     let over = CancellationToken::new();
-    tasks.spawn(over.clone().run_until_cancelled_owned(following));
+    let end = over.clone();
+    tasks.keep("following the roots", move || {
+        let following = until_nobody_trusts(trust.clone(), places.clone(), jobs.clone());
+        end.clone().run_until_cancelled_owned(following).map(|_| ())
+    });
     over.drop_guard()
 }
 

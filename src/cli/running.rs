@@ -29,9 +29,17 @@ pub(super) struct ServerInfo {
     /// What its certificate is for, where clients speak TLS to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) tls_name: Option<String>,
+    /// How many mistakes of its own it has survived.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub(super) panics: u64,
     /// When the process started, in the kernel's own count: tells it from a later one with its pid.
     #[serde(default)]
     started: Option<u64>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 fn address(proxy: &str) -> Option<SocketAddr> {
@@ -49,7 +57,16 @@ impl ServerInfo {
     pub(super) fn of_this_process(proxy: String, ca: PathBuf) -> Self {
         let pid = std::process::id();
         let port = address(&proxy).map_or(0, |address| address.port());
-        Self { port, pid, ca, proxy, needs_pass: false, tls_name: None, started: started(pid) }
+        Self {
+            port,
+            pid,
+            ca,
+            proxy,
+            needs_pass: false,
+            tls_name: None,
+            panics: 0,
+            started: started(pid),
+        }
     }
 
     /// Where the proxy listens; `None` for one at a Unix socket only.

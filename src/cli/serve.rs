@@ -19,6 +19,7 @@ use super::{Typed, process};
 use crate::clock::Clock;
 use crate::config::env::Environment;
 use crate::config::{Config, SourceSpec};
+use crate::panics;
 use crate::tasks::Tasks;
 
 /// What `serve` takes.
@@ -56,6 +57,12 @@ async fn serve(typed: &Typed, config: Config, inherited: Inherited) -> Result<Ex
         _ = signals.next() => {}
     }
     serving.tidy();
+    if panics::count() > 0 {
+        output::warning(format_args!(
+            "mistakes of valetkey's own while it ran: {}; please report what it logged of them",
+            panics::count()
+        ));
+    }
     outcome.map(|()| ExitCode::SUCCESS)
 }
 
@@ -94,7 +101,8 @@ impl<'a> Serving<'a> {
         let mut entrances = Entrances::new(inherited, &config.listeners)?;
         let prepared = entrances.prepare(&config.listeners, followed.passes.has_any()).await?;
         entrances.open(prepared, &started.proxy);
-        tasks.spawn(followed.clone().follow());
+        let following = followed.clone();
+        tasks.keep("following the passes", move || following.clone().follow());
         let info = entrances.server_info(started.write_roots(runtime_dir)?)?;
         let mut serving = Self { typed, started, entrances, followed, info, files, has_terminal };
         serving.leave_word()?;
@@ -139,8 +147,17 @@ impl<'a> Serving<'a> {
                     _ => return Ok(()),
                 },
                 () = changes.next_settled() => self.reload().await,
+                () = panics::next() => self.tell_of_panics(),
                 failure = self.started.forbidden() => return Err(failure),
             }
+        }
+    }
+
+    /// Leaves word of how many there were, for `status`.
+    fn tell_of_panics(&mut self) {
+        self.info.panics = panics::count();
+        if let Err(failure) = self.leave_word() {
+            failure.report();
         }
     }
 
@@ -179,6 +196,7 @@ impl<'a> Serving<'a> {
             );
         }
         self.info = self.entrances.server_info(roots)?;
+        self.info.panics = panics::count();
         self.leave_word()?;
         self.entrances.announce();
         Ok(())

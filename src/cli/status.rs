@@ -70,7 +70,8 @@ fn show(arguments: &Arguments, credentials: Option<&[Shown]>, proxy: Option<Serv
         let pair = |it: &Shown| (it.name.to_string(), it.to_json());
         let list: Option<serde_json::Map<String, Value>> =
             credentials.map(|credentials| credentials.iter().map(pair).collect());
-        let proxy = proxy.map(|proxy| json!({ "url": proxy.proxy, "pid": proxy.pid }));
+        let proxy = proxy
+            .map(|proxy| json!({ "url": proxy.proxy, "pid": proxy.pid, "panics": proxy.panics }));
         return output::data(format_args!("{:#}", json!({ "credentials": list, "proxy": proxy })));
     }
     for credential in credentials.unwrap_or_default() {
@@ -79,7 +80,13 @@ fn show(arguments: &Arguments, credentials: Option<&[Shown]>, proxy: Option<Serv
     }
     match proxy {
         Some(proxy) => {
-            output::data(format_args!("proxy           {} (pid {})", proxy.proxy, proxy.pid))
+            output::data(format_args!("proxy           {} (pid {})", proxy.proxy, proxy.pid));
+            if proxy.panics > 0 {
+                output::data(format_args!(
+                    "  panics        {}: please report what it logged of them",
+                    proxy.panics
+                ));
+            }
         }
         None => output::data("proxy           not running"),
     }

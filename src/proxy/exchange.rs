@@ -12,6 +12,7 @@ use super::intercept::Intercepted;
 use super::reject::Rejection;
 use super::upgrade::Upgrade;
 use super::{issuer, replay};
+use crate::fault;
 use crate::headers::{VALETKEY_ERROR, strip_hop_by_hop};
 use crate::origin::Origin;
 use crate::rules::{Action, Decision, Found, Rule, Rules, Unmatched};
@@ -60,6 +61,7 @@ async fn answer(
     connection: &Arc<Intercepted>,
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Rejection> {
+    fault::point("exchange");
     check_framing(&request)?;
     connection.check_names(&request)?;
     connection.admitted.count(&connection.shared.clock)?;

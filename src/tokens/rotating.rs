@@ -20,6 +20,7 @@ use super::rotation::{FORCED_INTERVAL, Outcome, Rotation, Successor, Want, token
 use super::{Enforced, Parts, State, Status, TokenError, Whose};
 use crate::clock::Clock;
 use crate::credential::{Account, Credential, CredentialName, Login, LoginKind, PersonalToken};
+use crate::fault;
 use crate::oauth::{Issuer, Reason, RefreshError, refresh, wire};
 use crate::policy::Violation;
 use crate::secret::{Fingerprint, Secret};
@@ -116,7 +117,9 @@ impl Rotating {
         rotating.recover().await;
         rotating.read(Duration::ZERO).await;
         rotating.delete_what_is_forbidden().await;
-        parts.background.spawn(watch_store(Arc::downgrade(&rotating), changes, stop));
+        let source = Arc::downgrade(&rotating);
+        let watching = move || watch_store(source.clone(), changes.clone(), stop.clone());
+        parts.background.keep("following a login", watching);
         rotating
     }
 
@@ -374,6 +377,7 @@ impl Rotating {
     }
 
     async fn fly(self: Arc<Self>, want: Want, landing: watch::Sender<Landing>) {
+        fault::point("refreshing");
         let outcome = self.rotation.refresh(&want).await;
         if want.reason == Reason::Unauthorized
             && matches!(outcome, Ok(Outcome::Redeemed(_) | Outcome::TooSoon | Outcome::Later(_)))

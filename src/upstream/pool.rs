@@ -100,7 +100,8 @@ impl Pool {
         let pool = Arc::new(OriginPool { state, dialled, tasks: self.tasks.clone() });
         origins.open.insert(origin.clone(), pool.clone());
         let entry = (origin.clone(), Arc::downgrade(&pool));
-        self.tasks.spawn(tidy(Arc::downgrade(&self.origins), entry));
+        let origins = Arc::downgrade(&self.origins);
+        self.tasks.keep("tidying the pool", move || tidy(origins.clone(), entry.clone()));
         pool
     }
 

@@ -9,6 +9,7 @@
     reason = "a test may fail by panicking, and says what it skipped or counted"
 )]
 
+mod panics;
 #[path = "../real/served.rs"]
 #[allow(dead_code, reason = "the tests with real programs use the rest")]
 mod served;
@@ -17,7 +18,6 @@ mod served;
 mod support;
 
 /// How many rounds: the first number in every run of the tests, the second with `--long`.
-#[allow(dead_code, reason = "until there is a proof")]
 fn rounds(usual: usize, long: usize) -> usize {
     match support::option_env_now("VALETKEY_PROOFS").as_deref() {
         Some("long") => long,

@@ -70,6 +70,12 @@ impl Serving {
         hear(&mut self.said, words).await
     }
 
+    /// The next line that it says; `None` when it has ended.
+    #[allow(dead_code, reason = "proofs alone hear all of it")]
+    pub(crate) async fn next_line(&mut self) -> Option<String> {
+        tokio::time::timeout(LIMIT, self.said.next_line()).await.unwrap().unwrap()
+    }
+
     /// A client of it that trusts its local CA.
     pub(crate) fn client(&self) -> Client {
         Client::through(self.address, &self.ca).unwrap()
