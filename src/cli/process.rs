@@ -64,7 +64,7 @@ pub(super) fn free_descriptors() -> u64 {
 
 /// What a proxy holds for itself when it serves nobody: standard streams, the runtime, listeners, and three for each set
 /// of files that is followed.
-const DESCRIPTORS_OF_OUR_OWN: u64 = 24;
+const DESCRIPTORS_OF_OUR_OWN: u64 = 28;
 
 /// Room for thirty thousand clients; programs that close all descriptors that they may have, one by one, still start.
 const MOST_DESCRIPTORS: u64 = 65_536;

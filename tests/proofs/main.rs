@@ -9,6 +9,7 @@
     reason = "a test may fail by panicking, and says what it skipped or counted"
 )]
 
+mod load;
 mod panics;
 #[path = "../real/served.rs"]
 #[allow(dead_code, reason = "the tests with real programs use the rest")]

@@ -36,9 +36,15 @@ impl Serving {
 
     /// Starts one with these arguments, and waits until it listens: at the address that is best for this machine.
     pub(crate) async fn start_with(scene: &Scene, arguments: &[&str]) -> Self {
+        Self::start_in(scene, &[], arguments).await
+    }
+
+    /// The same, started by another program, which is given it and its arguments behind its own.
+    pub(crate) async fn start_in(scene: &Scene, around: &[&str], arguments: &[&str]) -> Self {
         let info = scene.path("serving.json");
         let written = ["--server-info", info.to_str().unwrap()];
-        let mut command = scene.valetkey(&[&["serve"], arguments, &written].concat());
+        let typed = [&["serve"], arguments, &written].concat();
+        let mut command = scene.valetkey_in(around, &typed);
         let mut child = command.spawn().unwrap();
         let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
         // The line comes after the file.

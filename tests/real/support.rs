@@ -89,8 +89,14 @@ impl Scene {
 
     /// The built binary with these arguments, in this home and nothing else of the real environment.
     pub(crate) fn valetkey(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_valetkey"));
-        command.args(arguments).env_clear().envs(&self.env).kill_on_drop(true);
+        self.valetkey_in(&[], arguments)
+    }
+
+    /// The same, started by another program, which is given it and its arguments behind its own.
+    pub(crate) fn valetkey_in(&self, around: &[&str], arguments: &[&str]) -> Command {
+        let all = [around, &[env!("CARGO_BIN_EXE_valetkey")], arguments].concat();
+        let mut command = Command::new(all[0]);
+        command.args(&all[1..]).env_clear().envs(&self.env).kill_on_drop(true);
         command.env("PATH", std::env!("PATH")).current_dir(self.home.path());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
