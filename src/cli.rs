@@ -121,10 +121,13 @@ pub fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return ExitCode::from(mistyped::report(&error)),
     };
-    match dispatch(arguments) {
+    let status = match dispatch(arguments).and_then(|status| output::lost().map_or(Ok(status), Err))
+    {
         Ok(status) => status,
         Err(failure) => ExitCode::from(failure.report()),
-    }
+    };
+    telemetry::flush();
+    status
 }
 
 /// What a command starts from.

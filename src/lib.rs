@@ -22,6 +22,7 @@ pub mod quote;
 pub mod rules;
 pub mod sandbox;
 pub mod secret;
+pub mod sink;
 pub mod source;
 pub mod store;
 pub mod tasks;

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 
 /// Which rooms a room may import; the same table stands in `ARCHITECTURE.md`.
 const TABLE: &str = "
-secret clock origin headers tasks telemetry peer quote group fault limits panics ←
+secret clock origin headers tasks peer quote group fault limits panics ←
+sink       ← tasks
+telemetry  ← sink
 credential ← secret clock
 inject     ← headers secret credential
 rules      ← inject origin credential

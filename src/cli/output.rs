@@ -7,8 +7,9 @@
 use std::fmt::Display;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
+use std::sync::OnceLock;
 
-use anstream::{eprintln, stderr, stdout};
+use anstream::{AutoStream, stdout};
 
 use super::mistyped;
 use crate::config::{Config, ConfigErrors};
@@ -17,6 +18,7 @@ use crate::oauth::LoginError;
 pub(super) use crate::quote::printable;
 use crate::source::SourceError;
 use crate::store::StoreError;
+use crate::telemetry;
 use crate::tls::ca::CaError;
 use crate::tls::trust::TrustError;
 
@@ -82,13 +84,11 @@ impl Failure {
     /// Prints the failure and gives its exit status. A message of several lines is printed as it is.
     pub(super) fn report(&self) -> u8 {
         if self.message.contains('\n') {
-            eprintln!("{}", self.message.trim_end());
+            words(self.message.trim_end());
         } else {
-            eprintln!("\u{1b}[1;31merror:\u{1b}[0m {}", self.message);
+            words(format_args!("\u{1b}[1;31merror:\u{1b}[0m {}", self.message));
         }
-        for hint in &self.hints {
-            eprintln!("\u{1b}[1mhint:\u{1b}[0m {hint}");
-        }
+        self.hints.iter().for_each(hint);
         self.status
     }
 }
@@ -158,7 +158,7 @@ pub(super) fn counted<N: Display + PartialEq + From<u8>>(count: N, what: &str) -
 
 /// The failure that a configuration with mistakes is: every mistake, with its line.
 pub(super) fn mistakes(errors: ConfigErrors) -> Failure {
-    let colour = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
+    let colour = AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
     Failure::new(errors.render(colour, WIDTH)).status(WRONG_USE)
 }
 
@@ -183,7 +183,23 @@ pub(super) fn chain_of(error: &dyn std::error::Error) -> String {
 /// Writes data to stdout. A reader that has gone is not an error: it has seen enough.
 pub(super) fn data(text: impl Display) {
     // `write!` and not `println!`, which would panic on a closed pipe.
-    let _closed_pipe = writeln!(stdout().lock(), "{text}");
+    note_lost(writeln!(stdout().lock(), "{text}"));
+}
+
+/// Data that could not be written, for another reason than a reader that has gone.
+static LOST: OnceLock<std::io::Error> = OnceLock::new();
+
+fn note_lost(written: std::io::Result<()>) {
+    if let Err(error) = written
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        LOST.get_or_init(|| error);
+    }
+}
+
+/// The failure that data is which could not be written.
+pub(super) fn lost() -> Option<Failure> {
+    LOST.get().map(|error| Failure::new(format!("standard output: {error}")))
 }
 
 /// Breaks a text at spaces into lines of at most so many columns, where its words allow that.
@@ -215,7 +231,7 @@ pub(super) fn columns() -> Option<usize> {
 /// Writes data to stdout as it is, without a line's end. It is out before the next word on stderr is.
 pub(super) fn raw(text: &str) {
     let mut stdout = stdout().lock();
-    let _closed_pipe = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    note_lost(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()));
 }
 
 /// A text as one word of a POSIX shell's, in quotes where it needs them.
@@ -229,13 +245,19 @@ pub(super) fn shell_word(text: &str) -> String {
 
 /// Says something to the person at the terminal.
 pub(super) fn words(text: impl Display) {
-    let _closed_pipe = writeln!(stderr().lock(), "{text}");
+    say(format_args!("{text}\n"));
+}
+
+fn say(text: impl Display) {
+    let choice = AutoStream::choice(&std::io::stderr());
+    let mut coloured = AutoStream::new(Vec::new(), choice);
+    let _never_fails = write!(coloured, "{text}");
+    telemetry::say(coloured.into_inner());
 }
 
 /// Says on a terminal how something goes on, in the place of what was said so before.
 pub(super) fn progress(text: impl Display) {
-    let mut stderr = stderr().lock();
-    let _closed_pipe = write!(stderr, "\r\u{1b}[K{text}").and_then(|()| stderr.flush());
+    say(format_args!("\r\u{1b}[K{text}"));
 }
 
 /// Shows a URL as a QR code, two rows of it in a line; one that is too long for a code is not shown.

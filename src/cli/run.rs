@@ -17,6 +17,7 @@ use super::start::{self, Started};
 use super::{Typed, process};
 use crate::config::{Config, CredentialKind, LoginSpec, SourceSpec};
 use crate::proxy::{Door, Socket};
+use crate::telemetry;
 
 /// What `run` takes.
 #[derive(Debug, clap::Args)]
@@ -40,6 +41,7 @@ const DRAIN: Duration = Duration::from_millis(100);
 pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Failure> {
     let config = typed.config()?;
     process::harden();
+    telemetry::never_wait();
     process::runtime()?.block_on(run_behind(arguments, typed, config))
 }
 

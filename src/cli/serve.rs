@@ -21,6 +21,7 @@ use crate::config::env::Environment;
 use crate::config::{Config, SourceSpec};
 use crate::panics;
 use crate::tasks::Tasks;
+use crate::telemetry;
 
 /// What `serve` takes.
 #[derive(Debug, clap::Args)]
@@ -40,6 +41,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 pub(super) fn run(typed: &Typed) -> Result<ExitCode, Failure> {
     let config = typed.config()?;
     process::harden();
+    telemetry::never_wait();
     process::forbid_core_files();
     process::raise_descriptors();
     let inherited = activation::inherited()?;

@@ -11,6 +11,8 @@
 
 mod load;
 mod panics;
+mod sinks;
+
 #[path = "../real/served.rs"]
 #[allow(dead_code, reason = "the tests with real programs use the rest")]
 mod served;

@@ -1,0 +1,217 @@
+//! A log that nobody reads or that cannot be written, and a closed standard output: serving goes on.
+
+use std::fs::{self, File};
+use std::io::{PipeReader, PipeWriter, Read as _, Write as _, pipe};
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use bytes::Bytes;
+use http::Response;
+use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tokio::process::Child;
+use valetkey::sandbox::client::{Client, HTTP1, HTTP2, Visit, gather, post};
+
+use super::rounds;
+use super::support::{Done, LIMIT, Scene, done};
+
+/// A `valetkey serve` at the log's most talkative, whose standard error is this.
+struct Loud {
+    child: Child,
+    client: Client,
+}
+
+impl Loud {
+    async fn start(scene: &Scene, stderr: impl Into<Stdio>) -> Self {
+        let mut command = scene.valetkey(&["--log", "trace", "serve", "--listen", "127.0.0.1:0"]);
+        let child = command.stderr(stderr.into()).spawn().unwrap();
+        // It waits for one that has just been started.
+        let well = scene.typed(&["health"]).await;
+        assert_eq!(well.status, 0, "{well:#?}");
+        let info = fs::read_to_string(scene.path("run/valetkey/serve.json")).unwrap();
+        let info: Value = serde_json::from_str(&info).unwrap();
+        let (_, address) = info["proxy"].as_str().unwrap().split_once("://").unwrap();
+        let ca = PathBuf::from(info["ca"].as_str().unwrap());
+        Self { child, client: Client::through(address.parse().unwrap(), &ca).unwrap() }
+    }
+
+    /// So many requests of several kinds, each of which must be answered.
+    async fn ask(&self, count: usize) {
+        for alpn in [HTTP1, HTTP2] {
+            let visit = Visit::to("api.example.com:443", alpn);
+            let mut connection = self.client.open(visit).await.unwrap();
+            for number in 0..count / 2 {
+                let answer: Response<Bytes> = match number % 3 {
+                    0 => connection.get("/v1/bytes/100").await.unwrap(),
+                    1 => gather(connection.send(post("/v1/echo", "body")).await.unwrap())
+                        .await
+                        .unwrap(),
+                    _ => connection.get("/v1/status/503").await.unwrap(),
+                };
+                let expected = if number % 3 == 2 { 503 } else { 200 };
+                assert_eq!(answer.status(), expected, "request {number}");
+            }
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id().unwrap().cast_signed()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    /// It still reads its configuration again, and still ends by itself.
+    async fn still_listens_to_its_owner(mut self, scene: &Scene) {
+        scene.configure(&format!(
+            "[[rules]]\nname = \"closed\"\nhost = \"api.example.com\"\npaths = [\"/v1/bytes/\"]\naction = \"refuse\"\n{}",
+            scene.world.upstream_toml()
+        ));
+        self.signal(Signal::HUP);
+        let refused = async {
+            let visit = || Visit::to("api.example.com:443", HTTP1);
+            while self.client.get(visit(), "/v1/bytes/1").await.unwrap().status() != 403 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(LIMIT, refused).await.expect("it has not read its configuration");
+        self.signal(Signal::TERM);
+        let ended = tokio::time::timeout(LIMIT, self.child.wait()).await;
+        assert_eq!(ended.expect("it does not end").unwrap().code(), Some(0));
+    }
+}
+
+/// A pipe with no room left, whose writers wait.
+fn full_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, mut writer) = pipe().unwrap();
+    fcntl_setfl(&writer, OFlags::NONBLOCK).unwrap();
+    while writer.write(&[b'.'; 4096]).is_ok() {}
+    while writer.write(b".").is_ok() {}
+    fcntl_setfl(&writer, OFlags::empty()).unwrap();
+    (reader, writer)
+}
+
+/// Requests behind each of the broken logs: at about a kilobyte of log each, more than the log may keep waiting.
+fn requests() -> usize {
+    rounds(4_000, 200_000)
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_under_the_log_costs_no_request() {
+    let scene = Scene::usual().await;
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let loud = Loud::start(&scene, full).await;
+    loud.ask(requests()).await;
+    loud.still_listens_to_its_owner(&scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_whose_reader_has_gone_costs_no_request() {
+    let scene = Scene::usual().await;
+    let (reader, writer) = pipe().unwrap();
+    drop(reader);
+    let loud = Loud::start(&scene, writer).await;
+    loud.ask(requests()).await;
+    loud.still_listens_to_its_owner(&scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_nobody_reads_costs_no_request() {
+    let scene = Scene::usual().await;
+    let (reader, writer) = full_pipe();
+    let loud = Loud::start(&scene, writer).await;
+    loud.ask(requests()).await;
+    loud.still_listens_to_its_owner(&scene).await;
+    drop(reader);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_read_again_says_what_it_has_lost() {
+    let scene = Scene::usual().await;
+    let (mut reader, writer) = full_pipe();
+    let loud = Loud::start(&scene, writer).await;
+    loud.ask(requests()).await;
+    let reading = std::thread::spawn(move || {
+        let mut said = Vec::new();
+        reader.read_to_end(&mut said).unwrap();
+        String::from_utf8(said).unwrap()
+    });
+    loud.ask(200).await;
+    loud.still_listens_to_its_owner(&scene).await;
+    let said = reading.join().unwrap();
+    assert!(said.contains(" lines of the log were lost here)"), "{} bytes", said.len());
+    assert!(said.contains("shutting down"), "its last words are there");
+    scene.assert_no_secret("the log", &said);
+}
+
+/// What writes to standard output, each in its own way.
+const COMMANDS: &[&[&str]] = &[
+    &["--help"],
+    &["--version"],
+    &["serve", "--help"],
+    &["status"],
+    &["status", "--json"],
+    &["login", "status"],
+    &["check"],
+    &["check", "--managed"],
+    &["explain", "https://api.example.com/v1/models"],
+    &["env"],
+    &["env", "--shell", "json"],
+    &["pass", "list", "--json"],
+    &["ca", "print"],
+    &["ca", "path"],
+    &["token", "example"],
+    &["completions", "bash"],
+    &["init", "decoy", "github", "--shape", "github"],
+    &["run", "--", "true"],
+    // And what writes to standard error.
+    &["status", "--strange"],
+    &["explain", "nonsense"],
+    &["pass", "revoke", "nobody"],
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_command_breaks_on_a_closed_output() {
+    let scene = Scene::usual().await;
+    assert_eq!(scene.typed(&["check"]).await.status, 0);
+    for command in COMMANDS {
+        let expected = scene.typed(command).await;
+        let closed = || {
+            let (reader, writer) = pipe().unwrap();
+            drop(reader);
+            Stdio::from(writer)
+        };
+        let full = || Stdio::from(File::options().write(true).open("/dev/full").unwrap());
+        let quiet = |done: &Done| {
+            assert!(!done.err.contains("panicked"), "{command:?}: {done:#?}");
+            assert!((0..=4).contains(&done.status), "{command:?}: {done:#?}");
+        };
+        let ends = |stdout: Stdio, stderr: Stdio| {
+            let child = scene.valetkey(command).stdout(stdout).stderr(stderr).spawn().unwrap();
+            done(child)
+        };
+        for (stdout, stderr) in [(closed(), Stdio::piped()), (closed(), closed())] {
+            let done = ends(stdout, stderr).await;
+            quiet(&done);
+            assert_eq!(done.status, expected.status, "{command:?}: {done:#?}");
+        }
+        for stderr in [closed(), full()] {
+            let done = ends(Stdio::piped(), stderr).await;
+            quiet(&done);
+            assert_eq!(done.status, expected.status, "{command:?}: {done:#?}");
+            assert_eq!(done.out.is_empty(), expected.out.is_empty(), "{command:?}: {done:#?}");
+        }
+        // Data that is lost is no success; that of `run` is its program's.
+        let lost = ends(full(), Stdio::piped()).await;
+        quiet(&lost);
+        if !expected.out.is_empty()
+            && !command
+                .iter()
+                .any(|word| word.starts_with("--help") || word.starts_with("--version"))
+        {
+            assert_eq!(lost.status, 1, "{command:?}: {lost:#?}");
+            assert!(lost.err.contains("error: standard output: "), "{command:?}: {lost:#?}");
+        }
+        quiet(&ends(full(), full()).await);
+    }
+}
