@@ -152,6 +152,11 @@ impl Pass {
         self.uses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What it is called.
+    pub fn name(&self) -> &PassName {
+        &self.record.name
+    }
+
     /// What it lets its holder reach.
     pub fn reach(&self) -> &Reach {
         &self.record.reach

@@ -1,6 +1,7 @@
 //! The command line: what was typed becomes a configuration once, and one command runs on it.
 
 mod activation;
+mod audit;
 mod ca;
 mod chain;
 mod changes;
@@ -83,6 +84,8 @@ enum Command {
     Env(env::Arguments),
     /// Let others use this proxy: make, list and revoke passes
     Pass(pass::Arguments),
+    /// Look whether the audit is as it was written
+    Audit(audit::Arguments),
     /// Show, install or rotate the local CA that intercepted hosts are signed by
     Ca(ca::Arguments),
     /// Show every mistake of the configuration, then of the files and logins that it names
@@ -181,6 +184,7 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
     let overrides = Overrides { config: arguments.config, ..Overrides::default() };
     let mut typed = Typed { env, overrides };
     match arguments.command {
+        Command::Audit(arguments) => audit::run(&arguments, &typed),
         Command::Ca(arguments) => ca::run(&arguments, &typed),
         Command::Check(arguments) => check::run(&arguments, &typed),
         Command::Completions(arguments) => Ok(completions::run::<Arguments>(&arguments)),

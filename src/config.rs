@@ -1,5 +1,6 @@
 //! Settles once, at the start, what the program runs on: flags, environment and files, in that order.
 
+mod audit;
 mod codex;
 pub mod env;
 mod file;
@@ -34,6 +35,7 @@ use mistakes::Mistakes;
 use paths::Paths;
 use table::At;
 
+pub use audit::AuditConfig;
 pub use machine::MachineFiles;
 pub use managed::Setting;
 pub use mistakes::{ConfigErrors, Mistake};
@@ -67,6 +69,8 @@ pub struct Config {
     pub server_info: Option<PathBuf>,
     /// Which logins are allowed: read again whenever it is asked.
     pub policies: PolicyFiles,
+    /// Where it is written down who asked for what.
+    pub audit: AuditConfig,
     /// What becomes of the process when the login in use is no longer allowed.
     pub on_policy_violation: OnViolation,
     /// What the managed file settles, but for what `policies` reads.
@@ -325,6 +329,8 @@ impl Config {
         codex::settle_keep(&mut credentials, &layers, &codex);
         let default = layers.iter().find_map(|layer| layer.default).unwrap_or_default();
         let on_violation = layers.iter().find_map(|layer| layer.on_violation).unwrap_or_default();
+        // The highest that speaks of it decides alone: nobody takes half of it back.
+        let audit = layers.iter().find_map(|layer| layer.audit.clone()).unwrap_or_default();
         let managed = managed::settings(&layers, machine);
         let limits = limits::merge(&layers);
         let forms = merge::rules(layers);
@@ -340,6 +346,7 @@ impl Config {
             upstream,
             limits,
             policies: PolicyFiles::new(machine.clone(), paths.config_file.clone()),
+            audit: audit.settle(&paths),
             on_policy_violation: on_violation,
             managed,
             paths,

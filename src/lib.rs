@@ -1,6 +1,7 @@
 //! A localhost HTTPS forward proxy that signs tools in without giving them the keys.
 
 pub mod access;
+pub mod audit;
 pub mod cli;
 pub mod client_env;
 pub mod clock;

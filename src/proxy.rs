@@ -10,6 +10,7 @@ mod guesses;
 mod intercept;
 mod issuer;
 mod listener;
+mod note;
 mod places;
 mod reject;
 mod replay;
@@ -26,6 +27,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::Passes;
+use crate::audit::Audit;
 use crate::clock::Clock;
 use crate::fault;
 use crate::limits::Limits;
@@ -58,6 +60,8 @@ pub struct Parts {
     pub clock: Clock,
     /// What clients may take.
     pub limits: Limits,
+    /// Where it is written down who asked for what.
+    pub audit: Audit,
 }
 
 /// Looks at a place, and puts what is found there in force.
@@ -80,6 +84,7 @@ struct Shared {
     places: Arc<Places>,
     strangers: Arc<Strangers>,
     guesses: Guesses,
+    audit: Audit,
     replay: replay::Budget,
     /// Connections, tunnels and WebSockets.
     connections: Tasks,
@@ -114,6 +119,7 @@ impl Proxy {
             places: Arc::default(),
             strangers: Arc::default(),
             guesses: Guesses::default(),
+            audit: parts.audit,
             replay: replay::Budget::default(),
             connections: Tasks::new(),
             draining: CancellationToken::new(),

@@ -24,6 +24,7 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::Audit;
 use crate::clock::Clock;
 use crate::credential::{Account, Credential, CredentialName, LoginKind};
 use crate::oauth::{Issuer, Trouble};
@@ -140,7 +141,7 @@ async fn next_change<T>(receivers: &mut [watch::Receiver<T>]) -> usize {
 pub struct TokenSource(Kind);
 
 enum Kind {
-    Fixed(Fixed),
+    Fixed(Box<Fixed>),
     Rotating(Arc<Rotating>),
 }
 
@@ -160,6 +161,8 @@ pub struct Parts {
     pub policy: Enforced,
     /// Runs the watch over the store, which ends with the source; shutdown does not wait for it.
     pub background: Tasks,
+    /// Where it is written down what becomes of it.
+    pub audit: Audit,
 }
 
 /// What the owner of the machine allows, and what is done about the rest.
@@ -181,7 +184,7 @@ impl Enforced {
 impl TokenSource {
     /// A source whose value is read with `loader`, when it is first needed and after a 401.
     pub fn fixed(parts: Parts, loader: Arc<Loader>) -> Self {
-        Self(Kind::Fixed(Fixed::new(parts, loader)))
+        Self(Kind::Fixed(Box::new(Fixed::new(parts, loader))))
     }
 
     /// A source over the login in a store, which it keeps fresh with the help of the issuer. The store

@@ -16,6 +16,7 @@ inject     ← headers secret credential
 rules      ← inject origin credential
 policy     ← credential
 access     ← secret
+audit      ← credential access secret clock sink
 decoy      ← credential secret
 config     ← rules inject origin credential policy limits
 tls        ← clock origin secret quote
@@ -23,11 +24,11 @@ upstream   ← tls origin headers tasks secret quote limits
 store      ← credential secret tasks access fault
 source     ← credential secret clock group
 oauth      ← upstream credential secret origin tasks peer quote
-tokens     ← oauth source store policy decoy credential secret clock tasks fault
-proxy      ← tokens upstream tls rules inject decoy credential access headers origin secret clock tasks peer limits fault
+tokens     ← oauth source store policy decoy audit credential secret clock tasks fault
+proxy      ← tokens upstream tls rules inject decoy credential access audit headers origin secret clock tasks peer limits fault
 client_env ← config tls
 sandbox    ← tls upstream credential secret clock origin headers tasks
-cli        ← secret clock origin headers tasks telemetry quote group fault limits panics credential inject rules policy access decoy config tls upstream store source oauth tokens proxy client_env sandbox
+cli        ← secret clock origin headers tasks telemetry quote group fault limits panics credential inject rules policy access audit decoy config tls upstream store source oauth tokens proxy client_env sandbox
 main       ← cli
 ";
 

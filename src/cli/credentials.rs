@@ -7,6 +7,7 @@ use futures_util::FutureExt as _;
 
 use super::output::{self, Failure};
 use super::policies;
+use crate::audit::Audit;
 use crate::clock::Clock;
 use crate::config::env::Environment;
 use crate::config::{Config, CredentialKind, OAuthConfig, SourceSpec};
@@ -34,6 +35,7 @@ pub(super) struct Credentials<'a> {
     jobs: Tasks,
     /// What it does not wait for.
     background: Tasks,
+    audit: Audit,
 }
 
 /// A credential that one signs in to.
@@ -96,7 +98,13 @@ impl<'a> Credentials<'a> {
         jobs: Tasks,
     ) -> Self {
         let (keyring, background) = (Keyring::system(), Tasks::new());
-        Self { config, env, upstream, keyring, jobs, background }
+        Self { config, env, upstream, keyring, jobs, background, audit: Audit::off() }
+    }
+
+    /// The same, where what becomes of them is written down.
+    #[must_use]
+    pub(super) fn written_down(self, audit: Audit) -> Self {
+        Self { audit, ..self }
     }
 
     /// A source for each, to be looked at: no login is deleted.
@@ -165,6 +173,7 @@ impl<'a> Credentials<'a> {
             refreshes: self.jobs.clone(),
             policy,
             background: self.background.clone(),
+            audit: self.audit.clone(),
         }
     }
 

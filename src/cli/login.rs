@@ -11,7 +11,8 @@ use std::time::Duration;
 use super::credentials::{Credentials, SignIn, Turn};
 use super::output::{self, Failure, WRONG_USE};
 use super::way_out::WayOut;
-use super::{Typed, process, status};
+use super::{Typed, audit, process, status};
+use crate::audit::Turn as Event;
 use crate::clock::Clock;
 use crate::credential::{Account, CredentialName, Grant, Keep, Login, TokenSet};
 use crate::oauth::Answer;
@@ -86,6 +87,7 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
         signed_in
     };
     process::runtime()?.block_on(signing_in)?;
+    audit::written(&config, |audit| audit.credential(&name, Event::Login, None));
     Ok(ExitCode::SUCCESS)
 }
 

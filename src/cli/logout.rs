@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use super::credentials::{Credentials, SignIn, Turn};
 use super::output::{self, Failure};
 use super::way_out::WayOut;
-use super::{Typed, process};
+use super::{Typed, audit, process};
+use crate::audit::Turn as Event;
 use crate::credential::{CredentialName, Login};
 use crate::store::StoreError;
 use crate::tasks::Tasks;
@@ -34,22 +35,30 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
         (None, _) => vec![credentials.cache(&CredentialName::USUAL.parse()?, Turn::Out)?],
     };
     let signing_out = async {
-        let mut failed = false;
+        let (mut failed, mut signed_out) = (false, Vec::new());
         for cache in &caches {
-            if let Err(failure) = sign_out(cache, caches.len() > 1).await {
-                failure.report();
-                failed = true;
+            match sign_out(cache, caches.len() > 1).await {
+                Ok(true) => signed_out.push(&cache.name),
+                Ok(false) => {}
+                Err(failure) => {
+                    failure.report();
+                    failed = true;
+                }
             }
         }
         jobs.finished().await;
-        failed
+        (failed, signed_out)
     };
-    let failed = process::runtime()?.block_on(signing_out);
+    let (failed, signed_out) = process::runtime()?.block_on(signing_out);
+    audit::written(&config, |audit| {
+        signed_out.iter().for_each(|name| audit.credential(name, Event::Logout, None));
+    });
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Deletes the login everywhere, so that no proxy uses it any more, and then tells the issuer.
-async fn sign_out(cache: &SignIn, is_one_of_many: bool) -> Result<(), Failure> {
+/// Deletes the login everywhere, so that no proxy uses it any more, and then tells the issuer. Whether there was one, as far
+/// as it could be read.
+async fn sign_out(cache: &SignIn, is_one_of_many: bool) -> Result<bool, Failure> {
     let about = if is_one_of_many { format!("{}: ", cache.name) } else { String::new() };
     let login = match cache.store.get().await {
         Ok((_, record)) => record.login,
@@ -61,14 +70,14 @@ async fn sign_out(cache: &SignIn, is_one_of_many: bool) -> Result<(), Failure> {
                 "{about}the login could not be read, so the issuer was not told: its tokens live until they expire"
             ));
             output::words(format_args!("{about}Successfully logged out"));
-            return Ok(());
+            return Ok(true);
         }
         Err(error) => return Err(output::hinted(error)),
     };
     let Some(login) = login else {
         // Codex's own words, here and below.
         output::words(format_args!("{about}Not logged in"));
-        return Ok(());
+        return Ok(false);
     };
     let deleted = cache.store.put(None, None).await.map_err(output::hinted);
     if let Some(set) = login.tokens()
@@ -89,5 +98,5 @@ async fn sign_out(cache: &SignIn, is_one_of_many: bool) -> Result<(), Failure> {
         ));
     }
     output::words(format_args!("{about}Successfully logged out"));
-    Ok(())
+    Ok(true)
 }

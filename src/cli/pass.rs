@@ -12,7 +12,7 @@ use time::format_description::well_known::Rfc3339;
 use super::output::{self, Failure, WRONG_USE, counted};
 use super::running::{self, ServerInfo};
 use super::status::in_words;
-use super::{Typed, passes};
+use super::{Typed, audit, passes};
 use crate::access::{self, PassName, Reach, Record};
 use crate::clock::Clock;
 use crate::config::{Config, ListenAddress, Listener};
@@ -105,6 +105,7 @@ fn make(new: &New, config: &Config, typed: &Typed) -> Result<(), Failure> {
         return Err(Failure::new(format!("there is a pass `{name}` already"))
             .hint(format!("end it: valetkey pass revoke {name}; or choose another name")));
     }
+    audit::written(config, |audit| audit.pass_made(&new.name));
     output::data(&*pass);
     let until = new.ttl.map_or_else(
         || "until it is revoked".to_owned(),
@@ -226,6 +227,9 @@ fn to_json(record: &Record, now: OffsetDateTime) -> Value {
 
 fn revoke(config: &Config, name: Option<&PassName>) -> Result<(), Failure> {
     let count = passes::file(config).remove(name).map_err(output::hinted)?;
+    if count > 0 {
+        audit::written(config, |audit| audit.pass_revoked(name));
+    }
     match (name, count) {
         (Some(name), 0) => {
             return Err(Failure::new(format!("there is no pass `{name}`"))

@@ -10,11 +10,13 @@ use futures_util::FutureExt as _;
 use futures_util::future::ready;
 use tokio::net::TcpListener;
 
+use super::audit;
 use super::credentials::{Before, Credentials};
 use super::output::{self, Failure};
 use super::passes::Followed;
 use super::process;
 use super::way_out::{NewWay, WayOut};
+use crate::audit::Audit;
 use crate::client_env::{ClientEnv, Folder};
 use crate::clock::Clock;
 use crate::config::env::Environment;
@@ -37,6 +39,7 @@ pub(super) struct Started {
     exits: bool,
     roots: Vec<Root>,
     out: WayOut,
+    audit: Audit,
     /// What all of it was made from.
     config: Config,
 }
@@ -55,10 +58,12 @@ impl Started {
         env: &Environment,
     ) -> Result<Self, Failure> {
         let roots = ca.roots().to_vec();
+        let audit = audit::open(&config)?;
         let mut out = WayOut::new(&config, &roots, env)?;
         out.follow_roots();
         let refreshes = Tasks::new();
         let credentials = Credentials::new(&config, env, out.upstream.clone(), refreshes.clone());
+        let credentials = credentials.written_down(audit.clone());
         let tokens = Arc::new(credentials.tokens_of_a_proxy(None).await?);
         // Before anybody looks, so that none falls in between.
         let violations = tokens.violations();
@@ -80,9 +85,10 @@ impl Started {
             look,
             clock: Clock::system(),
             limits: limits(&config),
+            audit: audit.clone(),
         });
         let exits = config.on_policy_violation == OnViolation::Exit;
-        Ok(Self { proxy, refreshes, tokens, violations, exits, roots, out, config })
+        Ok(Self { proxy, refreshes, tokens, violations, exits, roots, out, audit, config })
     }
 
     /// Goes by another configuration from now on, and reads keys and roots again. Nobody is cut off.
@@ -106,8 +112,13 @@ impl Started {
         }
         let upstream = self.out.upstream.clone();
         let credentials = Credentials::new(&config, env, upstream, self.refreshes.clone());
+        let credentials = credentials.written_down(self.audit.clone());
         let before = Before { config: &self.config, tokens: &self.tokens };
         let tokens = Arc::new(credentials.tokens_of_a_proxy(Some(before)).await?);
+        if config.audit != self.config.audit {
+            self.audit.flush();
+            audit::change(&self.audit, &config)?;
+        }
         // From here on nothing fails.
         if let Some(way) = way {
             self.out.take(way);
@@ -170,6 +181,7 @@ impl Started {
     pub(super) async fn shut_down(&self, deadline: Duration) {
         self.proxy.shut_down(deadline).await;
         self.refreshes.finished().await;
+        self.audit.flush();
     }
 }
 

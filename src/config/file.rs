@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use toml::de::DeTable;
 
+use super::audit::AuditForm;
 use super::limits;
 use super::managed;
 use super::mistakes::{Mistakes, Place};
@@ -77,6 +78,7 @@ pub(super) struct Layer {
     pub(super) resolve: BTreeMap<Target, Target>,
     pub(super) credentials: BTreeMap<CredentialName, CredentialForm>,
     pub(super) rules: Vec<RuleForm>,
+    pub(super) audit: Option<AuditForm>,
     pub(super) on_violation: Option<OnViolation>,
     pub(super) limits: limits::Asked,
     /// Where logins are kept that say nothing of it themselves.
@@ -137,6 +139,7 @@ impl Layer {
             default: table.parsed("default", one_of(DEFAULTS)).map(|it| it.value),
             credentials: credentials(&table, &path),
             rules: managed::pin(rule::read_all(&table, written.is_own), written.is_managed),
+            audit: AuditForm::read(&table, &path),
             on_violation: terms::on_violation(&table),
             limits: limits::read(&table),
             keep: terms::keep(&table, terms::OUR_KEEP).map(|keep| keep.value),
@@ -371,6 +374,7 @@ pub(super) const DOCUMENT: &[&str] = &[
     "forced_login_method",
     "forced_chatgpt_workspace_id",
     "on_policy_violation",
+    "audit",
     "listeners",
     "limits",
     "upstream",

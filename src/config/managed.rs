@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::audit::AuditForm;
 use super::file::{DEFAULTS, Layer};
 use super::machine::MachineFiles;
 use super::rule::RuleForm;
@@ -56,6 +57,7 @@ pub(super) fn settings(layers: &[Layer], machine: &MachineFiles) -> Vec<Setting>
     };
     say("default", layer.default.and_then(|it| word(DEFAULTS, it)));
     say("on_policy_violation", layer.on_violation.and_then(|it| word(&OnViolation::WORDS, it)));
+    say("audit.to", layer.audit.as_ref().and_then(AuditForm::in_words));
     say("upstream.trust", layer.trust.as_ref().and_then(|it| word(&Trust::WORDS, it.value)));
     say("upstream.proxy", layer.proxy.as_ref().map(ProxyChoice::to_string));
     say("upstream.proxy_login", layer.proxy_login.as_ref().map(ToString::to_string));
@@ -87,6 +89,7 @@ pub(super) const DOCUMENT: &[&str] = &[
     "allowed_chatgpt_workspaces",
     "require_mfa",
     "on_policy_violation",
+    "audit",
     "upstream",
     "credentials",
     "rules",

@@ -45,7 +45,7 @@ impl Door {
             }),
         };
         match uid {
-            Some(uid) if !self.require_pass && self.knows(uid) => Admission::User,
+            Some(uid) if !self.require_pass && self.knows(uid) => Admission::User { uid },
             uid => Admission::Stranger { uid, is_enough: !self.require_pass },
         }
     }
@@ -66,7 +66,10 @@ pub(super) enum Admission {
         is_enough: bool,
     },
     /// One of the users that are let in.
-    User,
+    User {
+        /// Which one.
+        uid: u32,
+    },
 }
 
 /// A client at the door, and its place behind it.
@@ -103,20 +106,29 @@ impl Guest {
         headers: &HeaderMap,
         shared: &Shared,
     ) -> Result<Admitted, Rejection> {
-        let pass = match self.admission {
-            Admission::User => None,
+        let (uid, pass) = match self.admission {
+            Admission::User { uid } => (Some(uid), None),
             Admission::Stranger { uid, is_enough } => {
                 let required =
                     |why| Rejection::PassRequired { uid: uid.filter(|_| is_enough), why };
                 let shown = shown(headers).ok_or_else(|| required(None))?;
                 let caller = Caller::of(self.client, uid);
-                Some(find(&shown, caller, shared).await?.map_err(|why| required(Some(why)))?)
+                let pass = find(&shown, caller, shared).await?;
+                (uid, Some(pass.map_err(|why| required(Some(why)))?))
             }
         };
         if let Some(waiting) = &self.waiting {
             waiting.end();
         }
-        Ok(Admitted { pass, _place: self.place.clone() })
+        Ok(Admitted { pass, uid, _place: self.place.clone() })
+    }
+
+    /// The user, where the kernel tells it.
+    pub(super) fn uid(&self) -> Option<u32> {
+        match self.admission {
+            Admission::User { uid } => Some(uid),
+            Admission::Stranger { uid, .. } => uid,
+        }
     }
 }
 
@@ -165,6 +177,8 @@ fn shown(headers: &HeaderMap) -> Option<Secret> {
 pub(super) struct Admitted {
     /// With this; `None` for a user, who may go anywhere: it could go there by itself.
     pass: Option<Arc<Pass>>,
+    /// Its user, where the kernel tells it.
+    uid: Option<u32>,
     /// As long as anything goes on for it.
     _place: Arc<Place>,
 }
@@ -178,6 +192,16 @@ impl Admitted {
     pub(super) fn count(&self, clock: &Clock) -> Result<(), Rejection> {
         let Some(pass) = &self.pass else { return Ok(()) };
         pass.take(clock.now()).map_err(|why| Rejection::PassRequired { uid: None, why: Some(why) })
+    }
+
+    /// Its user, where the kernel tells it.
+    pub(super) fn uid(&self) -> Option<u32> {
+        self.uid
+    }
+
+    /// The pass that let it in, if one did.
+    pub(super) fn pass(&self) -> Option<&Pass> {
+        self.pass.as_deref()
     }
 
     /// Whether it was a pass that let it in.
@@ -298,7 +322,8 @@ mod tests {
             let (_, peer) = listener.accept().unwrap();
             assert_eq!(peer, stream.local_addr().unwrap());
             let client = Client::Tcp { peer, own };
-            assert_eq!(Door::default().admit(client), Admission::User);
+            let uid = rustix::process::geteuid().as_raw();
+            assert_eq!(Door::default().admit(client), Admission::User { uid });
             let strict = Door { require_pass: true, ..Door::default() };
             let uid = Some(rustix::process::geteuid().as_raw());
             let expected = Admission::Stranger { uid, is_enough: false };
@@ -323,7 +348,9 @@ mod tests {
             (&allowing, elsewhere, false),
             (&Door { require_pass: true, ..allowing.clone() }, unix(Some(own + 1)), false),
         ] {
-            assert_eq!(door.admit(client) == Admission::User, is_let_in, "{door:?} {client:?}");
+            let admission = door.admit(client);
+            let is_user = matches!(admission, Admission::User { .. });
+            assert_eq!(is_user, is_let_in, "{door:?} {client:?}");
         }
     }
 }

@@ -19,13 +19,15 @@ use tracing::Instrument as _;
 use super::admit::{Admitted, Door, Guest};
 use super::explained::Explained;
 use super::listener::{Client, ClientStream, RawStream};
+use super::note::Note;
 use super::reject::Rejection;
 use super::{Place, Shared, decoys, exchange, intercept, tunnel};
 use crate::access::Refused;
+use crate::audit::Kind;
 use crate::headers::{VALETKEY_VIA, strip_hop_by_hop};
 use crate::origin::{Origin, Scheme, Target};
 use crate::rules::{Decision, Plain};
-use crate::upstream::body::Body;
+use crate::upstream::body::{Body, Inbound};
 use crate::upstream::dial::Scope;
 use crate::upstream::early::Early;
 
@@ -57,8 +59,16 @@ async fn converse(shared: Arc<Shared>, door: Arc<Door>, guest: Arc<Guest>, strea
     let service = service_fn(move |request| {
         let (serving, guest) = (serving.clone(), guest.clone());
         async move {
-            let answered = answer(serving, &guest, request).await;
-            Ok::<_, Infallible>(answered.unwrap_or_else(Rejection::into_response))
+            let note = serving.audit.is_on().then(|| Note::of_request(&serving, &guest, &request));
+            let answered = answer(serving, &guest, request, note.as_ref()).await;
+            if let (Some(note), Err(rejection)) = (&note, &answered) {
+                note.refused(rejection);
+            }
+            let response = answered.unwrap_or_else(Rejection::into_response);
+            Ok::<_, Infallible>(match note {
+                Some(note) => note.follow(response),
+                None => response,
+            })
         }
     });
     let connection = http1::Builder::new()
@@ -89,15 +99,19 @@ async fn answer(
     shared: Arc<Shared>,
     guest: &Guest,
     request: Request<Incoming>,
+    note: Option<&Arc<Note>>,
 ) -> Result<Response<Body>, Rejection> {
     // Before anything is looked up: a page could guess at passes, too.
     refuse_browsers(&request)?;
     let (client, admitted) = (guest.client, guest.admit(request.headers(), &shared).await?);
+    if let Some(note) = note {
+        note.admitted(&admitted);
+    }
     if request.method() == Method::CONNECT {
-        return connect(shared, (client, admitted), request).await;
+        return connect(shared, (client, admitted), request, note).await;
     }
     match request.uri().scheme_str() {
-        Some("http") => plain(&shared, (client, admitted), request).await,
+        Some("http") => plain(&shared, (client, admitted), request, note).await,
         Some(_) => Err(Rejection::CleartextRefused),
         None => Err(Rejection::Target("this is a proxy: it serves no pages of its own")),
     }
@@ -119,6 +133,7 @@ async fn connect(
     shared: Arc<Shared>,
     (client, admitted): (Client, Admitted),
     mut request: Request<Incoming>,
+    note: Option<&Arc<Note>>,
 ) -> Result<Response<Body>, Rejection> {
     let headers = request.headers();
     if headers.contains_key(CONTENT_LENGTH) || headers.contains_key(TRANSFER_ENCODING) {
@@ -142,12 +157,20 @@ async fn connect(
             admitted.count(&shared.clock)?;
             // Dialled before the answer, so that a failure is explained instead of cut.
             let upstream = shared.upstream.connect(&target, scope, via).await?;
+            let note = note.cloned();
+            if let Some(note) = &note {
+                note.goes_on_as(Kind::Tunnel);
+            }
             shared.take_over(hyper::upgrade::on(&mut request), |stream, shared| async move {
-                tunnel::carry(&shared, &admitted.ended(), stream, upstream).await;
+                tunnel::carry(&shared, (&admitted.ended(), note), stream, upstream).await;
             });
             Ok(Response::new(Body::empty()))
         }
         Decision::Intercept => {
+            if let Some(note) = note {
+                // Each of the exchanges in it is written down by itself.
+                note.is_left_to_others();
+            }
             shared.take_over(hyper::upgrade::on(&mut request), |stream, shared| async move {
                 intercept::serve(shared, (target, admitted), stream).await;
             });
@@ -161,6 +184,7 @@ async fn plain(
     shared: &Arc<Shared>,
     (client, admitted): (Client, Admitted),
     mut request: Request<Incoming>,
+    note: Option<&Arc<Note>>,
 ) -> Result<Response<Body>, Rejection> {
     let authority = request.uri().authority().map_or("", |authority| authority.as_str());
     let target = Target::parse_with_default(authority, Scheme::Http.default_port())
@@ -180,7 +204,13 @@ async fn plain(
     let scope = admitted.elsewhere()?;
     admitted.count(&shared.clock)?;
     strip_hop_by_hop(request.headers_mut());
-    let request = request.map(|body| Body::from(body).map_trailers(decoys::strip_trailers));
+    let version = request.version();
+    let count = note.map(|note| note.up());
+    let request = request.map(|body| match count {
+        Some(_) => Body::boxed(Inbound::new(body, version).counted_in(count)),
+        None => Body::from(body),
+    });
+    let request = request.map(|body| body.map_trailers(decoys::strip_trailers));
     let sending = async {
         match scope {
             Scope::Anywhere => shared.upstream.send(&origin, request).await,

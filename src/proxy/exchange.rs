@@ -9,6 +9,7 @@ use tracing::Instrument as _;
 
 use super::decoys::{self, Misplaced};
 use super::intercept::Intercepted;
+use super::note::{Count, Note};
 use super::reject::Rejection;
 use super::upgrade::Upgrade;
 use super::{issuer, replay};
@@ -23,14 +24,19 @@ use crate::upstream::dial::Scope;
 /// Answers one request: with the upstream's response, or with a refusal that explains itself.
 pub(super) async fn exchange(
     connection: Arc<Intercepted>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Response<Body> {
     let is_http1 = request.version() < Version::HTTP_2;
     let is_head = request.method() == Method::HEAD;
     let asks_to_upgrade = request.headers().contains_key(UPGRADE);
     let span = tracing::debug_span!("exchange", method = %request.method(), host = %connection.origin.target.host);
-    let outcome = answer(&connection, request).instrument(span.clone()).await;
+    let shared = &connection.shared;
+    let note = shared.audit.is_on().then(|| Note::of_exchange(&connection, &mut request));
+    let outcome = answer(&connection, request, note.as_ref()).instrument(span.clone()).await;
     let _entered = span.entered();
+    if let (Some(note), Err(rejection)) = (&note, &outcome) {
+        note.refused(rejection);
+    }
     let response = match outcome {
         Ok(response) => {
             tracing::debug!(status = response.status().as_u16(), "answered");
@@ -54,18 +60,26 @@ pub(super) async fn exchange(
     };
     // hyper's HTTP/2 server would send the body of a refusal, or what an upstream wrongly sends, after the
     // head, and the client would take that for a broken stream (RFC 9113 section 8.1.1).
-    if is_head { response.map(|_| Body::empty()) } else { response }
+    let response = if is_head { response.map(|_| Body::empty()) } else { response };
+    match note {
+        Some(note) => note.follow(response),
+        None => response,
+    }
 }
 
 async fn answer(
     connection: &Arc<Intercepted>,
     mut request: Request<Incoming>,
+    note: Option<&Arc<Note>>,
 ) -> Result<Response<Body>, Rejection> {
     fault::point("exchange");
     check_framing(&request)?;
     connection.check_names(&request)?;
     connection.admitted.count(&connection.shared.clock)?;
-    let upgrade = Upgrade::take(&mut request)?;
+    let mut upgrade = Upgrade::take(&mut request)?;
+    if let Some(upgrade) = &mut upgrade {
+        upgrade.noted_in(note.cloned());
+    }
     // The snapshot is held for the exchange, so that the rule cannot change under it.
     let now = connection.shared.now.load_full();
     connection.still_reaches(&now.rules)?;
@@ -83,6 +97,9 @@ async fn answer(
         }
     };
     tracing::debug!(rule = rule.name, "ruled");
+    if let Some(note) = note {
+        note.ruled(rule);
+    }
     if !connection.admitted.may_use(&now.rules, rule) {
         return Err(Rejection::OutOfReach(
             "this pass is not for the rule that covers this request",
@@ -128,8 +145,9 @@ pub(super) struct Head {
 impl Head {
     /// Takes a request apart.
     pub(super) fn of(request: Request<Incoming>) -> (Self, Inbound) {
-        let (parts, body) = request.into_parts();
-        let body = Inbound::new(body, parts.version);
+        let (mut parts, body) = request.into_parts();
+        let count = parts.extensions.remove::<Count>().map(|count| count.0);
+        let body = Inbound::new(body, parts.version).counted_in(count);
         (Self { method: parts.method, uri: parts.uri, headers: parts.headers }, body)
     }
 }

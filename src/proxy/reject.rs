@@ -147,6 +147,11 @@ impl Rejection {
         matches!(self, Self::BadRequest(_) | Self::WrongOrigin(_))
     }
 
+    /// The stable code.
+    pub(super) fn code(&self) -> &'static str {
+        self.row().1
+    }
+
     /// The answer that the client gets.
     pub(super) fn into_response(self) -> Response<Body> {
         let Row(status, code, hint) = self.row();

@@ -17,8 +17,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::admit::Admitted;
+use super::note::Note;
 use super::reject::Rejection;
 use super::websocket::{self, Ends};
+use crate::audit::Kind;
 use crate::headers::{lists, strip_hop_by_hop};
 use crate::upstream::UpstreamError;
 use crate::upstream::body::Body;
@@ -35,6 +37,8 @@ pub(super) struct Upgrade {
     /// Cancelled when the credential that it is signed in with may no longer be used; never for one that
     /// is forwarded as it is.
     forbidden: CancellationToken,
+    /// Ends with the WebSocket, where it is written down.
+    note: Option<Arc<Note>>,
 }
 
 impl Upgrade {
@@ -66,7 +70,13 @@ impl Upgrade {
     }
 
     fn new(client: OnUpgrade, key: HeaderValue, over_http2: bool) -> Self {
-        Self { client, key, over_http2, falls_back: false, forbidden: CancellationToken::new() }
+        let forbidden = CancellationToken::new();
+        Self { client, key, over_http2, falls_back: false, forbidden, note: None }
+    }
+
+    /// Has the WebSocket written down in this when it ends.
+    pub(super) fn noted_in(&mut self, note: Option<Arc<Note>>) {
+        self.note = note;
     }
 
     /// Has the WebSocket closed when this token is cancelled, and no other.
@@ -145,14 +155,20 @@ impl Upgrade {
             shut_out: admitted.ended(),
             cut: shared.cut.clone(),
         };
-        let (client, admitted) = (self.client, admitted.clone());
+        let (client, admitted, note) = (self.client, admitted.clone(), self.note);
+        if let Some(note) = &note {
+            note.goes_on_as(Kind::WebSocket);
+        }
         shared.connections.spawn(async move {
             // Its place is taken until the WebSocket ends.
             let _admitted = admitted;
             match futures_util::future::try_join(client, upstream).await {
                 Ok((client, upstream)) => {
                     let (client, upstream) = (TokioIo::new(client), TokioIo::new(upstream));
-                    websocket::relay(&ends, client, upstream).await;
+                    let (outcome, bytes) = websocket::relay(&ends, client, upstream).await;
+                    if let Some(note) = note {
+                        note.ended(outcome, bytes);
+                    }
                 }
                 Err(error) => tracing::debug!(%error, "upgrade failed"),
             }

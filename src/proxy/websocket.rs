@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::frames::Frames;
+use super::note;
 use super::tunnel::{self, Flow};
 
 /// What ends a WebSocket from our side.
@@ -27,8 +28,9 @@ pub(super) struct Ends {
     pub(super) cut: CancellationToken,
 }
 
-/// Joins the halves of a WebSocket until both directions have ended, or one of `ends` has come.
-pub(super) async fn relay<A, B>(ends: &Ends, client: A, upstream: B)
+/// Joins the halves of a WebSocket until both directions have ended, or one of `ends` has come. How it ended, and how
+/// many bytes went up and down.
+pub(super) async fn relay<A, B>(ends: &Ends, client: A, upstream: B) -> (&'static str, (u64, u64))
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
@@ -38,17 +40,18 @@ where
     let moved = AtomicU64::new(0);
     let mut up = Direction::new(Flow::new(from_client, to_upstream, &moved));
     let mut down = Direction::new(Flow::new(from_upstream, to_client, &moved));
-    let close = tokio::select! {
+    let (outcome, close) = tokio::select! {
         biased;
-        () = ends.cut.cancelled() => None,
-        () = ends.forbidden.cancelled() => Some(POLICY),
-        () = ends.shut_out.cancelled() => Some(POLICY),
-        () = ends.draining.cancelled() => Some(GOING_AWAY),
-        outcome = tunnel::both(up.run(), down.run(), &moved) => {
-            if let Err(error) = outcome {
+        () = ends.cut.cancelled() => (note::CUT, None),
+        () = ends.forbidden.cancelled() => (note::FORBIDDEN, Some(POLICY)),
+        () = ends.shut_out.cancelled() => (note::SHUT_OUT, Some(POLICY)),
+        () = ends.draining.cancelled() => (note::GOING_AWAY, Some(GOING_AWAY)),
+        outcome = tunnel::both(up.run(), down.run(), &moved) => match outcome {
+            Ok(()) => (note::OK, None),
+            Err(error) => {
                 tracing::debug!(%error, "websocket broken");
+                (note::BROKEN_OFF, None)
             }
-            None
         }
     };
     if let Some(close) = &close {
@@ -65,6 +68,7 @@ where
         closed = close.map(|close| close.code),
         "websocket ended"
     );
+    (outcome, (up.flow.written(), down.flow.written()))
 }
 
 /// One direction and where its frames end.
@@ -240,7 +244,7 @@ mod tests {
         client: DuplexStream,
         upstream: DuplexStream,
         ends: Ends,
-        relay: JoinHandle<()>,
+        relay: JoinHandle<(&'static str, (u64, u64))>,
         began: Instant,
     }
 

@@ -131,6 +131,7 @@ mod tests {
             refreshes: Tasks::new(),
             policy: super::super::Enforced::nothing(),
             background: Tasks::new(),
+            audit: crate::audit::Audit::off(),
         };
         let (from, count) = (Arc::clone(&value), Arc::clone(&reads));
         let loader = move || {

@@ -18,6 +18,7 @@ use super::forbidden::Forbidden;
 use super::held::{Held, Kept, Ready};
 use super::rotation::{FORCED_INTERVAL, Outcome, Rotation, Successor, Want, tokens_of};
 use super::{Enforced, Parts, State, Status, TokenError, Whose};
+use crate::audit::{Audit, Turn};
 use crate::clock::Clock;
 use crate::credential::{Account, Credential, CredentialName, Login, LoginKind, PersonalToken};
 use crate::fault;
@@ -50,6 +51,7 @@ pub(super) struct Rotating {
     /// When the issuer last failed to say whom a personal access token speaks for; held while asking, so
     /// that one asks.
     identifying: tokio::sync::Mutex<Option<(Instant, TokenError)>>,
+    audit: Audit,
     _watch: DropGuard,
 }
 
@@ -101,6 +103,7 @@ impl Rotating {
             violation: watch::Sender::new(None),
             forbidden: Forbidden::default(),
             identifying: tokio::sync::Mutex::default(),
+            audit: parts.audit,
             name: parts.name,
             clock: parts.clock,
             refreshes: parts.refreshes,
@@ -303,6 +306,7 @@ impl Rotating {
     }
 
     pub(super) fn logged_out(&self) {
+        self.audit.credential(&self.name, Turn::Logout, Some("by_a_client"));
         let mut gate = self.gate();
         let held = self.held.load_full();
         gate.dropped = held.ready().and_then(Ready::fingerprint);
@@ -378,7 +382,9 @@ impl Rotating {
 
     async fn fly(self: Arc<Self>, want: Want, landing: watch::Sender<Landing>) {
         fault::point("refreshing");
+        self.audit.credential(&self.name, Turn::RefreshBegun, None);
         let outcome = self.rotation.refresh(&want).await;
+        self.write_down_outcome(&outcome);
         if want.reason == Reason::Unauthorized
             && matches!(outcome, Ok(Outcome::Redeemed(_) | Outcome::TooSoon | Outcome::Later(_)))
         {
@@ -409,6 +415,18 @@ impl Rotating {
         drop(landing);
         // Somebody may have written between what we hold and our holding it.
         self.read(Duration::ZERO).await;
+    }
+
+    fn write_down_outcome(&self, outcome: &Result<Outcome, StoreError>) {
+        let (turn, detail) = match outcome {
+            Ok(Outcome::Redeemed(_)) => (Turn::RefreshEnded, "redeemed"),
+            Ok(Outcome::Found(record)) if matches!(record.header.phase, Phase::Dead(_)) => return,
+            Ok(Outcome::Found(_)) => (Turn::RefreshEnded, "found"),
+            Ok(Outcome::TooSoon) => (Turn::RefreshFailed, "too_soon"),
+            Ok(Outcome::Later(_)) => (Turn::RefreshFailed, "later"),
+            Err(_) => (Turn::RefreshFailed, "store"),
+        };
+        self.audit.credential(&self.name, turn, Some(detail));
     }
 
     /// Saves a new set and holds it. Where saving takes long it is held, and all who wait have it,
@@ -552,6 +570,11 @@ impl Rotating {
             Kept::Nothing => self.violation.borrow().clone(),
             Kept::Ready(_) | Kept::Unidentified(_) | Kept::Unsupported(_) => None,
         };
+        if let Some(code) = held.death()
+            && self.held.load().death().is_none()
+        {
+            self.audit.credential(&self.name, Turn::Dead, Some(code));
+        }
         self.held.store(Arc::new(held));
         self.kind.send_if_modified(|known| std::mem::replace(known, kind) != kind);
         let is_new = |known: &mut Option<Violation>| *known != violation;
@@ -563,6 +586,7 @@ impl Rotating {
             }
         });
         if moved && begins {
+            self.audit.credential(&self.name, Turn::Forbidden, None);
             self.forbidden.forbid();
         }
     }
@@ -593,6 +617,7 @@ impl Rotating {
         };
         match remove_login_if(&*self.store, is_forbidden).await {
             Ok(()) => {
+                self.audit.credential(&self.name, Turn::Deleted, None);
                 tracing::warn!(credential = %self.name, "a login that is not allowed was deleted")
             }
             Err(error) => {

@@ -88,6 +88,7 @@ fn parts(clock: &Clock, refreshes: &Tasks, background: &Tasks) -> Parts {
         refreshes: refreshes.clone(),
         policy: Enforced::nothing(),
         background: background.clone(),
+        audit: Audit::off(),
     }
 }
 

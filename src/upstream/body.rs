@@ -3,6 +3,7 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -175,6 +176,8 @@ impl HttpBody for Body {
 pub struct Inbound {
     body: Incoming,
     is_http2: bool,
+    /// Counts its bytes, where somebody wants to know.
+    count: Option<Arc<AtomicU64>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -184,7 +187,13 @@ struct BrokenOff;
 impl Inbound {
     /// The body of a message that came in this version of HTTP.
     pub fn new(body: Incoming, version: Version) -> Self {
-        Self { body, is_http2: version == Version::HTTP_2 }
+        Self { body, is_http2: version == Version::HTTP_2, count: None }
+    }
+
+    /// The same body, whose bytes are counted in this.
+    #[must_use]
+    pub fn counted_in(self, count: Option<Arc<AtomicU64>>) -> Self {
+        Self { count, ..self }
     }
 }
 
@@ -200,6 +209,11 @@ impl HttpBody for Inbound {
         let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
         if frame.is_none() && this.is_http2 && !this.body.is_end_stream() {
             return Poll::Ready(Some(Err(BrokenOff.into())));
+        }
+        if let (Some(count), Some(Ok(frame))) = (&this.count, &frame)
+            && let Some(data) = frame.data_ref()
+        {
+            count.fetch_add(data.len() as u64, Ordering::Relaxed);
         }
         Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
     }

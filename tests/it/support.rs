@@ -144,6 +144,7 @@ impl Scene {
             },
             clock: clock.clone(),
             limits: Limits::USUAL,
+            audit: valetkey::audit::Audit::off(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -242,6 +243,7 @@ async fn tokens(
             refreshes: refreshes.clone(),
             policy: policy.clone(),
             background: Tasks::new(),
+            audit: valetkey::audit::Audit::off(),
         };
         let source = match kind {
             CredentialKind::ApiKey { source: SourceSpec::File(path) } => {

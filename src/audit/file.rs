@@ -1,0 +1,452 @@
+//! The file of the audit: lines are only ever added, by one process at a time, and old files are kept for a while.
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::OFlags;
+use time::OffsetDateTime;
+
+use super::line::{Chain, TORN};
+use super::{Entry, What};
+use crate::secret::Fingerprint;
+use crate::sink::Writer;
+
+/// A file that lines are added to. Any number of processes may have the same one: each locks it for a moment, and goes
+/// on where the last one has ended, so that there is one chain for all.
+#[derive(Debug)]
+pub struct AuditFile {
+    path: PathBuf,
+    /// A file of this size is put aside, and another one begun.
+    most: u64,
+    /// How many that were put aside are kept.
+    keep: u32,
+    /// Locked while something is written, and never replaced.
+    lock: File,
+    open: Option<Open>,
+    /// The last line that this process has written: a file that says less has lost some.
+    last: Chain,
+    failed: Option<Instant>,
+}
+
+/// The file as this process has left it.
+#[derive(Debug)]
+struct Open {
+    file: File,
+    /// Device and number, by which a file is known that was put aside.
+    id: (u64, u64),
+    len: u64,
+    chain: Chain,
+}
+
+/// Why a file cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError {
+    /// The system does not let us.
+    #[error("{}: {error}", .path.display())]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// What it says.
+        error: io::Error,
+    },
+    /// It is none that we may write.
+    #[error("{}: {why}", .path.display())]
+    Unfit {
+        /// Which file.
+        path: PathBuf,
+        /// What it is.
+        why: &'static str,
+    },
+}
+
+impl AuditError {
+    /// What to do about it.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Io { path, .. } => match path.parent() {
+                Some(folder) => {
+                    format!("is there room, and is it yours? ls -ld {}", folder.display())
+                }
+                None => "name a file that can be written".to_owned(),
+            },
+            Self::Unfit { .. } => "name another file: [audit] file = \"…\"".to_owned(),
+        }
+    }
+}
+
+impl AuditFile {
+    /// Opens the file, or makes it and its folder. `most` is in bytes; at least one old file is kept.
+    ///
+    /// # Errors
+    ///
+    /// [`AuditError`] for a file that cannot be written, belongs to another user, or holds something else.
+    pub fn open(path: &Path, most: u64, keep: u32) -> Result<Self, AuditError> {
+        let at = |error| AuditError::Io { path: path.to_owned(), error };
+        if let Some(folder) = path.parent() {
+            DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(at)?;
+        }
+        let lock = open(&lock_of(path))?;
+        let (path, keep) = (path.to_owned(), keep.max(1));
+        let mut file =
+            Self { path, most, keep, lock, open: None, last: Chain::default(), failed: None };
+        let _locked = Locked::wait(file.lock.try_clone().map_err(at)?).map_err(at)?;
+        file.look()?;
+        Ok(file)
+    }
+
+    /// Adds these, after a line that says how many were lost, if any were.
+    ///
+    /// # Errors
+    ///
+    /// How many of all these lines are written, and what was in the way of the others.
+    fn append(&mut self, entries: &[Entry], lost: u64) -> Result<(), (usize, AuditError)> {
+        let at = |error| (0, AuditError::Io { path: self.path.clone(), error });
+        let _locked = Locked::wait(self.lock.try_clone().map_err(at)?).map_err(at)?;
+        self.look().map_err(|error| (0, error))?;
+        let now = entries.first().map(|entry| entry.time);
+        let gap = now.filter(|_| lost > 0).map(|time| Entry::lost(lost, time));
+        let mut written = 0;
+        let mut lines = Lines::default();
+        for entry in gap.iter().chain(entries) {
+            let failed = |(more, error)| (written + more, error);
+            if self.is_full(&lines, entry) {
+                written += self.put(std::mem::take(&mut lines)).map_err(failed)?;
+                self.turn(entry.time).map_err(|error| (written, error))?;
+            }
+            lines.add(self.chain(), entry);
+        }
+        self.put(lines).map(drop).map_err(|(more, error)| (written + more, error))
+    }
+
+    /// The file as it is now, whoever has written to it meanwhile; locked.
+    fn look(&mut self) -> Result<(), AuditError> {
+        let now = fs::symlink_metadata(&self.path).ok();
+        if let (Some(open), Some(now)) = (&self.open, &now)
+            && open.id == (now.dev(), now.ino())
+            && open.len == now.len()
+        {
+            return Ok(());
+        }
+        let mut file = open(&self.path)?;
+        let found = End::of(&mut file).map_err(|error| self.trouble(error))?;
+        let before = match (&found.chain, found.len) {
+            (Some(chain), _) => chain.clone(),
+            (None, 0) => self.chain_of_the_file_before(),
+            (None, _) => return Err(self.unfit("it is there already, and is no audit")),
+        };
+        // One that says less than was written was cut: the next line will not follow on it, and shows that.
+        let chain = if before.seq < self.last.seq { self.last.clone() } else { before };
+        let id = id_of(&file).map_err(|error| self.trouble(error))?;
+        self.open = Some(Open { file, id, len: found.len, chain });
+        // A moment is all that these lines have to say of when.
+        let time = self.changed();
+        if found.len == 0 {
+            self.begin(time)
+        } else if let Some(torn) = found.torn {
+            self.go_on_after(torn, time)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// When the file was last changed, by the system.
+    fn changed(&self) -> OffsetDateTime {
+        let changed =
+            self.open.as_ref().and_then(|open| open.file.metadata().ok()?.modified().ok());
+        changed.map_or(OffsetDateTime::UNIX_EPOCH, OffsetDateTime::from)
+    }
+
+    /// The first line of a file, which names the last one of the file before.
+    fn begin(&mut self, time: OffsetDateTime) -> Result<(), AuditError> {
+        let what = What::File { version: env!("CARGO_PKG_VERSION") };
+        self.put_one(&Entry { time, event: "file", what })
+    }
+
+    /// What a process has left unfinished stays, and the next line says so.
+    fn go_on_after(&mut self, mut torn: Vec<u8>, time: OffsetDateTime) -> Result<(), AuditError> {
+        let mut start = Vec::new();
+        if torn.last() != Some(&b'\n') {
+            torn.push(b'\n');
+            start.push(b'\n');
+        }
+        let what = What::Torn { torn: Fingerprint::of(&torn).to_hex() };
+        let mut lines = Lines { bytes: start, ..Lines::default() };
+        lines.add(self.chain(), &Entry { time, event: TORN, what });
+        self.put(lines).map(drop).map_err(|(_, error)| error)
+    }
+
+    fn put_one(&mut self, entry: &Entry) -> Result<(), AuditError> {
+        let mut lines = Lines::default();
+        lines.add(self.chain(), entry);
+        self.put(lines).map(drop).map_err(|(_, error)| error)
+    }
+
+    /// Writes lines that follow on what is there, and answers how many they are.
+    ///
+    /// # Errors
+    ///
+    /// How many of them are whole, and why the rest is not.
+    fn put(&mut self, lines: Lines) -> Result<usize, (usize, AuditError)> {
+        let Some(open) = &mut self.open else {
+            return Err((0, self.trouble(io::ErrorKind::NotFound.into())));
+        };
+        let Err((len, error)) = write_all(&mut open.file, &lines.bytes) else {
+            open.len += lines.bytes.len() as u64;
+            if let Some((_, chain)) = lines.ends.last() {
+                open.chain = chain.clone();
+                self.last = chain.clone();
+            }
+            return Ok(lines.ends.len());
+        };
+        let whole = lines.ends.iter().take_while(|(end, _)| *end <= len);
+        let (count, end) = whole.clone().fold((0, 0), |(count, _), (end, _)| (count + 1, *end));
+        if let Some((_, chain)) = whole.last() {
+            self.last = chain.clone();
+        }
+        // The half of a line that is our own goes; where it cannot, it is told of when the file is opened again.
+        let _cut = open.file.set_len(open.len + end as u64);
+        self.open = None;
+        Err((count, self.trouble(error)))
+    }
+
+    fn is_full(&self, lines: &Lines, entry: &Entry) -> bool {
+        let Some(open) = &self.open else { return false };
+        let chain = lines.ends.last().map_or(&open.chain, |(_, chain)| chain);
+        let size = open.len + lines.bytes.len() as u64 + chain.line(entry).0.len() as u64;
+        size > self.most && open.len > 0
+    }
+
+    /// Puts the file aside, and begins another one.
+    fn turn(&mut self, time: OffsetDateTime) -> Result<(), AuditError> {
+        if let Some(open) = self.open.take() {
+            self.last = open.chain;
+            open.file.sync_data().map_err(|error| self.trouble(error))?;
+        }
+        for number in (1..=self.keep).rev() {
+            let from =
+                if number == 1 { self.path.clone() } else { numbered(&self.path, number - 1) };
+            match fs::rename(&from, numbered(&self.path, number)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(AuditError::Io { path: from, error });
+                }
+                _ => {}
+            }
+        }
+        let file = open(&self.path)?;
+        let id = id_of(&file).map_err(|error| self.trouble(error))?;
+        self.open = Some(Open { file, id, len: 0, chain: self.last.clone() });
+        self.begin(time)
+    }
+
+    fn chain_of_the_file_before(&self) -> Chain {
+        let before = numbered(&self.path, 1);
+        let read = || End::of(&mut File::open(before).ok()?).ok()?.chain;
+        if self.last.seq > 0 { self.last.clone() } else { read().unwrap_or_default() }
+    }
+
+    fn chain(&self) -> Chain {
+        self.open.as_ref().map_or_else(Chain::default, |open| open.chain.clone())
+    }
+
+    fn trouble(&self, error: io::Error) -> AuditError {
+        AuditError::Io { path: self.path.clone(), error }
+    }
+
+    fn unfit(&self, why: &'static str) -> AuditError {
+        AuditError::Unfit { path: self.path.clone(), why }
+    }
+}
+
+impl Writer<Entry> for AuditFile {
+    fn write(&mut self, entries: Vec<Entry>, lost: u64) -> u64 {
+        let all = lost + entries.len() as u64;
+        if self.failed.is_some_and(|at| at.elapsed() < PAUSE) {
+            return all;
+        }
+        if entries.is_empty() {
+            // They are told with the next line, which says when.
+            return lost;
+        }
+        match self.append(&entries, lost) {
+            Ok(()) => {
+                if self.failed.take().is_some() {
+                    tracing::info!("the audit is written again");
+                }
+                0
+            }
+            Err((written, error)) => {
+                if self.failed.is_none() {
+                    tracing::error!(%error, "the audit cannot be written: lines are lost, and will be counted");
+                }
+                self.failed = Some(Instant::now());
+                match (written, lost) {
+                    (0, _) => all,
+                    (written, 0) => entries.len().saturating_sub(written) as u64,
+                    (written, _) => (entries.len() + 1).saturating_sub(written) as u64,
+                }
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        if let Some(open) = &self.open
+            && let Err(error) = open.file.sync_data()
+        {
+            tracing::warn!(%error, "the audit may not last");
+        }
+    }
+}
+
+/// Lines that follow on one another, not written yet.
+#[derive(Default)]
+struct Lines {
+    bytes: Vec<u8>,
+    /// Where each ends, and the chain there.
+    ends: Vec<(usize, Chain)>,
+}
+
+impl Lines {
+    /// `before` is the chain that the first one follows on.
+    fn add(&mut self, before: Chain, entry: &Entry) {
+        let chain = self.ends.last().map_or(before, |(_, chain)| chain.clone());
+        let (line, chain) = chain.line(entry);
+        self.bytes.extend(line);
+        self.ends.push((self.bytes.len(), chain));
+    }
+}
+
+/// How a file ends.
+struct End {
+    len: u64,
+    /// After its last whole line; `None` where there is none.
+    chain: Option<Chain>,
+    /// What stands behind that.
+    torn: Option<Vec<u8>>,
+}
+
+impl End {
+    fn of(file: &mut File) -> io::Result<Self> {
+        let len = file.metadata()?.len();
+        for tail in [TAIL, len] {
+            let from = len.saturating_sub(tail);
+            file.seek(SeekFrom::Start(from))?;
+            let mut bytes = Vec::new();
+            file.take(len - from).read_to_end(&mut bytes)?;
+            if let Some((chain, end)) = last_line(&bytes, from == 0) {
+                let torn = Some(bytes.split_off(end)).filter(|torn| !torn.is_empty());
+                return Ok(Self { len, chain: Some(chain), torn });
+            }
+        }
+        Ok(Self { len, chain: None, torn: None })
+    }
+}
+
+/// The last whole line, and where it ends; the first one only where the bytes begin with a line.
+fn last_line(bytes: &[u8], is_whole: bool) -> Option<(Chain, usize)> {
+    let mut end = bytes.len();
+    while let Some(newline) = bytes[..end].iter().rposition(|byte| *byte == b'\n') {
+        let before = bytes[..newline].iter().rposition(|byte| *byte == b'\n');
+        let start = match before {
+            Some(before) => before + 1,
+            None if is_whole => 0,
+            None => return None,
+        };
+        if let Some(chain) = Chain::after(&bytes[start..newline]) {
+            return Some((chain, newline + 1));
+        }
+        end = newline;
+    }
+    None
+}
+
+/// How much was written, and why not all.
+fn write_all(file: &mut File, bytes: &[u8]) -> Result<(), (usize, io::Error)> {
+    let mut len = 0;
+    while len < bytes.len() {
+        match file.write(&bytes[len..]) {
+            Ok(0) => return Err((len, io::ErrorKind::WriteZero.into())),
+            Ok(more) => len += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err((len, error)),
+        }
+    }
+    Ok(())
+}
+
+/// Opens a file of ours to add to; links, pipes and files of other users are refused.
+fn open(path: &Path) -> Result<File, AuditError> {
+    let at = |error| AuditError::Io { path: path.to_owned(), error };
+    let unfit = |why| AuditError::Unfit { path: path.to_owned(), why };
+    // A pipe would hold whoever opens it.
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let mut options = OpenOptions::new();
+    options.read(true).append(true).create(true).mode(0o600).custom_flags(flags);
+    let file = options.open(path).map_err(at)?;
+    let found = file.metadata().map_err(at)?;
+    if !found.is_file() {
+        return Err(unfit("it is no file"));
+    }
+    if found.uid() != rustix::process::geteuid().as_raw() {
+        return Err(unfit("it belongs to another user"));
+    }
+    if found.mode() & 0o077 != 0 {
+        file.set_permissions(Permissions::from_mode(0o600)).map_err(at)?;
+    }
+    Ok(file)
+}
+
+fn id_of(file: &File) -> io::Result<(u64, u64)> {
+    let found = file.metadata()?;
+    Ok((found.dev(), found.ino()))
+}
+
+/// A lock that is held until this is dropped.
+pub(super) struct Locked(File);
+
+impl Locked {
+    fn wait(lock: File) -> io::Result<Self> {
+        lock.lock()?;
+        Ok(Self(lock))
+    }
+
+    /// That of an audit which is only read; `None` where nobody has written one.
+    pub(super) fn to_read(path: &Path) -> Option<Self> {
+        let lock = File::open(lock_of(path)).ok()?;
+        lock.lock_shared().ok()?;
+        Some(Self(lock))
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // A lock that is gone is given back, too.
+        let _given_back = self.0.unlock();
+    }
+}
+
+fn lock_of(path: &Path) -> PathBuf {
+    with(path, ".lock")
+}
+
+/// The file that was put aside so many files ago.
+pub(super) fn numbered(path: &Path, number: u32) -> PathBuf {
+    with(path, &format!(".{number}"))
+}
+
+fn with(path: &Path, end: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(end);
+    name.into()
+}
+
+/// What of a file is read to find its last line: far more than a line has.
+const TAIL: u64 = 64 * 1024;
+
+/// How long a file that cannot be written is left alone.
+const PAUSE: Duration = Duration::from_secs(1);
