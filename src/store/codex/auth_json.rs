@@ -334,6 +334,29 @@ mod tests {
         assert_eq!(std::str::from_utf8(&new).unwrap(), expected);
     }
 
+    /// Each save reads what the one before has written: a number must not wander.
+    #[test]
+    fn numbers_of_others_stay_what_they_are() {
+        for number in ["1.2345678901234122e58", "1233456789012345678901234567890", "0.1", "5e-324"]
+        {
+            let text = format!("{{\"theirs\":{number}}}");
+            let saved = |text: &str| {
+                let cache = AuthJson::parse(text.as_bytes()).unwrap();
+                let bytes = cache.with_tokens(&set("a", None, None)).to_bytes().unwrap();
+                std::str::from_utf8(&bytes).unwrap().to_owned()
+            };
+            let theirs = |text: &str| {
+                let cache = AuthJson::parse(text.as_bytes()).unwrap();
+                cache.0["theirs"].as_f64().unwrap().to_bits()
+            };
+            let expected: f64 = number.parse().unwrap();
+            let once = saved(&text);
+            for text in [&text, &once, &saved(&once)] {
+                assert_eq!(theirs(text), expected.to_bits(), "{text}");
+            }
+        }
+    }
+
     #[test]
     fn writes_new_logins_as_codex_does() {
         let written = |login: Login| {
