@@ -19,6 +19,10 @@ mod served;
 #[path = "../real/support.rs"]
 #[allow(dead_code, reason = "the tests with real programs use the rest")]
 mod support;
+mod wire;
+
+// A file of theirs is compiled here once more, to get at what is private in it.
+use valetkey::{credential, secret};
 
 /// How many rounds: the first number in every run of the tests, the second with `--long`.
 fn rounds(usual: usize, long: usize) -> usize {
