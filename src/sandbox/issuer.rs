@@ -27,6 +27,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 use std::{fs, io};
 
 use bytes::Bytes;
@@ -99,11 +100,21 @@ impl Issuer {
         self.login_of(Some(account_id), lifetime)
     }
 
+    /// As [`Issuer::login`], at [`OAUTH_HOST`].
+    pub fn oauth_login(&self, lifetime: Duration) -> PretendLogin {
+        self.found(lifetime, |ledger| Grant::unasked(ledger.person_in(None)))
+    }
+
     fn login_of(&self, account_id: Option<&str>, lifetime: Duration) -> PretendLogin {
+        self.found(lifetime, |ledger| Grant::codex(ledger.person_in(account_id)))
+    }
+
+    fn found(&self, lifetime: Duration, grant: impl FnOnce(&Ledger) -> Grant) -> PretendLogin {
         let now = self.0.clock.now();
         let issued_at = if lifetime.is_negative() { now + lifetime - self.0.lifetime } else { now };
         self.0.ledger.change(|ledger| {
-            let family = ledger.found(Grant::codex(ledger.person_in(account_id)));
+            let grant = grant(ledger);
+            let family = ledger.found(grant);
             ledger.issue(family, issued_at, now + lifetime)
         })
     }
@@ -141,6 +152,22 @@ impl Issuer {
         self.0.ledger.change(|ledger| ledger.script.push_back(fault));
     }
 
+    /// The fault of every request to a token endpoint for which [`Issuer::script`] has none, from now on.
+    pub fn always(&self, fault: Option<Fault>) {
+        self.0.ledger.change(|ledger| ledger.standing_fault = fault);
+    }
+
+    /// How long the token endpoint takes from now on before it redeems anything; whoever hangs up meanwhile has
+    /// had nothing redeemed.
+    pub fn take(&self, time: std::time::Duration) {
+        self.0.ledger.change(|ledger| ledger.takes = time);
+    }
+
+    /// From now on a refresh token that is shown a second time is refused, and its login lives on.
+    pub fn forgive_reuse(&self) {
+        self.0.ledger.change(|ledger| ledger.forgives = true);
+    }
+
     /// Lets one answer go that [`Fault::Hold`] holds, now or when it comes to that.
     pub fn release(&self) {
         self.0.held.add_permits(1);
@@ -166,7 +193,17 @@ impl Issuer {
         self.0.ledger.read(|ledger| ledger.refreshes)
     }
 
-    /// Refresh tokens shown a second time; each has revoked its whole login.
+    /// When each refresh token was redeemed, in order.
+    pub fn redeemed_at(&self) -> Vec<Instant> {
+        self.0.ledger.read(|ledger| ledger.redeemed_at.clone())
+    }
+
+    /// Whether an access token is good now.
+    pub fn accepts(&self, token: &Secret) -> bool {
+        self.standing(token) == Standing::Current
+    }
+
+    /// Refresh tokens shown a second time; each has revoked its whole login, unless that is forgiven.
     pub fn reuses(&self) -> usize {
         self.0.ledger.read(|ledger| ledger.reuses)
     }

@@ -96,7 +96,7 @@ async fn what_it_says_is_in_no_log() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_while_accepting_costs_one_client() {
-    let scene = Scene::usual().await.with("VALETKEY_FAULT", "accepting=panic-once");
+    let scene = Scene::usual().await.with("VALETKEY_FAULT", "accepting#1=panic");
     let serving = Serving::start(&scene).await;
     let client = serving.client();
     let first = tokio::time::timeout(LIMIT, client.get(Visit::to(EXAMPLE, HTTP1), "/v1/x")).await;
@@ -109,7 +109,7 @@ async fn one_while_accepting_costs_one_client() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_in_a_refresh_is_an_answer_and_the_next_request_refreshes() {
     let scene = Scene::new(time::Duration::minutes(-1)).await;
-    let scene = scene.with("VALETKEY_FAULT", "refreshing=panic-once");
+    let scene = scene.with("VALETKEY_FAULT", "refreshing#1=panic");
     let serving = Serving::start(&scene).await;
     let client = serving.client();
     let get = async || {
@@ -129,7 +129,7 @@ async fn one_in_a_refresh_is_an_answer_and_the_next_request_refreshes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_while_the_passes_are_followed_leaves_nobody_in() {
-    let scene = Scene::usual().await.with("VALETKEY_FAULT", "following=panic-once");
+    let scene = Scene::usual().await.with("VALETKEY_FAULT", "following#1=panic");
     scene.configure(&format!(
         "[[listeners]]\naddress = \"127.0.0.1:0\"\nrequire_pass = true\n{}",
         scene.world.upstream_toml()

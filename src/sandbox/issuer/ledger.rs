@@ -1,6 +1,7 @@
 //! What the pretend issuer knows: who signed in, which tokens descend from that, and what each is worth.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::time::Instant;
 
 use aws_lc_rs::rand;
 use base64::Engine as _;
@@ -42,6 +43,11 @@ impl Grant {
         Self { audience, dialect: Dialect::Codex, person: Some(person), scope }
     }
 
+    /// A login at the other host, made to order: no client has named anything.
+    pub(super) fn unasked(person: Person) -> Self {
+        Self { dialect: Dialect::Standard, ..Self::codex(person) }
+    }
+
     /// What the form asks for, on behalf of a person or of the client itself.
     pub(super) fn standard(person: Option<Person>, form: &Form) -> Self {
         let (audience, scope) = (form.audience().to_owned(), form.get("scope").to_owned());
@@ -57,6 +63,8 @@ pub(super) struct Ledger {
     pub(super) authorize: AuthorizeDesk,
     pub(super) devices: Devices,
     families: Vec<Family>,
+    /// Whether a login outlives that a refresh token of it is shown twice.
+    pub(super) forgives: bool,
     pub(super) grants: HashMap<String, usize>,
     /// What was asked last, by path, without secrets.
     pub(super) last: HashMap<String, BTreeMap<String, String>>,
@@ -64,6 +72,7 @@ pub(super) struct Ledger {
     pub(super) metadata: Vec<(String, Value)>,
     pub(super) person: Option<Person>,
     pub(super) posts: usize,
+    pub(super) redeemed_at: Vec<Instant>,
     refresh: HashMap<Fingerprint, usize>,
     pub(super) refreshes: usize,
     pub(super) reuses: usize,
@@ -71,6 +80,10 @@ pub(super) struct Ledger {
     pub(super) script: VecDeque<Fault>,
     secrets: Vec<String>,
     spent: HashSet<Fingerprint>,
+    /// What goes wrong where the script says nothing.
+    pub(super) standing_fault: Option<Fault>,
+    /// How long the token endpoint takes before it redeems.
+    pub(super) takes: std::time::Duration,
     pub(super) whoamis: usize,
     /// The workspace that coming logins are for, whatever was asked.
     pub(super) workspace: Option<String>,
@@ -174,7 +187,8 @@ impl Ledger {
         family.grant.person.as_ref().filter(|_| is_good)
     }
 
-    /// The next tokens, or the error code. A refresh token that was used before revokes its family.
+    /// The next tokens, or the error code. A refresh token that was used before revokes its family, unless that is
+    /// forgiven.
     pub(super) fn refresh(
         &mut self,
         dialect: Dialect,
@@ -187,13 +201,16 @@ impl Ledger {
         let family = *family.ok_or("refresh_token_invalidated")?;
         if !self.spent.insert(token) {
             self.reuses += 1;
-            self.end(family);
+            if !self.forgives {
+                self.end(family);
+            }
             return Err("refresh_token_reused");
         }
         if self.families[family].revoked {
             return Err("refresh_token_invalidated");
         }
         self.refreshes += 1;
+        self.redeemed_at.push(Instant::now());
         Ok((family, self.issue(family, now, now + lifetime)))
     }
 

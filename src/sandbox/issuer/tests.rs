@@ -553,6 +553,33 @@ async fn a_standard_login_rotates() {
 }
 
 #[tokio::test]
+async fn it_may_be_down_or_forgive() {
+    let play = Play::start().await;
+    let (issuer, login) = (play.issuer(), play.issuer().oauth_login(Duration::HOUR));
+    let refresh = async |token: &str| {
+        let form = [
+            ("grant_type", "refresh_token"),
+            ("client_id", OAUTH_CLIENT_ID),
+            ("refresh_token", token),
+        ];
+        play.post(OAUTH_HOST, "/token", &form).await
+    };
+    issuer.always(Some(Fault::Status(503)));
+    for _ in 0..3 {
+        assert_eq!(refresh(login.refresh.expose()).await.0, StatusCode::SERVICE_UNAVAILABLE);
+    }
+    issuer.always(None);
+    issuer.take(std::time::Duration::from_millis(1));
+    issuer.forgive_reuse();
+    let (status, next) = refresh(login.refresh.expose()).await;
+    assert_eq!((status, issuer.redeemed_at().len()), (StatusCode::OK, 1));
+    assert_eq!(refresh(login.refresh.expose()).await.0, StatusCode::BAD_REQUEST);
+    assert!(issuer.accepts(&Secret::new(next["access_token"].as_str().unwrap())));
+    let (status, _) = refresh(next["refresh_token"].as_str().unwrap()).await;
+    assert_eq!((status, issuer.reuses()), (StatusCode::OK, 1), "the login lives on");
+}
+
+#[tokio::test]
 async fn a_client_speaks_for_itself_with_its_secret() {
     let play = Play::start().await;
     let pair =

@@ -15,7 +15,7 @@ impl Issuer {
     pub(super) async fn token(&self, dialect: Dialect, request: Ask) -> Answer {
         let fault = self.0.ledger.change(|ledger| {
             ledger.posts += 1;
-            ledger.script.pop_front()
+            ledger.script.pop_front().or(ledger.standing_fault)
         });
         if fault == Some(Fault::DropBefore) {
             return Err(Cut);
@@ -28,6 +28,10 @@ impl Issuer {
         });
         if let Some(response) = fault.and_then(|fault| fault.instead(dialect)) {
             return Ok(response);
+        }
+        let takes = self.0.ledger.read(|ledger| ledger.takes);
+        if !takes.is_zero() {
+            tokio::time::sleep(takes).await;
         }
         let mut answer = self.redeem(dialect, &form);
         // RFC 6749 section 5.1.
