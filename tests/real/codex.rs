@@ -70,7 +70,7 @@ async fn codex_names_what_is_stored_and_forgets_it_without_its_issuer() {
 
 #[cfg(target_os = "linux")]
 mod shared {
-    use super::super::keyring::Desktop;
+    use super::super::desktop::Desktop;
     use super::super::support::fed;
     use super::*;
 

@@ -27,6 +27,8 @@ mod company;
 mod corporate;
 mod decoys;
 #[cfg(target_os = "linux")]
+mod desktop;
+#[cfg(target_os = "linux")]
 mod devcontainer;
 #[cfg(target_os = "linux")]
 mod dialling;
