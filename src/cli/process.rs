@@ -11,13 +11,17 @@ use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 
 use super::output::Failure;
 
-/// Starts the threads that a proxy runs on.
+/// Starts the threads that a proxy runs on. From then on a file that may not grow is an error, and no end.
 ///
 /// # Errors
 ///
 /// [`Failure`] when the system gives no threads.
 pub(super) fn runtime() -> Result<Runtime, Failure> {
-    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let inside = runtime.enter();
+    outlive_file_limits()?;
+    drop(inside);
+    Ok(runtime)
 }
 
 /// Keeps this process's memory from other programs of its user: no core dump, no debugger. A child
@@ -68,6 +72,13 @@ const DESCRIPTORS_OF_OUR_OWN: u64 = 28;
 
 /// Room for thirty thousand clients; programs that close all descriptors that they may have, one by one, still start.
 const MOST_DESCRIPTORS: u64 = 65_536;
+
+/// Survives a write beyond the limit of a file's size, which otherwise ends the process (setrlimit(2)). A child gets
+/// the signal back when it runs its program.
+fn outlive_file_limits() -> io::Result<()> {
+    // Caught from now on, also when nobody listens.
+    signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).map(drop)
+}
 
 /// Makes a folder that only its user can enter, or checks one that is there.
 ///

@@ -85,8 +85,9 @@ pub struct Stamp {
     generation: u64,
     owner: String,
     epoch: u64,
+    /// That of the refresh token, where the login has one.
     #[serde(with = "hex")]
-    refresh: Option<Fingerprint>,
+    pub refresh: Option<Fingerprint>,
     #[serde(with = "hex")]
     access: Option<Fingerprint>,
 }

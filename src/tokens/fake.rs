@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::clock::Clock;
 use crate::credential::{Account, Login, TokenSet};
 use crate::oauth::{Answer, Issuer, Reason, RefreshError};
-use crate::secret::Secret;
+use crate::secret::{Fingerprint, Secret};
 use crate::store::memory::MemoryStore;
 use crate::store::{
     Cas, Durability, Journal, Left, Record, RecordStore, Redeemed, Stamp, StoreError, Version,
@@ -70,6 +70,11 @@ impl StrictIssuer {
 
     pub(super) fn will(&self, turn: Turn) {
         self.inner.lock().unwrap().script.push_back(turn);
+    }
+
+    /// Does from now on what it should.
+    pub(super) fn recover(&self) {
+        self.inner.lock().unwrap().script.clear();
     }
 
     pub(super) fn tell_time(&self, date: OffsetDateTime) {
@@ -306,6 +311,12 @@ impl Drawer {
     /// How many are there.
     pub(super) fn count(&self) -> usize {
         self.kept.lock().unwrap().len()
+    }
+
+    /// Whether somebody holds one for that refresh token.
+    pub(super) fn is_held(&self, refresh: Fingerprint) -> bool {
+        let kept = self.kept.lock().unwrap();
+        kept.iter().any(|it| it.held.strong_count() > 0 && it.stamp.refresh == Some(refresh))
     }
 
     fn reserve(self: &Arc<Self>, stamp: Stamp) -> Option<Box<dyn Journal>> {

@@ -223,6 +223,54 @@ async fn says_why_the_issuer_cannot_be_asked() {
     assert_eq!(world.token().await, "a1");
 }
 
+/// Three processes, each asked once a second through ten minutes in which the issuer fails in one way; the token
+/// expires in the middle.
+#[tokio::test(start_paused = true)]
+async fn ten_minutes_of_trouble_are_twenty_requests_of_the_whole_machine() {
+    let errors = [
+        RefreshError::NotSent("no road".into()),
+        RefreshError::Limited { retry_after: None },
+        RefreshError::Unknown("502".to_owned()),
+    ];
+    for error in errors {
+        let world = World::expiring_in(300).await;
+        let mut sources = vec![Arc::clone(&world.source)];
+        for _ in 0..2 {
+            let parts = parts(&world.clock, &world.refreshes, &world.background);
+            let (store, issuer) = (world.store.clone(), world.issuer.clone());
+            sources.push(Arc::new(TokenSource::rotating(parts, store, issuer).await));
+        }
+        for _ in 0..40 {
+            world.will_fail(error.clone());
+        }
+        for second in 0..600 {
+            for source in &sources {
+                let told = source.current().await;
+                match (second < 299, &told) {
+                    (true, Ok(credential)) => assert_eq!(short(credential), "a0"),
+                    (false, Err(TokenError::IssuerUnavailable { retry_after, .. })) => {
+                        assert!(*retry_after <= Duration::from_secs(60), "{retry_after:?}");
+                    }
+                    // At the moment of its expiry it may be either.
+                    _ if (299..302).contains(&second) => {}
+                    _ => panic!("{error}, second {second}: {told:?}"),
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            world.pass_time(1);
+        }
+        let posts = world.issuer.posts().len();
+        assert!((2..=20).contains(&posts), "{error}: {posts} requests");
+        // As soon as it answers, all have the new one after one request.
+        world.issuer.recover();
+        world.pass_time(61);
+        for source in &sources {
+            assert_eq!(short(&source.current().await.unwrap()), "a1", "{error}");
+        }
+        assert_eq!(world.issuer.posts().len(), posts + 1, "{error}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn says_when_to_come_back() {
     let world = World::expiring_in(-10).await;

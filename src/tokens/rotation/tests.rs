@@ -1,5 +1,7 @@
 //! The promises of a rotation: every phase, every failure, and processes that interleave.
 
+mod model;
+
 use std::sync::Mutex;
 
 use futures_util::FutureExt as _;
