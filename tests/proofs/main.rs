@@ -9,7 +9,11 @@
     reason = "a test may fail by panicking, and says what it skipped or counted"
 )]
 
+#[cfg(target_os = "linux")]
+mod clock;
+#[cfg(target_os = "linux")]
 mod load;
+#[cfg(target_os = "linux")]
 mod panics;
 mod sinks;
 
