@@ -1,6 +1,8 @@
 //! Tells the time, so that tests can turn it; the only reader of the system's wall clock.
 
 use std::sync::Arc;
+#[cfg(target_os = "linux")]
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -27,10 +29,10 @@ impl Clock {
         OffsetDateTime::from(SystemTime::now()) + offset
     }
 
-    /// Time for measuring how long something took or how old it is; never goes backwards, except in
-    /// a test that turns the clock back.
+    /// Time for measuring how long something took or how old it is, the sleep of the machine included; never goes
+    /// backwards, except in a test that turns the clock back.
     pub fn instant(&self) -> Instant {
-        let now = Instant::now();
+        let now = instant();
         let offset = self.offset_ms.load(Ordering::Relaxed);
         let distance = Duration::from_millis(offset.unsigned_abs());
         if offset < 0 { now.checked_sub(distance).unwrap_or(now) } else { now + distance }
@@ -41,6 +43,23 @@ impl Clock {
         let by = i64::try_from(by.whole_milliseconds()).unwrap_or(i64::MAX);
         self.offset_ms.fetch_add(by, Ordering::Relaxed);
     }
+}
+
+/// Now, in a count that goes on while the machine sleeps: on Linux that of [`Instant`] stands still meanwhile
+/// (clock_gettime(2), `CLOCK_MONOTONIC`), so that what was there before a night seems as new as it was.
+#[cfg(target_os = "linux")]
+pub fn instant() -> Instant {
+    use rustix::time::{ClockId, clock_gettime};
+    static BEGAN: OnceLock<(Instant, Duration)> = OnceLock::new();
+    let since_boot = || Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default();
+    let (began, then) = BEGAN.get_or_init(|| (Instant::now(), since_boot()));
+    *began + since_boot().saturating_sub(*then)
+}
+
+/// Now, in a count that never goes backwards.
+#[cfg(not(target_os = "linux"))]
+pub fn instant() -> Instant {
+    Instant::now()
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ audit      ← credential access secret clock sink
 decoy      ← credential secret
 config     ← rules inject origin credential policy limits
 tls        ← clock origin secret quote
-upstream   ← tls origin headers tasks secret quote limits
+upstream   ← tls origin headers tasks secret quote limits clock
 store      ← credential secret tasks access fault
 source     ← credential secret clock group
 oauth      ← upstream credential secret origin tasks peer quote

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -18,12 +18,13 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::sync::futures::Notified;
 
 use super::UpstreamError;
 use super::body::{Body, BodyError, Inbound};
 use super::dial::{Stream, is_http2};
 use super::interim::{self, Unanswered};
+use crate::clock;
 use crate::origin::Origin;
 use crate::tasks::Tasks;
 use http2::{Http2, Http2Lease, Window, is_unprocessed};
@@ -62,7 +63,7 @@ struct State {
     http2: Vec<Arc<Http2>>,
     dialling: usize,
     /// When the last of those dials began.
-    dialled_at: Option<Instant>,
+    dialled_at: Option<tokio::time::Instant>,
     /// The last dial gave HTTP/1.1 or failed, so one dial serves one request: do not wait for others'.
     each_for_itself: bool,
 }
@@ -115,20 +116,15 @@ impl Pool {
     ) -> Result<Lease, UpstreamError> {
         let pool = self.of(origin, trust);
         loop {
-            let other_dial = {
-                let mut state = lock(&pool.state);
-                if let Some(lease) = state.take(&pool) {
-                    return Ok(lease);
+            match pool.next_step() {
+                Step::Take(lease) if lease.is_there().await => return Ok(lease),
+                // It is not taken again.
+                Step::Take(_) => {}
+                Step::Wait(other_dial) => {
+                    let _another_look = tokio::time::timeout(http2::PATIENCE, other_dial).await;
                 }
-                if state.is_worth_waiting() {
-                    pool.dialled.notified()
-                } else {
-                    state.dialling += 1;
-                    state.dialled_at = Some(Instant::now());
-                    break;
-                }
-            };
-            let _another_look = tokio::time::timeout(http2::PATIENCE, other_dial).await;
+                Step::Dial => break,
+            }
         }
         let mut dialling = Dialling { pool: &pool, each_for_itself: true };
         let opened = pool.open(dial().await?).await;
@@ -136,6 +132,13 @@ impl Pool {
         dialling.each_for_itself = matches!(opened, Opened::Http1(_));
         Ok(pool.lease(opened))
     }
+}
+
+/// What is to be done for a connection.
+enum Step<'a> {
+    Take(Lease),
+    Wait(Notified<'a>),
+    Dial,
 }
 
 /// Counts a dial, and ends the count however the dial ends.
@@ -160,7 +163,7 @@ async fn tidy(origins: Weak<Mutex<Origins>>, entry: (Origin, Weak<OriginPool>)) 
     loop {
         tokio::time::sleep(TIDY_INTERVAL).await;
         let Some(origins) = origins.upgrade() else { return };
-        if forget_unused(&mut lock(&origins).open, &entry, Instant::now()) {
+        if forget_unused(&mut lock(&origins).open, &entry, clock::instant()) {
             return;
         }
     }
@@ -185,6 +188,20 @@ fn forget_unused(
 }
 
 impl OriginPool {
+    /// A dial is counted here, and is to be made.
+    fn next_step(self: &Arc<Self>) -> Step<'_> {
+        let mut state = lock(&self.state);
+        if let Some(lease) = state.take(self) {
+            return Step::Take(lease);
+        }
+        if state.is_worth_waiting() {
+            return Step::Wait(self.dialled.notified());
+        }
+        state.dialling += 1;
+        state.dialled_at = Some(tokio::time::Instant::now());
+        Step::Dial
+    }
+
     /// Starts HTTP on a stream.
     async fn open(self: &Arc<Self>, stream: Stream) -> hyper::Result<Opened> {
         if is_http2(&stream) {
@@ -215,14 +232,14 @@ impl OriginPool {
     fn put_back(&self, sender: http1::SendRequest<Body>) {
         let mut state = lock(&self.state);
         if state.http1.len() < MOST_IDLE {
-            state.http1.push(Idle { sender, since: Instant::now() });
+            state.http1.push(Idle { sender, since: clock::instant() });
         }
     }
 }
 
 impl State {
     fn take(&mut self, pool: &Arc<OriginPool>) -> Option<Lease> {
-        self.tidy(Instant::now());
+        self.tidy(clock::instant());
         if let Some(connection) = self.http2.iter().find(|connection| connection.has_room()) {
             return Some(Lease::Http2(Http2Lease::new(connection.clone())));
         }
@@ -239,7 +256,7 @@ impl State {
 
     /// Whether another's connection may have room in a moment. Of a dial that takes long, somebody makes another.
     fn is_worth_waiting(&self) -> bool {
-        let is_fresh = |at: Instant| at.elapsed() < http2::PATIENCE;
+        let is_fresh = |at: tokio::time::Instant| at.elapsed() < http2::PATIENCE;
         (self.dialling > 0 && !self.each_for_itself && self.dialled_at.is_some_and(is_fresh))
             || self.http2.iter().any(|open| open.will_tell())
     }
@@ -264,6 +281,15 @@ pub(super) struct Http1Lease {
 }
 
 impl Lease {
+    /// Whether the upstream is still there, as far as the system knows; one that is not is given up. hyper looks by itself
+    /// before it takes a request for HTTP/1.1.
+    async fn is_there(&self) -> bool {
+        match self {
+            Self::Http1(_) => true,
+            Self::Http2(lease) => lease.is_there().await,
+        }
+    }
+
     pub(super) fn version(&self) -> Version {
         match self {
             Self::Http1(_) => Version::HTTP_11,
@@ -371,7 +397,7 @@ mod tests {
     async fn an_origin_is_forgotten_when_nothing_of_it_is_open() {
         let pool = Pool::new(Tasks::new());
         let origin = Origin::https(Target::parse("api.example.com:443").unwrap());
-        let now = Instant::now();
+        let now = clock::instant();
         let in_use = pool.of(&origin, 0);
         let entry = (origin.clone(), Arc::downgrade(&in_use));
         let forgotten = |now| forget_unused(&mut lock(&pool.origins).open, &entry, now);
@@ -398,7 +424,7 @@ mod tests {
         let never = || -> BoxFuture<'_, _> { Box::pin(std::future::pending()) };
         let mut stuck = Box::pin(pool.checkout((&origin, 0), never));
         assert!(futures_util::poll!(&mut stuck).is_pending());
-        let began = Instant::now();
+        let began = tokio::time::Instant::now();
         let fails = || -> BoxFuture<'_, _> {
             Box::pin(async { Err(UpstreamError::new(super::super::Stage::Tcp, &"here")) })
         };

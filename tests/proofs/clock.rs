@@ -2,12 +2,27 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use valetkey::sandbox::client::{HTTP1, HTTP2, Visit};
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use rustix::process::Signal;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+use valetkey::sandbox::Settings;
+use valetkey::sandbox::client::{self, HTTP1, HTTP2, Visit};
+use valetkey::tasks::Tasks;
 
+use super::rounds;
 use super::served::Serving;
-use super::support::{Scene, done, program};
+use super::support::{LIMIT, Scene, done, program};
 
 const CHATGPT: &str = "chatgpt.com:443";
 const MODELS: &str = "/backend-api/codex/models";
@@ -130,4 +145,96 @@ async fn a_year_ahead_and_back() {
     let issuer = scene.world.issuer();
     println!("{} posts in all", issuer.posts());
     assert!(issuer.posts() <= 2 && issuer.reuses() == 0, "{}", issuer.posts());
+}
+
+const PEER: &str = "peer.example.com:443";
+
+/// An upstream that answers everything with what it was sent, and closes all its connections when it is told.
+struct Peer {
+    closing: watch::Sender<()>,
+    open: Arc<AtomicUsize>,
+}
+
+impl Peer {
+    fn serve(listener: TcpListener, acceptor: TlsAcceptor) -> Self {
+        let (closing, tasks) = (watch::Sender::new(()), Tasks::new());
+        let peer = Self { closing: closing.clone(), open: Arc::default() };
+        let open = peer.open.clone();
+        tasks.clone().spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let (mut told, open) = (closing.subscribe(), open.clone());
+                let answering = answer_all(acceptor.clone(), stream, tasks.clone());
+                open.fetch_add(1, Ordering::SeqCst);
+                tasks.spawn(async move {
+                    tokio::select! {
+                        () = answering => {}
+                        _told = told.changed() => {}
+                    }
+                    open.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+        });
+        peer
+    }
+
+    /// Hangs up on everybody.
+    async fn close_all(&self) {
+        self.closing.send_replace(());
+        while self.open.load(Ordering::SeqCst) > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+async fn answer_all(acceptor: TlsAcceptor, stream: TcpStream, tasks: Tasks) {
+    let tls = acceptor.accept(stream).await.unwrap();
+    let is_http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
+    let service = service_fn(async |request: Request<Incoming>| {
+        let body = request.into_body().collect().await?.to_bytes();
+        Ok::<_, hyper::Error>(Response::new(Full::new(body)))
+    });
+    let io = TokioIo::new(tls);
+    let _gone = match is_http2 {
+        true => http2::Builder::new(tasks).serve_connection(io, service).await,
+        false => http1::Builder::new().serve_connection(io, service).await,
+    };
+}
+
+/// Long enough for a connection to count as one that has rested.
+const NAP: Duration = Duration::from_millis(1_200);
+
+/// As on a laptop whose lid is closed: upstreams hang up meanwhile, and a tool asks in the moment in which it wakes.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_ended_while_it_slept_lose_no_request() {
+    for alpn in [HTTP1, HTTP2] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let peers = vec![("peer.example.com".to_owned(), listener.local_addr().unwrap())];
+        let settings = Settings { peers, ..Settings::default() };
+        let scene = Scene::in_world(settings, time::Duration::hours(1)).await;
+        let rule = "[[rules]]\nhost = \"peer.example.com\"\ncredential = \"example\"\n";
+        scene.configure(&format!("{rule}{}", scene.world.upstream_toml()));
+        let peer = Peer::serve(listener, scene.world.acceptor(alpn).unwrap());
+        let serving = Serving::start(&scene).await;
+        let client = serving.client();
+        let mut connection = client.open(Visit::to(PEER, HTTP1)).await.unwrap();
+        let rounds = rounds(10, 200);
+        for round in 0..rounds {
+            let mut post = async |said: &'static str| {
+                let answer = connection.send(client::post("/v1/x", said)).await.unwrap();
+                (answer.status().as_u16(), client::gather(answer).await.unwrap().into_body())
+            };
+            assert_eq!(post("before").await, (200, "before".into()));
+            serving.signal(Signal::STOP);
+            peer.close_all().await;
+            tokio::time::sleep(NAP).await;
+            let mut asking = Box::pin(post("after"));
+            let asleep = tokio::time::timeout(Duration::from_millis(10), asking.as_mut()).await;
+            assert!(asleep.is_err(), "it is not stopped");
+            serving.signal(Signal::CONT);
+            let answer = tokio::time::timeout(LIMIT, asking).await.unwrap();
+            assert_eq!(answer, (200, "after".into()), "round {round}");
+        }
+        println!("upstream {}: {rounds} naps", String::from_utf8_lossy(alpn[0]));
+    }
 }

@@ -4,17 +4,18 @@ use std::error::Error;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::poll_fn;
 use futures_util::task::AtomicWaker;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::Instant;
+use tokio::sync::Notify;
 
 use super::paced::Paced;
 use super::{IDLE_LIMIT, lock};
+use crate::clock;
 use crate::tasks::Tasks;
 use crate::upstream::body::Body;
 
@@ -90,8 +91,11 @@ pub(in crate::upstream) struct Http2 {
     most: AtomicUsize,
     /// The peer refused a stream: those that it has may end, and it gets no other.
     refuses: AtomicBool,
-    opened: Instant,
+    opened: tokio::time::Instant,
+    /// The same, in the count that goes on while the machine sleeps.
+    opened_at: Instant,
     last_used: Mutex<Instant>,
+    reading: Arc<Reading>,
     pub(super) window: Window,
 }
 
@@ -111,12 +115,20 @@ impl Http2 {
         self.most.load(Ordering::Acquire) == UNTOLD && self.opened.elapsed() < SETTINGS_LIMIT
     }
 
-    /// Whether no request may go here any more: closed, going away, refusing, or idle for too long.
+    /// Whether no request may go here any more: closed, going away, refusing, or idle for too long. After a sleep of the
+    /// machine nobody knows whether the peer is still there; what is under way finds out.
     pub(super) fn is_over(&self, now: Instant) -> bool {
         let idle = || {
             self.streams.load(Ordering::Relaxed) == 0 && now - *lock(&self.last_used) >= IDLE_LIMIT
         };
-        self.sender.is_closed() || self.refuses.load(Ordering::Relaxed) || idle()
+        self.sender.is_closed()
+            || self.refuses.load(Ordering::Relaxed)
+            || idle()
+            || self.has_slept(now)
+    }
+
+    fn has_slept(&self, now: Instant) -> bool {
+        now - self.opened_at >= self.opened.elapsed() + IDLE_LIMIT
     }
 }
 
@@ -135,8 +147,13 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let stirred = Arc::new(AtomicWaker::new());
-    let executor = Executor { tasks: tasks.clone(), first: Arc::default(), stirred };
-    let stirred = executor.stirred.clone();
+    let reading = Arc::<Reading>::default();
+    let executor = Executor {
+        tasks: tasks.clone(),
+        first: Arc::default(),
+        stirred: stirred.clone(),
+        reading: reading.clone(),
+    };
     let (sender, mut connection) = http2::Builder::new(executor)
         .timer(TokioTimer::new())
         .initial_max_send_streams(UNTOLD)
@@ -150,14 +167,16 @@ where
         .keep_alive_timeout(PING_LIMIT)
         .handshake(TokioIo::new(Paced::new(stream)))
         .await?;
-    let now = Instant::now();
+    let now = clock::instant();
     let shared = Arc::new(Http2 {
         sender,
         streams: AtomicUsize::new(0),
         most: AtomicUsize::new(UNTOLD),
         refuses: AtomicBool::new(false),
-        opened: now,
+        opened: tokio::time::Instant::now(),
+        opened_at: now,
         last_used: Mutex::new(now),
+        reading,
         window,
     });
     let mirror = Arc::downgrade(&shared);
@@ -191,6 +210,28 @@ struct Executor {
     tasks: Tasks,
     first: Arc<AtomicBool>,
     stirred: Arc<AtomicWaker>,
+    reading: Arc<Reading>,
+}
+
+/// The task that reads the frames of one connection.
+#[derive(Default)]
+struct Reading {
+    /// Has it look at the socket once more.
+    waker: AtomicWaker,
+    /// Told when it has read all that had come.
+    turn: Notify,
+    has_ended: AtomicBool,
+}
+
+impl Reading {
+    /// Has it read what has come by now; whether it goes on. One that does not get round to it is of no use either.
+    async fn goes_on(&self) -> bool {
+        let mut turn = pin!(self.turn.notified());
+        turn.as_mut().enable();
+        self.waker.wake();
+        let has_read = tokio::time::timeout(SETTINGS_LIMIT, turn).await.is_ok();
+        has_read && !self.has_ended.load(Ordering::Acquire)
+    }
 }
 
 impl<F> hyper::rt::Executor<F> for Executor
@@ -202,11 +243,14 @@ where
             self.tasks.spawn(future);
             return;
         }
-        let stirred = self.stirred.clone();
+        let (stirred, turns) = (self.stirred.clone(), self.reading.clone());
         self.tasks.spawn(async move {
             let mut reading = pin!(future);
             poll_fn(|cx| {
+                turns.waker.register(cx.waker());
                 let outcome = reading.as_mut().poll(cx);
+                turns.has_ended.store(outcome.is_ready(), Ordering::Release);
+                turns.turn.notify_waiters();
                 stirred.wake();
                 outcome
             })
@@ -216,12 +260,30 @@ where
 }
 
 /// Room for one stream.
-pub(in crate::upstream) struct Http2Lease(Arc<Http2>);
+pub(in crate::upstream) struct Http2Lease(Arc<Http2>, Rested);
+
+/// Whether nobody has used a connection for [`REST`].
+type Rested = bool;
+
+/// How long after a use a connection is taken for open without a look: a look costs a turn of another task, and who sends
+/// one request after the other need not wait for it. After a longer time, in which a laptop may have slept, it is worth
+/// that: a request that goes out on a connection whose end is not read yet may be lost.
+const REST: Duration = Duration::from_secs(1);
 
 impl Http2Lease {
     pub(super) fn new(connection: Arc<Http2>) -> Self {
-        connection.streams.fetch_add(1, Ordering::Relaxed);
-        Self(connection)
+        let is_first = connection.streams.fetch_add(1, Ordering::Relaxed) == 0;
+        let has_rested = is_first && clock::instant() - *lock(&connection.last_used) >= REST;
+        Self(connection, has_rested)
+    }
+
+    /// Whether the peer is still there, as far as the system knows; a connection whose peer is not gets no other stream.
+    pub(super) async fn is_there(&self) -> bool {
+        let is_there = !self.1 || self.0.reading.goes_on().await;
+        if !is_there {
+            self.retire();
+        }
+        is_there
     }
 
     pub(super) fn sender(&self) -> http2::SendRequest<Body> {
@@ -236,7 +298,7 @@ impl Http2Lease {
 
 impl Drop for Http2Lease {
     fn drop(&mut self) {
-        *lock(&self.0.last_used) = Instant::now();
+        *lock(&self.0.last_used) = clock::instant();
         self.0.streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -259,7 +321,6 @@ pub(super) fn is_unprocessed(error: &hyper::Error) -> bool {
 mod tests {
     use bytes::Bytes;
     use tokio::io::DuplexStream;
-    use tokio::sync::Notify;
 
     use super::*;
 
@@ -312,11 +373,15 @@ mod tests {
         let mut peer = begin(theirs).await;
         let driving = Tasks::new().spawn(async move { peer.accept().await.is_some() });
         heard(&told).await;
-        let later = Instant::now() + IDLE_LIMIT;
-        assert!(!connection.is_over(Instant::now()));
+        let later = clock::instant() + IDLE_LIMIT - Duration::from_millis(1);
+        *lock(&connection.last_used) -= Duration::from_millis(1);
+        assert!(!connection.is_over(clock::instant()));
         assert!(connection.is_over(later), "nobody used it");
         let _lease = Http2Lease::new(connection.clone());
         assert!(!connection.is_over(later), "somebody uses it");
+        // As if the machine had slept: a minute in the one count, and none in the other.
+        let awake = clock::instant() + Duration::from_secs(60);
+        assert!(connection.is_over(awake), "nobody knows whether the peer is still there");
         driving.abort();
     }
 
@@ -338,7 +403,7 @@ mod tests {
             Tasks::new().spawn(async move { sender.try_send_request(request).await.is_ok() });
         // Nobody sends another request: that no other is taken is noticed nevertheless.
         heard(&told).await;
-        assert!(connection.is_over(Instant::now()));
+        assert!(connection.is_over(clock::instant()));
         assert!(!answer.is_finished(), "the one under way goes on");
     }
 
@@ -347,6 +412,6 @@ mod tests {
         let (connection, _told, _theirs) = opened().await;
         let lease = Http2Lease::new(connection.clone());
         lease.retire();
-        assert!(connection.is_over(Instant::now()));
+        assert!(connection.is_over(clock::instant()));
     }
 }
