@@ -68,6 +68,9 @@ where
         closed = close.map(|close| close.code),
         "websocket ended"
     );
+    // After both have said goodbye it does not matter how they go.
+    let parted = up.frames.has_closed() && down.frames.has_closed();
+    let outcome = if outcome == note::BROKEN_OFF && parted { note::OK } else { outcome };
     (outcome, (up.flow.written(), down.flow.written()))
 }
 

@@ -9,6 +9,7 @@
 
 mod chain;
 mod decoy;
+mod forms;
 mod framing;
 mod http2;
 mod leak;

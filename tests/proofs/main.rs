@@ -11,6 +11,10 @@
 
 #[cfg(target_os = "linux")]
 mod clock;
+#[path = "../it/forms.rs"]
+#[allow(dead_code, reason = "the tests in process use the rest")]
+mod forms;
+mod leak;
 #[cfg(target_os = "linux")]
 mod load;
 #[cfg(target_os = "linux")]

@@ -2,38 +2,48 @@
 
 use std::fs::{self, File};
 use std::io::{PipeReader, PipeWriter, Read as _, Write as _, pipe};
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use bytes::Bytes;
 use http::Response;
 use rustix::fs::{OFlags, fcntl_setfl};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use serde_json::Value;
-use tokio::process::Child;
+use tokio::process::{Child, Command};
 use valetkey::sandbox::client::{Client, HTTP1, HTTP2, Visit, gather, post};
 
 use super::rounds;
 use super::support::{Done, LIMIT, Scene, done};
 
-/// A `valetkey serve` at the log's most talkative, whose standard error is this.
-struct Loud {
-    child: Child,
-    client: Client,
+/// A `valetkey serve` that runs, and a client of it.
+pub(crate) struct Loud {
+    pub(crate) child: Child,
+    pub(crate) address: SocketAddr,
+    pub(crate) client: Client,
 }
 
 impl Loud {
+    /// One at the log's most talkative, whose standard error is this.
     async fn start(scene: &Scene, stderr: impl Into<Stdio>) -> Self {
         let mut command = scene.valetkey(&["--log", "trace", "serve", "--listen", "127.0.0.1:0"]);
-        let child = command.stderr(stderr.into()).spawn().unwrap();
+        command.stderr(stderr.into());
+        Self::of(scene, command).await
+    }
+
+    /// One that is started so.
+    pub(crate) async fn of(scene: &Scene, mut command: Command) -> Self {
+        let child = command.spawn().unwrap();
         // It waits for one that has just been started.
         let well = scene.typed(&["health"]).await;
         assert_eq!(well.status, 0, "{well:#?}");
         let info = fs::read_to_string(scene.path("run/valetkey/serve.json")).unwrap();
         let info: Value = serde_json::from_str(&info).unwrap();
         let (_, address) = info["proxy"].as_str().unwrap().split_once("://").unwrap();
+        let address = address.parse().unwrap();
         let ca = PathBuf::from(info["ca"].as_str().unwrap());
-        Self { child, client: Client::through(address.parse().unwrap(), &ca).unwrap() }
+        Self { child, address, client: Client::through(address, &ca).unwrap() }
     }
 
     /// So many requests of several kinds, each of which must be answered.
@@ -55,9 +65,19 @@ impl Loud {
         }
     }
 
-    fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(self.child.id().unwrap().cast_signed()).unwrap();
-        kill_process(pid, signal).unwrap();
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().unwrap().cast_signed()).unwrap()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).unwrap();
+    }
+
+    /// Waits for its end, which is the usual one.
+    pub(crate) async fn ends(&mut self) {
+        self.signal(Signal::TERM);
+        let ended = tokio::time::timeout(LIMIT, self.child.wait()).await;
+        assert_eq!(ended.expect("it does not end").unwrap().code(), Some(0));
     }
 
     /// It still reads its configuration again, and still ends by itself.
@@ -74,9 +94,7 @@ impl Loud {
             }
         };
         tokio::time::timeout(LIMIT, refused).await.expect("it has not read its configuration");
-        self.signal(Signal::TERM);
-        let ended = tokio::time::timeout(LIMIT, self.child.wait()).await;
-        assert_eq!(ended.expect("it does not end").unwrap().code(), Some(0));
+        self.ends().await;
     }
 }
 
@@ -118,11 +136,100 @@ async fn a_log_whose_reader_has_gone_costs_no_request() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_nobody_reads_costs_no_request() {
     let scene = Scene::usual().await;
+    // The audit shares its lot.
+    scene.configure(&["[audit]\nto = \"stderr\"\n", &scene.world.upstream_toml()].concat());
     let (reader, writer) = full_pipe();
     let loud = Loud::start(&scene, writer).await;
     loud.ask(requests()).await;
     loud.still_listens_to_its_owner(&scene).await;
     drop(reader);
+}
+
+/// Has every process write its audit into a file.
+fn audited(scene: &Scene) -> PathBuf {
+    scene.configure(&["[audit]\nto = \"file\"\n", &scene.world.upstream_toml()].concat());
+    scene.path(".local/state/valetkey/audit.jsonl")
+}
+
+fn count_of(audit: &Path, event: &str) -> usize {
+    fs::read_to_string(audit).unwrap_or_default().matches(&format!("\"event\":\"{event}\"")).count()
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn an_audit_that_cannot_grow_costs_no_request_and_says_what_it_lacks() {
+    let scene = Scene::usual().await;
+    let audit = audited(&scene);
+    // 32 KiB are room for some hundred lines. Others see to what a process does with the signal.
+    let script = "trap '' XFSZ; ulimit -S -f 64; exec \"$0\" serve --listen 127.0.0.1:0";
+    let mut command = scene.valetkey(&[]);
+    let valetkey = command.as_std().get_program().to_owned();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", script]).arg(valetkey).env_clear().kill_on_drop(true);
+    shell.envs(command.as_std_mut().get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut loud = Loud::of(&scene, {
+        shell.current_dir(scene.home.path()).stdin(Stdio::null()).stderr(Stdio::null());
+        shell
+    })
+    .await;
+    let count = rounds(1_000, 50_000);
+    loud.ask(count).await;
+    assert!(fs::metadata(&audit).unwrap().len() <= 32 * 1024);
+    let unlimited = Rlimit { current: None, maximum: None };
+    prlimit(Some(loud.pid()), Resource::Fsize, unlimited).unwrap();
+    let (before, mut more) = (count_of(&audit, "exchange"), 0);
+    let written_again = async {
+        while count_of(&audit, "exchange") == before {
+            loud.ask(2).await;
+            more += 2;
+        }
+    };
+    tokio::time::timeout(LIMIT, written_again).await.expect("it is not written again");
+    loud.ends().await;
+    let verified = scene.typed(&["audit", "verify"]).await;
+    assert_eq!(verified.status, 0, "{verified:#?}");
+    let said = verified
+        .err
+        .lines()
+        .find_map(|line| line.strip_suffix(" could not be written then, as the audit itself says"));
+    let lost: usize = said.unwrap().split(' ').next().unwrap().parse().unwrap();
+    assert!(lost > 0);
+    // One is the question whether it is well.
+    assert_eq!(count_of(&audit, "exchange") + lost, 1 + count + more);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_audit_of_many_that_are_killed_is_one_chain() {
+    let scene = Scene::usual().await;
+    let audit = audited(&scene);
+    let mut killed = 0;
+    for _ in 0..rounds(4, 200) {
+        let quiet = || {
+            let mut command = scene.valetkey(&["serve", "--listen", "127.0.0.1:0"]);
+            command.stderr(Stdio::null());
+            command
+        };
+        let [mut one, mut other] =
+            [Loud::of(&scene, quiet()).await, Loud::of(&scene, quiet()).await];
+        let before = count_of(&audit, "exchange");
+        let asking = async { tokio::join!(one.ask(100), other.ask(100)) };
+        asking.await;
+        let begun = async {
+            while count_of(&audit, "exchange") == before {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(LIMIT, begun).await.expect("nothing is written");
+        one.signal(Signal::KILL);
+        one.child.wait().await.unwrap();
+        killed += 1;
+        other.ends().await;
+        let verified = scene.typed(&["audit", "verify"]).await;
+        assert_eq!(verified.status, 0, "{verified:#?}");
+        // Of the one that ended by itself nothing is missing.
+        assert!(count_of(&audit, "exchange") >= before + 100);
+    }
+    println!("killed {killed} times");
 }
 
 #[tokio::test(flavor = "multi_thread")]

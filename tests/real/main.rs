@@ -14,6 +14,7 @@
 mod admission;
 #[cfg(target_os = "linux")]
 mod agent_sandbox;
+mod audit;
 #[cfg(target_os = "linux")]
 mod authority;
 mod browser;

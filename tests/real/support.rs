@@ -102,9 +102,16 @@ impl Scene {
         command
     }
 
-    /// The same, to its end.
+    /// The same, to its end. Whatever it is, it says no secret; what `run` starts speaks for itself.
     pub(crate) async fn typed(&self, arguments: &[&str]) -> Done {
-        done(self.valetkey(arguments).spawn().unwrap()).await
+        let done = done(self.valetkey(arguments).spawn().unwrap()).await;
+        if !arguments.contains(&"run") {
+            self.assert_no_secret("what it said", &done.err);
+        }
+        if !arguments.iter().any(|word| ["run", "token"].contains(word)) {
+            self.assert_no_secret("what it printed", &done.out);
+        }
+        done
     }
 
     /// `valetkey run -- COMMAND`, to its end.
