@@ -35,6 +35,16 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Takes out of trailers what frames a message or belongs to one connection (RFC 9110 section 6.5.1). HTTP/2 sends no
+/// trailers that have such a field, and the message would never end.
+pub fn strip_trailers(trailers: &mut HeaderMap) {
+    let found: Vec<HeaderName> =
+        trailers.keys().filter(|name| !may_be_injected(name)).cloned().collect();
+    for name in found {
+        trailers.remove(name);
+    }
+}
+
 /// Whether a field that is a list has this token, in any case (RFC 9110 section 5.6.1).
 pub fn lists(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     listed(headers, name).any(|listed| listed.eq_ignore_ascii_case(token))

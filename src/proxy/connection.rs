@@ -192,6 +192,7 @@ async fn plain(
     refuse_ourselves(client, &target)?;
     let origin = Origin { scheme: Scheme::Http, target };
     exchange::check_framing(&request)?;
+    exchange::check_target(&request)?;
     exchange::check_host(&request, &origin)?;
 
     match shared.now.load().rules.decide_plain(&origin.target) {
@@ -206,11 +207,10 @@ async fn plain(
     strip_hop_by_hop(request.headers_mut());
     let version = request.version();
     let count = note.map(|note| note.up());
-    let request = request.map(|body| match count {
-        Some(_) => Body::boxed(Inbound::new(body, version).counted_in(count)),
-        None => Body::from(body),
+    let request = request.map(|body| {
+        let body = Body::boxed(Inbound::new(body, version).counted_in(count));
+        body.map_trailers(decoys::strip_trailers)
     });
-    let request = request.map(|body| body.map_trailers(decoys::strip_trailers));
     let sending = async {
         match scope {
             Scope::Anywhere => shared.upstream.send(&origin, request).await,

@@ -14,6 +14,8 @@ use hyper::body::Incoming;
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use crate::headers::strip_trailers;
+
 /// What goes wrong while a body streams.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -168,7 +170,7 @@ impl HttpBody for Body {
     }
 }
 
-/// A body as hyper reads it, whose end is one only where the peer has ended it.
+/// A body as hyper reads it, whose end is one only where the peer has ended it, and whose trailers are none that frame.
 ///
 /// On HTTP/2 hyper takes RST_STREAM and GOAWAY with NO_ERROR for the end of a body, because a server may
 /// follow its whole answer with them (RFC 9113 section 8.1). What has END_STREAM stays known to have it
@@ -210,12 +212,17 @@ impl HttpBody for Inbound {
         if frame.is_none() && this.is_http2 && !this.body.is_end_stream() {
             return Poll::Ready(Some(Err(BrokenOff.into())));
         }
-        if let (Some(count), Some(Ok(frame))) = (&this.count, &frame)
-            && let Some(data) = frame.data_ref()
-        {
-            count.fetch_add(data.len() as u64, Ordering::Relaxed);
-        }
-        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+        let cleaned = frame.map(|frame| {
+            let mut frame = frame?;
+            if let (Some(count), Some(data)) = (&this.count, frame.data_ref()) {
+                count.fetch_add(data.len() as u64, Ordering::Relaxed);
+            }
+            if let Some(trailers) = frame.trailers_mut() {
+                strip_trailers(trailers);
+            }
+            Ok(frame)
+        });
+        Poll::Ready(cleaned)
     }
 
     fn is_end_stream(&self) -> bool {
