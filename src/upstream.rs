@@ -333,8 +333,7 @@ fn expect_http(origin: &Origin, status: StatusCode) -> Result<(), UpstreamError>
 /// Gives a request the form that its protocol wants: origin-form and `Host` for HTTP/1.1 (RFC 9112
 /// section 3.2.1), absolute form and no `Host` for HTTP/2 (RFC 9113 section 8.3.1).
 fn shape(request: &mut Request<Body>, origin: &Origin, version: Version) {
-    let path = request.uri().path_and_query().cloned();
-    let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let path = whole_path(request.uri());
     *request.version_mut() = version;
     if version == Version::HTTP_2 {
         request.headers_mut().remove(HOST);
@@ -357,6 +356,21 @@ fn shape(request: &mut Request<Body>, origin: &Origin, version: Version) {
             request.headers_mut().insert(TRANSFER_ENCODING, chunked);
         }
         *request.uri_mut() = Uri::from(path);
+    }
+}
+
+/// The path and the query. Behind a host the path may be empty, which means `/` (RFC 9110 section 4.2.3) and would be
+/// written as nothing.
+fn whole_path(uri: &Uri) -> PathAndQuery {
+    let root = || PathAndQuery::from_static("/");
+    match uri.path_and_query() {
+        Some(path) if path.as_str().starts_with('?') => {
+            format!("/{}", path.as_str()).parse().unwrap_or_else(|_| root())
+        }
+        // An empty one says so, too.
+        Some(path) if path == "/" => root(),
+        Some(path) => path.clone(),
+        None => root(),
     }
 }
 

@@ -28,7 +28,8 @@ pub(super) async fn exchange(
 ) -> Response<Body> {
     let is_http1 = request.version() < Version::HTTP_2;
     let is_head = request.method() == Method::HEAD;
-    let asks_to_upgrade = request.headers().contains_key(UPGRADE);
+    let asks_to_upgrade =
+        request.headers().contains_key(UPGRADE) || request.method() == Method::CONNECT;
     let span = tracing::debug_span!("exchange", method = %request.method(), host = %connection.origin.target.host);
     let shared = &connection.shared;
     let note = shared.audit.is_on().then(|| Note::of_exchange(&connection, &mut request));
@@ -43,7 +44,7 @@ pub(super) async fn exchange(
             response
         }
         Err(rejection) => {
-            // What came behind a handshake that is refused is not for HTTP to read.
+            // What came behind a handshake or a CONNECT that is refused is not for HTTP to read.
             let ends = asks_to_upgrade || rejection.ends_the_connection();
             let mut response = rejection.into_response();
             let headers = response.headers_mut();
@@ -74,6 +75,7 @@ async fn answer(
 ) -> Result<Response<Body>, Rejection> {
     fault::point("exchange");
     check_framing(&request)?;
+    check_target(&request)?;
     connection.check_names(&request)?;
     connection.admitted.count(&connection.shared.clock)?;
     let mut upgrade = Upgrade::take(&mut request)?;
@@ -106,7 +108,8 @@ async fn answer(
         ));
     }
     match &rule.action {
-        Action::Inject { .. } if request.method() == Method::TRACE => {
+        // A server that reads methods in any case would show it as well.
+        Action::Inject { .. } if request.method().as_str().eq_ignore_ascii_case("TRACE") => {
             Err(Rejection::Target("a TRACE would show the credential"))
         }
         Action::Inject { .. } => {
@@ -345,4 +348,16 @@ pub(super) fn check_framing(request: &Request<Incoming>) -> Result<(), Rejection
         return Err(Rejection::BadRequest("the only transfer coding is one `chunked`".into()));
     }
     Ok(())
+}
+
+/// Refuses the forms that only a CONNECT (a host alone) and an OPTIONS (`*`) have (RFC 9112 section 3.2): hyper reads
+/// no path in them, and what goes on would be another request.
+pub(super) fn check_target(request: &Request<Incoming>) -> Result<(), Rejection> {
+    let path = request.uri().path();
+    let is_fit = match *request.method() {
+        Method::CONNECT => true,
+        Method::OPTIONS => path == "*" || path.starts_with('/'),
+        _ => path.starts_with('/'),
+    };
+    if is_fit { Ok(()) } else { Err(Rejection::BadRequest("the request names no path".into())) }
 }

@@ -363,3 +363,84 @@ async fn a_client_that_breaks_off_its_body_is_never_taken_for_one_that_ended() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trailers_that_frame_are_left_out_and_the_message_ends() {
+    let fields = "Transfer-Encoding: chunked\r\nConnection: close\r\nContent-Length: 9\r\nTE: trailers\r\n\
+                  Keep-Alive: 5\r\nUpgrade: x\r\nHost: evil.example\r\nProxy-Connection: x\r\n";
+    let body = format!("5\r\nhello\r\n0\r\n{fields}X-Kept: y\r\n\r\n");
+    // To an upstream that speaks HTTP/2.
+    let scene = Scene::usual().await;
+    let mut tls = scene.client.greet(Visit::to(EXAMPLE, HTTP1)).await.unwrap();
+    let head =
+        "POST /v1/upload HTTP/1.1\r\nHost: api.example.com\r\nTransfer-Encoding: chunked\r\n\r\n";
+    within(tls.write_all(format!("{head}{body}").as_bytes())).await.unwrap();
+    let answer = within(read_head(&mut tls)).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let seen = &scene.world.api().seen()[0].request;
+    assert_eq!((seen.bytes, seen.end), (5, End::Complete));
+    let trailers: Vec<_> = seen.trailers.keys().map(|name| name.as_str()).collect();
+    assert_eq!(trailers, ["x-kept"]);
+    // To a client that does.
+    let (scene, peer) = Peer::scene(HTTP1).await;
+    let asked = async {
+        let answer = scene.client.send(Visit::to(PEER, HTTP2), client::get("/v1/x")).await.unwrap();
+        answer.into_body().collect().await.unwrap()
+    };
+    let (answer, _open) = tokio::join!(within(asked), async {
+        let mut stream = peer.accept().await;
+        read_head(&mut stream).await;
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+        stream
+    });
+    let trailers = answer.trailers().unwrap();
+    assert_eq!((trailers.len(), &trailers["x-kept"]), (1, &"y".parse().unwrap()));
+    assert_eq!(answer.to_bytes(), "hello");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_that_is_empty_behind_a_host_is_the_root() {
+    for http1_only in [false, true] {
+        let settings = Settings { http1_only, ..Settings::default() };
+        let scene = Scene::start(Options { settings, ..Options::default() }).await;
+        for (behind, path) in [("", "/"), ("?a=b", "/?a=b"), ("#c", "/"), ("/?", "/?")] {
+            scene.world.api().clear();
+            let request = format!(
+                "GET https://api.example.com{behind} HTTP/1.1\r\nHost: api.example.com\r\n\r\n"
+            );
+            let mut tls = scene.client.greet(Visit::to(EXAMPLE, HTTP1)).await.unwrap();
+            within(tls.write_all(request.as_bytes())).await.unwrap();
+            let answer = within(read_head(&mut tls)).await;
+            assert!(!answer.contains("x-valetkey-error"), "{behind}: {answer}");
+            assert_eq!(scene.world.api().seen()[0].path, path, "{behind}, {http1_only}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_names_no_path_or_shows_the_credential_is_refused() {
+    let scene = Scene::usual().await;
+    let behind = "GET /v1/behind HTTP/1.1\r\nHost: api.example.com\r\nConnection: close\r\n\r\n";
+    let table = [
+        ("GET *", 400, false),
+        ("POST api.example.com:443", 400, false),
+        ("OPTIONS api.example.com:443", 400, false),
+        ("CONNECT api.example.com:443", 403, false),
+        ("TRACE /v1/x", 403, true),
+        ("trace /v1/x", 403, true),
+    ];
+    for (line, status, goes_on) in table {
+        scene.world.api().clear();
+        let request = format!("{line} HTTP/1.1\r\nHost: api.example.com\r\n\r\n{behind}");
+        let mut tls = scene.client.greet(Visit::to(EXAMPLE, HTTP1)).await.unwrap();
+        within(tls.write_all(request.as_bytes())).await.unwrap();
+        let mut answer = Vec::new();
+        let _end = within(tls.read_to_end(&mut answer)).await;
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{line}: {answer}");
+        let paths: Vec<_> = scene.world.api().seen().iter().map(|seen| seen.path.clone()).collect();
+        let expected: &[&str] = if goes_on { &["/v1/behind"] } else { &[] };
+        assert_eq!(paths, expected, "{line}");
+    }
+}
