@@ -24,7 +24,9 @@ use tokio::sync::watch;
 use super::journal::{Journal, Journals, Left, Stamp};
 use super::keyring::Keyring;
 use super::watch::Watch;
-use super::{Cas, Durability, Header, Record, RecordStore, StoreError, Version, file, record};
+use super::{
+    Cas, Durability, Header, Record, RecordStore, StoreError, Version, file, journal, record,
+};
 use crate::credential::{Keep, Login};
 use crate::tasks::Tasks;
 use auth_json::AuthJson;
@@ -142,10 +144,13 @@ impl Home {
         }
     }
 
-    /// Our lock over the home, for one reading and writing.
+    /// Our lock over the home, for one reading and writing. Whoever has it removes what dead writers have left.
     fn lock(&self, limit: Duration) -> Result<std::fs::File, StoreError> {
         file::make_private_folder(&self.ours())?;
-        file::lock(&self.ours().join("lock"), 0o600, limit)
+        let lock = file::lock(&self.ours().join("lock"), 0o600, limit)?;
+        file::sweep(&self.cache.home, &[cache::FRESH]);
+        file::sweep(&self.ours(), &[FRESH_RECORD, journal::FRESH_KEY]);
+        Ok(lock)
     }
 
     fn found_in(&self) -> std::sync::MutexGuard<'_, Option<Spot>> {
@@ -288,7 +293,7 @@ impl Home {
         let path = self.sidecar();
         let sidecar = serde_json::to_vec_pretty(&record.header)
             .map_err(|error| file::corrupt(&path, error.to_string()))?;
-        file::replace(&path, ".record-", &sidecar)?;
+        file::replace(&path, FRESH_RECORD, &sidecar)?;
         *self.found_in() = spot;
         match remains {
             Some(error) => Err(error),
@@ -429,6 +434,9 @@ fn concerns_us(path: &Path) -> bool {
     let record = within_ours && path.extension().is_some_and(|extension| extension == "json");
     name == "auth.json" || name == ".valetkey" || record
 }
+
+/// How the name of a record begins that is being written.
+const FRESH_RECORD: &str = ".record-";
 
 /// Our own lock is held for a few reads and writes, each of which may wait for a keyring.
 const LOCK_LIMIT: Duration = Duration::from_secs(10);

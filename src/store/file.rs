@@ -63,7 +63,8 @@ pub(super) fn replace(path: &Path, prefix: &str, bytes: &[u8]) -> Result<(), Sto
     let write = || {
         let folder = folder_of(path)?;
         // Created with O_EXCL and 0600; removed again on drop unless it was renamed.
-        let mut fresh = tempfile::Builder::new().prefix(prefix).tempfile_in(folder)?;
+        let mut fresh = tempfile::Builder::new();
+        let mut fresh = fresh.prefix(prefix).rand_bytes(RANDOM_LETTERS).tempfile_in(folder)?;
         fresh.write_all(bytes)?;
         fresh.as_file().sync_all()?;
         fault::point("saving");
@@ -72,6 +73,27 @@ pub(super) fn replace(path: &Path, prefix: &str, bytes: &[u8]) -> Result<(), Sto
         File::open(folder)?.sync_all()
     };
     write().map_err(|error| refused(path, &error))
+}
+
+/// Removes what writers that died have left beside files that [`replace`] was to put in place under names with one of
+/// these prefixes: it may hold secrets. The caller holds the lock under which all of them write.
+pub(super) fn sweep(folder: &Path, prefixes: &[&str]) {
+    let is_left = |name: &str| {
+        prefixes.iter().any(|prefix| {
+            let random = name.strip_prefix(prefix).unwrap_or_default();
+            random.len() == RANDOM_LETTERS
+                && random.bytes().all(|byte| byte.is_ascii_alphanumeric())
+        })
+    };
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        if is_file && is_left(&entry.file_name().to_string_lossy()) {
+            // Nothing depends on it, and the next writer tries again.
+            if let Err(error) = std::fs::remove_file(entry.path()) {
+                tracing::debug!(%error, "what a writer that died has left could not be removed");
+            }
+        }
+    }
 }
 
 /// Removes a file durably; one that is not there is removed already.
@@ -177,6 +199,9 @@ pub(super) fn folder_of(path: &Path) -> io::Result<&Path> {
 /// Longest file that is read: 1 MiB, a hundred times the largest cache seen.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
+/// How many random letters and digits make the name of a file that is being written.
+const RANDOM_LETTERS: usize = 6;
+
 /// How often a lock that is held is tried again.
 const LOCK_POLL: Duration = Duration::from_millis(5);
 
@@ -198,6 +223,26 @@ mod tests {
         remove(&path).unwrap();
         remove(&path).unwrap();
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left over");
+    }
+
+    #[test]
+    fn sweeps_what_dead_writers_have_left_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let stays =
+            [".a-", ".a-12345", ".a-1234567", ".a-12345x.json", ".a-1234_6", ".b-123456", "a"];
+        for name in stays.iter().chain(&[".a-aB3456", ".c-000000"]) {
+            std::fs::write(folder.path().join(name), "left").unwrap();
+        }
+        std::fs::create_dir(folder.path().join(".a-folder")).unwrap();
+        sweep(folder.path(), &[".a-", ".c-"]);
+        sweep(&folder.path().join("none"), &[".a-"]);
+        let entries = std::fs::read_dir(folder.path()).unwrap();
+        let mut left: Vec<_> =
+            entries.map(|it| it.unwrap().file_name().into_string().unwrap()).collect();
+        left.sort();
+        let mut expected = [&stays[..], &[".a-folder"]].concat();
+        expected.sort_unstable();
+        assert_eq!(left, expected);
     }
 
     #[test]

@@ -280,7 +280,7 @@ impl Journals<'_> {
         let mut key = seal::Key::default();
         rand::fill(&mut *key)
             .map_err(|_| unavailable(&path, "the system gives no random bytes".to_owned()))?;
-        file::replace(&path, ".key-", &*key)?;
+        file::replace(&path, FRESH_KEY, &*key)?;
         Ok((Holder::File, key))
     }
 
@@ -473,6 +473,9 @@ impl Kept {
 fn unavailable(path: &Path, what: String) -> StoreError {
     StoreError::Unavailable { place: path.display().to_string(), what }
 }
+
+/// How the name of a key begins that is being written.
+pub(super) const FRESH_KEY: &str = ".key-";
 
 /// Room of the note: one block of any usual file system, so that writing an answer touches no byte of it.
 const NOTE_ROOM: usize = 4 * 1024;

@@ -109,6 +109,7 @@ impl PassFile {
     ) -> Result<(Vec<Record>, T), StoreError> {
         self.make_folder()?;
         let _ours = file::lock(&self.folder.join("lock"), 0o600, LOCK_LIMIT)?;
+        file::sweep(&self.folder, &[FRESH]);
         let before = self.read()?;
         let mut records = before.clone();
         let outcome = change(&mut records);
@@ -116,11 +117,14 @@ impl PassFile {
             let written = Written { passes: records.iter().map(Entry::of).collect() };
             let json = serde_json::to_vec_pretty(&written)
                 .map_err(|error| file::corrupt(&self.path(), error.to_string()))?;
-            file::replace(&self.path(), ".passes-", &json)?;
+            file::replace(&self.path(), FRESH, &json)?;
         }
         Ok((records, outcome))
     }
 }
+
+/// How the name of the file begins while it is being written.
+const FRESH: &str = ".passes-";
 
 /// How long another process may hold the file, which it does for one write.
 const LOCK_LIMIT: Duration = Duration::from_secs(10);

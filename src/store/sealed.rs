@@ -16,7 +16,7 @@ use tokio::sync::watch::Receiver;
 use super::journal::{Journal, Journals, Left, Stamp};
 use super::keyring::Keyring;
 use super::watch::Watch;
-use super::{Cas, Durability, Header, Record, RecordStore, StoreError, Version, file};
+use super::{Cas, Durability, Header, Record, RecordStore, StoreError, Version, file, journal};
 use crate::credential::{CredentialName, Keep, Login};
 use crate::secret::Fingerprint;
 use crate::tasks::Tasks;
@@ -194,10 +194,12 @@ impl Place {
         }
     }
 
-    /// Our lock over the folder, for one reading and writing.
+    /// Our lock over the folder, for one reading and writing. Whoever has it removes what dead writers have left.
     fn lock(&self) -> Result<std::fs::File, StoreError> {
         file::make_private_folder(&self.folder)?;
-        file::lock(&self.folder.join("lock"), 0o600, LOCK_LIMIT)
+        let lock = file::lock(&self.folder.join("lock"), 0o600, LOCK_LIMIT)?;
+        file::sweep(&self.folder, &[FRESH, journal::FRESH_KEY]);
+        Ok(lock)
     }
 
     fn swap(&self, expected: Version, record: &Record) -> Result<Cas, StoreError> {
@@ -270,7 +272,7 @@ impl Place {
         let unfit = |what| StoreError::Denied { place: path.display().to_string(), what };
         let kept = Kept::of(record, &self.name, key.as_ref()).map_err(unfit)?;
         let bytes = kept.to_bytes().map_err(unfit)?;
-        file::replace(&path, ".login-", &bytes)?;
+        file::replace(&path, FRESH, &bytes)?;
         *self.form() = kept.form();
         Ok(version(Some(&bytes)))
     }
@@ -284,6 +286,9 @@ fn version(bytes: Option<&Vec<u8>>) -> Version {
 fn concerns_us(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "json")
 }
+
+/// How the name of a login begins that is being written.
+const FRESH: &str = ".login-";
 
 /// Held for a read and a write, and two questions to a keyring.
 const LOCK_LIMIT: Duration = Duration::from_secs(10);

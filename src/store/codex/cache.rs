@@ -219,7 +219,7 @@ impl Cache {
         let bytes = match spot {
             Spot::File => {
                 let bytes = members.to_bytes().map_err(unfit)?;
-                file::replace(&self.auth_json(), ".auth-", &bytes)?;
+                file::replace(&self.auth_json(), FRESH, &bytes)?;
                 bytes
             }
             Spot::Entry => {
@@ -298,6 +298,9 @@ fn parse(bytes: Zeroizing<Vec<u8>>) -> Result<Held, String> {
 
 /// What Codex names its entries by.
 const SERVICE: &str = "Codex Auth";
+
+/// How the name of a cache begins that is being written.
+pub(super) const FRESH: &str = ".auth-";
 
 /// Codex holds its first lock for a read and a write.
 const CODEX_FIRST_LIMIT: Duration = Duration::from_secs(10);

@@ -36,7 +36,8 @@ pub fn write(home: &Path, login: &Login) -> Result<(), StoreError> {
     if !home.exists() {
         file::make_private_folder(home)?;
     }
-    file::replace(&path, ".auth-", &bytes)
+    // Under no lock, so that no name of it is one that whoever holds one sweeps.
+    file::replace(&path, ".auth-once-", &bytes)
 }
 
 /// The name that Codex gives its cache.
