@@ -11,6 +11,12 @@
 
 #[cfg(target_os = "linux")]
 mod clock;
+#[cfg(target_os = "linux")]
+mod crash;
+#[cfg(target_os = "linux")]
+#[path = "../real/desktop.rs"]
+#[allow(dead_code, reason = "the tests with real programs use the rest")]
+mod desktop;
 #[path = "../it/forms.rs"]
 #[allow(dead_code, reason = "the tests in process use the rest")]
 mod forms;
@@ -19,8 +25,8 @@ mod leak;
 mod load;
 #[cfg(target_os = "linux")]
 mod panics;
-mod sinks;
-
+#[cfg(target_os = "linux")]
+mod place;
 #[path = "../real/served.rs"]
 #[allow(dead_code, reason = "the tests with real programs use the rest")]
 mod served;
