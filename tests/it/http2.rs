@@ -593,3 +593,96 @@ async fn long_heads_pass_both_ways_up_to_64_kib() {
     }
     playing.abort();
 }
+
+/// How a field stands in a block of HPACK (RFC 7541 section 6), and the number of its name or of itself; 0 for a name
+/// that is spelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stands {
+    InTable(usize),
+    ForTable(usize),
+    Alone(usize),
+    Never(usize),
+    /// No field: the table gets another size.
+    Size(usize),
+}
+
+fn fields_of(mut block: &[u8]) -> Vec<Stands> {
+    let mut fields = Vec::new();
+    while let Some(first) = block.first() {
+        let (bits, make): (_, fn(usize) -> Stands) = match first.leading_zeros() {
+            0 => (7, Stands::InTable),
+            1 => (6, Stands::ForTable),
+            2 => (5, Stands::Size),
+            3 => (4, Stands::Never),
+            _ => (4, Stands::Alone),
+        };
+        let at = number(&mut block, bits);
+        let field = make(at);
+        if !matches!(field, Stands::InTable(_) | Stands::Size(_)) {
+            for _ in 0..if at == 0 { 2 } else { 1 } {
+                let len = number(&mut block, 7);
+                block = &block[len..];
+            }
+        }
+        fields.push(field);
+    }
+    fields
+}
+
+/// A number whose first bits are the last ones of a byte (RFC 7541 section 5.1).
+fn number(block: &mut &[u8], bits: u32) -> usize {
+    let most = (1 << bits) - 1;
+    let mut take = || {
+        let (first, rest) = block.split_first().unwrap();
+        *block = rest;
+        usize::from(*first)
+    };
+    let mut number = take() & most;
+    let mut shift = 0;
+    while number >= most {
+        let more = take();
+        number += (more & 0x7f) << shift;
+        shift += 7;
+        if more & 0x80 == 0 {
+            break;
+        }
+    }
+    number
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_credential_is_never_kept_in_a_table_of_hpack() {
+    /// The number of `authorization` (RFC 7541 appendix A), which is what these numbers begin to end with.
+    const AUTHORIZATION: usize = 23;
+    const LAST_OF_ALL: usize = 61;
+    let (scene, peer) = Peer::scene(HTTP2).await;
+    let mut connection = scene.client.open(Visit::to(PEER, HTTP2)).await.unwrap();
+    let mut blocks = Vec::new();
+    let mut wire = None;
+    for _ in 0..3 {
+        let mut request = client::get("/v1/x");
+        request.headers_mut().insert("x-own", "the client's own".parse().unwrap());
+        let (answer, ()) = tokio::join!(within(connection.send(request)), async {
+            let wire = match &mut wire {
+                Some(wire) => wire,
+                none => none.insert(peer.accept_wire(&[]).await),
+            };
+            let head = within(wire.read_to(HEADERS)).await.unwrap();
+            assert_eq!(head.flags & !END_STREAM, END_HEADERS, "neither padded nor in parts");
+            let answer = frame(HEADERS, END_HEADERS | END_STREAM, head.stream, STATUS_200);
+            wire.write(&answer).await.unwrap();
+            blocks.push(fields_of(&head.payload));
+        });
+        assert_eq!(answer.unwrap().status(), 200);
+    }
+    for fields in &blocks {
+        let never: Vec<_> = fields.iter().filter(|it| matches!(it, Stands::Never(_))).collect();
+        assert_eq!(never, [&Stands::Never(AUTHORIZATION)], "{fields:?}");
+        let other = [Stands::ForTable(AUTHORIZATION), Stands::Alone(AUTHORIZATION)];
+        assert!(!fields.iter().any(|it| other.contains(it)), "{fields:?}");
+    }
+    // The same look sees that other fields are kept.
+    assert!(blocks[0].contains(&Stands::ForTable(0)), "{blocks:?}");
+    let is_kept = |it: &Stands| matches!(it, Stands::InTable(at) if *at > LAST_OF_ALL);
+    assert!(blocks[1].iter().any(is_kept), "{blocks:?}");
+}
