@@ -4,12 +4,13 @@ pub mod claims;
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
+use crate::scrub::{Scrubber, TooShort};
 use crate::secret::{Fingerprint, Secret};
 use claims::Claims;
 
@@ -160,13 +161,15 @@ pub struct Credential {
     kind: LoginKind,
     token: Secret,
     account: Account,
+    scrubber: OnceLock<Result<Arc<Scrubber>, TooShort>>,
 }
 
 impl Credential {
     /// A value with a serial of its own.
     pub fn new(kind: LoginKind, token: Secret, account: Account) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        Self { serial: NEXT.fetch_add(1, Ordering::Relaxed), kind, token, account }
+        let serial = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self { serial, kind, token, account, scrubber: OnceLock::new() }
     }
 
     /// Which value this is within the process; higher is newer.
@@ -182,6 +185,15 @@ impl Credential {
     /// The secret that goes into the header.
     pub fn token(&self) -> &Secret {
         &self.token
+    }
+
+    /// Knows the token when an upstream repeats it; made when it is first asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`TooShort`] for a token that cannot be scrubbed.
+    pub fn scrubber(&self) -> Result<Arc<Scrubber>, TooShort> {
+        self.scrubber.get_or_init(|| Scrubber::new(&self.token).map(Arc::new)).clone()
     }
 
     /// Whom it speaks for.

@@ -22,6 +22,7 @@ pub mod proxy;
 pub mod quote;
 pub mod rules;
 pub mod sandbox;
+pub mod scrub;
 pub mod secret;
 pub mod sink;
 pub mod source;

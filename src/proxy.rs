@@ -14,6 +14,7 @@ mod note;
 mod places;
 mod reject;
 mod replay;
+mod scrubbed;
 mod tunnel;
 mod upgrade;
 mod websocket;

@@ -31,6 +31,8 @@ pub struct Rule {
     pub unmatched: Unmatched,
     /// Whether a client that asks for a WebSocket is told to do without (426) when none can be had.
     pub websocket_fallback: bool,
+    /// Whether the credential is looked for in answers, and filler put in its place.
+    pub scrub: bool,
     /// Whether it is looked at before every rule that is not, however those fit: one that the owner of
     /// the machine wrote.
     pub pinned: bool,
@@ -297,6 +299,7 @@ mod tests {
             },
             unmatched: Unmatched::Forward,
             websocket_fallback: false,
+            scrub: false,
             pinned: false,
         }
     }

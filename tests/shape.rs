@@ -11,7 +11,8 @@ const TABLE: &str = "
 secret clock origin headers tasks peer quote group fault limits panics ←
 sink       ← tasks
 telemetry  ← sink
-credential ← secret clock
+scrub      ← secret
+credential ← secret clock scrub
 inject     ← headers secret credential
 rules      ← inject origin credential
 policy     ← credential
@@ -25,21 +26,22 @@ store      ← credential secret tasks access fault
 source     ← credential secret clock group
 oauth      ← upstream credential secret origin tasks peer quote
 tokens     ← oauth source store policy decoy audit credential secret clock tasks fault
-proxy      ← tokens upstream tls rules inject decoy credential access audit headers origin secret clock tasks peer limits fault
+proxy      ← tokens upstream tls rules inject decoy scrub credential access audit headers origin secret clock tasks peer limits fault
 client_env ← config tls
 sandbox    ← tls upstream credential secret clock origin headers tasks
-cli        ← secret clock origin headers tasks telemetry quote group fault limits panics credential inject rules policy access audit decoy config tls upstream store source oauth tokens proxy client_env sandbox
+cli        ← secret clock origin headers tasks telemetry quote group fault limits panics credential inject rules policy access audit decoy scrub config tls upstream store source oauth tokens proxy client_env sandbox
 main       ← cli
 ";
 
 /// Rooms, and files of rooms, that may open a secret: where it goes to its destination.
 /// (`decoy.rs` only looks for its own mark in one.)
-const MAY_EXPOSE: [&str; 9] = [
+const MAY_EXPOSE: [&str; 10] = [
     "cli/token.rs",
     "inject.rs",
     "credential/claims.rs",
     "decoy.rs",
     "oauth",
+    "scrub.rs",
     "source",
     "store",
     "sandbox",

@@ -8,6 +8,10 @@ use super::output::{self, Failure};
 use super::way_out::WayOut;
 use super::{Typed, entrances, passes, past, process, status};
 use crate::config::{Config, LoginSpec};
+use crate::credential::CredentialName;
+use crate::rules::Rule;
+use crate::scrub::Scrubber;
+use crate::secret::Secret;
 use crate::tokens::State;
 
 /// What `check` takes.
@@ -37,10 +41,13 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
         wrong.push(output::hinted(error).about("upstream.proxy_login"));
     }
     for (name, kind) in &config.credentials {
-        if let Some(source) = kind.source()
-            && let Err(error) = credentials::source_of(source, &typed.env).load()
-        {
-            wrong.push(output::hinted(error).about(&format!("credential `{name}`")));
+        let Some(source) = kind.source() else { continue };
+        let about = format!("credential `{name}`");
+        match credentials::source_of(source, &typed.env).load() {
+            Ok(secret) => {
+                wrong.extend(unscrubbed(&config, name, &secret).map(|it| it.about(&about)))
+            }
+            Err(error) => wrong.push(output::hinted(error).about(&about)),
         }
     }
     match passes::file(&config).read() {
@@ -70,6 +77,12 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
         return Ok(ExitCode::FAILURE);
     }
     let rules: BTreeSet<&str> = config.rules.iter().map(|rule| rule.name.as_str()).collect();
+    let scrubbed: BTreeSet<&str> =
+        config.rules.iter().filter(|it| it.scrub).map(|it| it.name.as_str()).collect();
+    if !scrubbed.is_empty() {
+        let names: Vec<_> = scrubbed.into_iter().collect();
+        output::words(format_args!("scrubbed from answers by: {}", names.join(", ")));
+    }
     let file = &config.paths.config_file;
     let read = if file.exists() { file.display().to_string() } else { "the defaults alone".into() };
     output::words(format_args!(
@@ -78,6 +91,20 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
         config.credentials.len()
     ));
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is wrong with a secret that a rule has scrubbed from answers.
+fn unscrubbed(config: &Config, name: &CredentialName, secret: &Secret) -> Option<Failure> {
+    let uses =
+        |rule: &Rule| rule.scrub && rule.action.uses().is_some_and(|uses| uses.credential == *name);
+    let rule = config.rules.iter().find(|rule| uses(rule))?;
+    let failure = Failure::new(Scrubber::new(secret).err()?.to_string());
+    Some(
+        failure.hint(format!(
+            "use a longer one, or take `scrub = true` out of the rule `{}`",
+            rule.name
+        )),
+    )
 }
 
 /// One line for each setting, with its file.

@@ -149,6 +149,9 @@ impl Explaining<'_> {
             }
             Action::Inject { uses, injection } => {
                 self.explain_injection(uses, injection);
+                if rule.scrub {
+                    say("scrubs", "the credential from what the upstream answers");
+                }
                 if rule.websocket_fallback {
                     say("websocket", "where none can be had: 426, on which Codex uses HTTP");
                 }

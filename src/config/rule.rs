@@ -67,6 +67,7 @@ fn read(table: &Table<'_>, names: &mut Vec<String>) -> RuleForm {
     let methods = table.parsed_list("methods", method);
     let unmatched = table.parsed("unmatched", one_of(UNMATCHED));
     let websocket_fallback = table.get("websocket_fallback").and_then(|flag| flag.flag());
+    let scrub = table.get("scrub").and_then(|flag| flag.flag());
     let does = does(table);
     let settings = if does == Some(Does::Inject) { settings(table) } else { Vec::new() };
     let signs_in = signs_in(table, does, &settings);
@@ -92,6 +93,7 @@ fn read(table: &Table<'_>, names: &mut Vec<String>) -> RuleForm {
             },
             unmatched: unmatched.map(|unmatched| unmatched.value).unwrap_or_default(),
             websocket_fallback: websocket_fallback.unwrap_or_default(),
+            scrub: scrub.unwrap_or_default(),
             pinned: false,
         })
     };
@@ -261,8 +263,10 @@ pub(super) const KEYS: &[&str] = &[
     "remove",
     "unmatched",
     "websocket_fallback",
+    "scrub",
 ];
-const FOR_INJECTION: &[&str] = &["headers", "header", "format", "remove", "websocket_fallback"];
+const FOR_INJECTION: &[&str] =
+    &["headers", "header", "format", "remove", "websocket_fallback", "scrub"];
 const FOR_SIGNING_IN: &[&str] = &["credential", "login"];
 const FOR_REQUESTS: &[&str] = &["paths", "methods", "unmatched"];
 

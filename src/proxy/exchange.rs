@@ -12,11 +12,13 @@ use super::intercept::Intercepted;
 use super::note::{Count, Note};
 use super::reject::Rejection;
 use super::upgrade::Upgrade;
-use super::{issuer, replay};
+use super::{issuer, replay, scrubbed};
+use crate::credential::Credential;
 use crate::fault;
 use crate::headers::{VALETKEY_ERROR, strip_hop_by_hop};
 use crate::origin::Origin;
 use crate::rules::{Action, Decision, Found, Rule, Rules, Unmatched};
+use crate::scrub::Scrubber;
 use crate::tokens::{TokenError, TokenSource, Tokens};
 use crate::upstream::body::{Body, Inbound};
 use crate::upstream::dial::Scope;
@@ -134,7 +136,7 @@ pub(super) async fn forward(
     let body = body.map_trailers(decoys::strip_trailers);
     let response = connection.send(head, body, upgrade.as_ref()).await?;
     replay.give_up();
-    connection.finish(response, upgrade)
+    connection.finish(response, upgrade, None)
 }
 
 /// What of a request's head goes on: everything but its version and what hyper hangs on it.
@@ -199,12 +201,13 @@ impl<'a> Signed<'a> {
         {
             return Err(Misplaced::Moved(uses.credential.clone()).into());
         }
+        let mut scrubber = self.scrubber(&credential)?;
         let (body, replay) =
             replay::keep(body, &self.connection.shared.replay, replay::MOST_SIGNED);
         let mut response = self.attempt(head.clone(), body, &credential, upgrade.as_ref()).await?;
         if response.status() != StatusCode::UNAUTHORIZED || !self.source.can_refresh() {
             replay.give_up();
-            return self.connection.finish(response, upgrade);
+            return self.connection.finish(response, upgrade, scrubber);
         }
         self.watch(upgrade.as_mut());
         let newer = match self.source.after_401(&self.rule.name, &credential).await {
@@ -218,12 +221,19 @@ impl<'a> Signed<'a> {
         if let Some(newer) = newer
             && let Some(body) = replay.again()
         {
+            let both = |newer: Arc<Scrubber>| scrubber.map(|older| newer.and(&older).into());
+            scrubber = self.scrubber(&newer)?.and_then(both);
             response = self.attempt(head, body, &newer, upgrade.as_ref()).await?;
             if response.status() == StatusCode::UNAUTHORIZED {
                 self.source.refused_again(&self.rule.name, &newer);
             }
         }
-        self.connection.finish(response, upgrade)
+        self.connection.finish(response, upgrade, scrubber)
+    }
+
+    /// Knows the credential where the rule has answers scrubbed.
+    fn scrubber(&self, credential: &Credential) -> Result<Option<Arc<Scrubber>>, Rejection> {
+        Ok(self.rule.scrub.then(|| credential.scrubber()).transpose()?)
     }
 
     /// Has a WebSocket closed when the login of the next value is forbidden. Called before that value is
@@ -238,13 +248,16 @@ impl<'a> Signed<'a> {
         &self,
         mut head: Head,
         body: Body,
-        credential: &crate::credential::Credential,
+        credential: &Credential,
         upgrade: Option<&Upgrade>,
     ) -> Result<Response<Body>, Rejection> {
         let Action::Inject { injection, .. } = &self.rule.action else {
             return Err(Rejection::Target("the rule injects nothing"));
         };
         injection.apply(&mut head.headers, credential)?;
+        if self.rule.scrub {
+            scrubbed::ask(&mut head.headers);
+        }
         let rule = self.rule.clone();
         let body = body.map_trailers(move |trailers| {
             if let Action::Inject { injection, .. } = &rule.action {
@@ -286,10 +299,15 @@ impl Intercepted {
         &self,
         mut response: Response<Body>,
         upgrade: Option<Upgrade>,
+        scrubber: Option<Arc<Scrubber>>,
     ) -> Result<Response<Body>, Rejection> {
         // What an upstream says of itself must not look like a refusal of ours.
         response.headers_mut().remove(VALETKEY_ERROR);
-        if let Some(upgrade) = upgrade {
+        if let Some(scrubber) = &scrubber {
+            response = scrubbed::answer(response, scrubber)?;
+        }
+        if let Some(mut upgrade) = upgrade {
+            upgrade.scrubber = scrubber;
             return upgrade.answer(&self.shared, &self.admitted, response);
         }
         strip_hop_by_hop(response.headers_mut());

@@ -23,9 +23,37 @@ impl Frames {
     #[inline]
     pub(super) fn pass(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() && !self.is_lost {
-            let taken = if self.left > 0 { self.skip(bytes.len()) } else { self.keep(bytes) };
+            let taken = self.step(bytes);
             bytes = &bytes[taken..];
         }
+    }
+
+    /// Takes note of the first of some bytes, none of them beyond the head or the payload that is passing; how many
+    /// those were.
+    #[inline]
+    pub(super) fn step(&mut self, bytes: &[u8]) -> usize {
+        if self.left > 0 { self.skip(bytes.len()) } else { self.keep(bytes) }
+    }
+
+    /// Whether the next byte is one of a payload.
+    pub(super) fn is_in_payload(&self) -> bool {
+        self.left > 0
+    }
+
+    /// Whether the frame that is passing, or at a boundary the last one, controls the connection and is no part of a
+    /// message.
+    pub(super) fn is_control(&self) -> bool {
+        self.opcode() >= CLOSE
+    }
+
+    /// Whether that frame is the last of its message.
+    pub(super) fn is_final(&self) -> bool {
+        self.head[0] & FIN != 0
+    }
+
+    /// Whether that frame's payload is what its sender means: neither masked nor changed by an extension.
+    pub(super) fn is_plain(&self) -> bool {
+        !self.is_lost && self.head[0] & RESERVED == 0 && self.head[1] & MASKED == 0
     }
 
     /// How many bytes are sure to belong to the frame that is passing: none at a boundary, and one at
@@ -137,6 +165,8 @@ impl Frames {
 const LONGEST_HEAD: usize = 14;
 
 const FIN: u8 = 0x80;
+/// Bits whose meaning only extensions give.
+const RESERVED: u8 = 0x70;
 const OPCODE: u8 = 0x0f;
 const MASKED: u8 = 0x80;
 const LENGTH: u8 = 0x7f;

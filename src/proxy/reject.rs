@@ -13,6 +13,7 @@ use crate::access::Refused;
 use crate::headers::VALETKEY_ERROR;
 use crate::inject::UnfitSecret;
 use crate::limits::WRONG_PASSES_IN;
+use crate::scrub::TooShort;
 use crate::tokens::TokenError;
 use crate::upstream::body::Body;
 use crate::upstream::{Stage, UpstreamError};
@@ -31,6 +32,11 @@ pub(super) enum Rejection {
     /// A ruled host was asked for in plain text.
     #[error("this host is signed in by a rule, so it is never spoken to in plain text")]
     CleartextRefused,
+    /// An answer that is to be scrubbed and cannot be looked into.
+    #[error(
+        "the upstream's answer is compressed or coded in another way, and a rule has it scrubbed"
+    )]
+    CodingRefused,
     /// A decoy where nothing would put a credential in its place.
     #[error(transparent)]
     DecoyMisplaced(#[from] Misplaced),
@@ -57,6 +63,9 @@ pub(super) enum Rejection {
     /// The credential is not to be had.
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// The credential cannot be scrubbed from the answer.
+    #[error("the credential is not sent: {0}")]
+    TooShort(#[from] TooShort),
     /// The credential cannot stand in a header.
     #[error("the credential cannot be sent: {0}")]
     Unfit(#[from] UnfitSecret),
@@ -90,6 +99,11 @@ impl Rejection {
             Self::CleartextRefused => {
                 Row(S::FORBIDDEN, "cleartext_refused", "use https:// (or wss://)".into())
             }
+            Self::CodingRefused => Row(
+                S::BAD_GATEWAY,
+                "coding_refused",
+                "ask for something that is not compressed, or take `scrub = true` out of the rule".into(),
+            ),
             Self::DecoyMisplaced(misplaced) => {
                 Row(S::FORBIDDEN, "decoy_misplaced", misplaced.hint())
             }
@@ -125,6 +139,11 @@ impl Rejection {
                 Row(S::FORBIDDEN, "target_forbidden", "see: valetkey explain URL".into())
             }
             Self::Token(error) => token_row(error),
+            Self::TooShort(_) => Row(
+                S::FORBIDDEN,
+                "target_forbidden",
+                "use a longer key, or take `scrub = true` out of the rule".into(),
+            ),
             Self::Unfit(_) => Row(S::FORBIDDEN, "login_required", "see: valetkey status".into()),
             Self::Upstream(error) => upstream_row(error),
             Self::WrongPasses => Row(

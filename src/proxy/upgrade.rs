@@ -19,9 +19,11 @@ use super::Shared;
 use super::admit::Admitted;
 use super::note::Note;
 use super::reject::Rejection;
+use super::scrubbed::Scrubbed;
 use super::websocket::{self, Ends};
 use crate::audit::Kind;
 use crate::headers::{lists, strip_hop_by_hop};
+use crate::scrub::Scrubber;
 use crate::upstream::UpstreamError;
 use crate::upstream::body::Body;
 
@@ -39,6 +41,8 @@ pub(super) struct Upgrade {
     forbidden: CancellationToken,
     /// Ends with the WebSocket, where it is written down.
     note: Option<Arc<Note>>,
+    /// Knows what the client must not hear.
+    pub(super) scrubber: Option<Arc<Scrubber>>,
 }
 
 impl Upgrade {
@@ -71,7 +75,7 @@ impl Upgrade {
 
     fn new(client: OnUpgrade, key: HeaderValue, over_http2: bool) -> Self {
         let forbidden = CancellationToken::new();
-        Self { client, key, over_http2, falls_back: false, forbidden, note: None }
+        Self { client, key, over_http2, falls_back: false, forbidden, note: None, scrubber: None }
     }
 
     /// Has the WebSocket written down in this when it ends.
@@ -165,7 +169,13 @@ impl Upgrade {
             match futures_util::future::try_join(client, upstream).await {
                 Ok((client, upstream)) => {
                     let (client, upstream) = (TokioIo::new(client), TokioIo::new(upstream));
-                    let (outcome, bytes) = websocket::relay(&ends, client, upstream).await;
+                    let (outcome, bytes) = match self.scrubber {
+                        Some(scrubber) => {
+                            let upstream = Scrubbed::new(upstream, scrubber);
+                            Box::pin(websocket::relay(&ends, client, upstream)).await
+                        }
+                        None => websocket::relay(&ends, client, upstream).await,
+                    };
                     if let Some(note) = note {
                         note.ended(outcome, bytes);
                     }

@@ -1,4 +1,4 @@
-//! The pretend API: tells what arrived, never a token, and behaves as the path asks.
+//! The pretend API: tells what arrived, a token only where that is asked for, and behaves as the path asks.
 //!
 //! Under any host, bare or below one of [`COVERED`]:
 //!
@@ -16,6 +16,7 @@
 //! | `/realtime` | a WebSocket that speaks as OpenAI's realtime API, and says hello |
 //! | `/redirect?to=URL` | 302 |
 //! | `/reflect-headers` | the names of the request's fields |
+//! | `/reveal/PLACE?as=ENCODING&cut=N` | the request's token itself, in the encoding, at the place, and cut ([`ENCODINGS`], [`PLACES`]) |
 //! | `/responses` | a turn of Codex's: over a WebSocket, or as events to a POST |
 //! | `/reset-mid-body` | the first bytes of a long body, then a cut |
 //! | `/sse?n=N` | events; each after the first waits for [`Api::release_event`], or `&every_ms=T` |
@@ -32,6 +33,7 @@
 mod anthropic;
 mod chat;
 mod responses;
+mod reveal;
 
 use std::io;
 use std::path::PathBuf;
@@ -64,6 +66,7 @@ use super::{Answer, Ask, Board, Body, Crew, Cut, authority, error, full, reply};
 use crate::secret::{Fingerprint, Secret};
 
 pub use responses::SAID;
+pub use reveal::{ENCODINGS, PLACES, REVEALED};
 
 /// What the paths say that speak as OpenAI's and Anthropic's API do, in the pieces that events bring.
 const WORDS: [&str; 2] = ["hello from ", "the sandbox"];
@@ -202,6 +205,8 @@ impl Api {
             ("responses", _) if request.headers().contains_key(UPGRADE) => Ok(self.turns(request)),
             ("responses", _) if request.method() == Method::POST => responses::turn(request).await,
             ("wham", "accounts/check") => responses::accounts(request).await,
+            ("reveal", "messages") => Ok(reveal::messages(&self.0.crew, request)),
+            ("reveal", place) => Ok(reveal::answer(&request, place)),
             ("ws", _) => Ok(self.websocket(request)),
             ("ws-refused", code) => Ok(status(code)),
             ("ws-refused-late", code) => {

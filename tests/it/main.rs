@@ -20,6 +20,7 @@ mod pass;
 mod peer;
 mod refresh;
 mod refuse;
+mod scrub;
 mod stream;
 mod support;
 mod websocket;

@@ -24,9 +24,15 @@ impl Peer {
 
     /// The same in the place of another host.
     pub(crate) async fn at(host: &str, alpn: &[&[u8]]) -> (Scene, Self) {
+        Self::ruled(host, alpn, "").await
+    }
+
+    /// The same with more in the rule.
+    pub(crate) async fn ruled(host: &str, alpn: &[&[u8]], more: &str) -> (Scene, Self) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let peers = vec![(host.to_owned(), listener.local_addr().unwrap())];
-        let rules = "[[rules]]\nhost = \"peer.example.com\"\ncredential = \"example\"\n".to_owned();
+        let rules =
+            format!("[[rules]]\nhost = \"peer.example.com\"\ncredential = \"example\"\n{more}\n");
         let settings = Settings { peers, ..Settings::default() };
         let scene = Scene::start(Options { rules, settings, ..Options::default() }).await;
         let acceptor = scene.world.acceptor(alpn).unwrap();

@@ -30,6 +30,7 @@ mod place;
 #[path = "../real/served.rs"]
 #[allow(dead_code, reason = "the tests with real programs use the rest")]
 mod served;
+mod sinks;
 #[path = "../real/support.rs"]
 #[allow(dead_code, reason = "the tests with real programs use the rest")]
 mod support;

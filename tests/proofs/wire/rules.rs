@@ -83,6 +83,7 @@ impl Written {
             unmatched: if self.refuses_the_rest { Unmatched::Refuse } else { Unmatched::Forward },
             websocket_fallback: false,
             pinned: self.is_pinned,
+            scrub: false,
         }
     }
 
