@@ -103,6 +103,21 @@ pub trait RecordStore: Send + Sync {
 }
 
 impl StoreError {
+    /// What is wrong, without where: for who may not know this machine's folders.
+    pub fn why(&self) -> String {
+        match self {
+            Self::Corrupt { what, .. }
+            | Self::Denied { what, .. }
+            | Self::NotOurs { what, .. }
+            | Self::ReadOnly { what, .. }
+            | Self::NoKeyring { what, .. }
+            | Self::Remains { what, .. }
+            | Self::Unavailable { what, .. } => what.clone(),
+            Self::Locked { .. } => "its keyring is locked, or does not answer".to_owned(),
+            Self::Encrypted { .. } => "Codex keeps it encrypted".to_owned(),
+        }
+    }
+
     /// What to do about it.
     pub fn hint(&self) -> String {
         match self {

@@ -411,7 +411,7 @@ pub enum TokenError {
         trouble: Option<Trouble>,
     },
     /// The place that keeps the login is in trouble.
-    #[error("the login cannot be read or saved")]
+    #[error("the login cannot be read or saved: {}", .0.why())]
     StoreUnavailable(#[source] Arc<StoreError>),
 }
 
@@ -424,7 +424,10 @@ impl TokenError {
                 .as_ref()
                 .and_then(|trouble| trouble.hint.clone())
                 .unwrap_or_else(|| "wait and try again; valetkey goes on trying by itself".into()),
-            Self::StoreUnavailable(_) => "see: valetkey status".to_owned(),
+            Self::StoreUnavailable(error) => match &**error {
+                StoreError::ReadOnly { .. } | StoreError::Unavailable { .. } => error.hint(),
+                _ => "see: valetkey status".to_owned(),
+            },
         }
     }
 }

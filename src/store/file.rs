@@ -166,12 +166,13 @@ pub(super) fn refused(path: &Path, error: &io::Error) -> StoreError {
     if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) {
         return denied(path, "it is a symbolic link");
     }
+    // Of a temporary file the error names the path too, which says nothing to anybody.
+    let what = error.to_string();
+    let what = what.split(" at path ").next().unwrap_or_default().to_owned();
     match error.kind() {
-        io::ErrorKind::ReadOnlyFilesystem => {
-            StoreError::ReadOnly { place, what: error.to_string() }
-        }
-        io::ErrorKind::PermissionDenied => kept_out(path, error.to_string()),
-        _ => StoreError::Unavailable { place, what: error.to_string() },
+        io::ErrorKind::ReadOnlyFilesystem => StoreError::ReadOnly { place, what },
+        io::ErrorKind::PermissionDenied => kept_out(path, what),
+        _ => StoreError::Unavailable { place, what },
     }
 }
 

@@ -17,6 +17,8 @@ mod crash;
 #[path = "../real/desktop.rs"]
 #[allow(dead_code, reason = "the tests with real programs use the rest")]
 mod desktop;
+#[cfg(target_os = "linux")]
+mod disk;
 #[path = "../it/forms.rs"]
 #[allow(dead_code, reason = "the tests in process use the rest")]
 mod forms;
