@@ -89,14 +89,14 @@ impl RecordStore for CodexStore {
         let tasks = self.tasks.clone();
         self.run(move |home| {
             let _ours = home.lock(LOCK_LIMIT)?;
-            home.journals().reserve(stamp, tasks).map(Some)
+            home.journals().reserve(stamp, &home.stamp()?, tasks).map(Some)
         })
     }
 
     fn look_back(&self, stamp: Stamp) -> BoxFuture<'_, Result<Left, StoreError>> {
         self.run(move |home| {
             let lock = home.ours().join("lock");
-            home.journals().look_and_tidy(&stamp, &lock)
+            home.journals().look_and_tidy(&stamp, &lock, || home.stamp())
         })
     }
 
@@ -133,6 +133,12 @@ impl Home {
     /// The record's file, named as the keyring entry of this home is, so that both are one record.
     fn sidecar(&self) -> PathBuf {
         self.ours().join(format!("{}.json", self.cache.hash()))
+    }
+
+    fn stamp(&self) -> Result<Stamp, StoreError> {
+        let found = self.read(Reading::Strict)?;
+        let login = found.login().cloned();
+        Ok(Stamp::of(&Record { header: found.header, login }))
     }
 
     fn journals(&self) -> Journals<'_> {

@@ -133,7 +133,7 @@ pub(super) struct Journals<'a> {
 
 impl Journals<'_> {
     /// Makes the journal of that claim, with all the room that it will need, durably. The caller holds the lock of
-    /// the folder.
+    /// the folder, and the record is `now` there.
     ///
     /// # Errors
     ///
@@ -141,9 +141,10 @@ impl Journals<'_> {
     pub(super) fn reserve(
         &self,
         stamp: Stamp,
+        now: &Stamp,
         tasks: Tasks,
     ) -> Result<Box<dyn Journal>, StoreError> {
-        self.sweep(&stamp)?;
+        self.sweep(now)?;
         let path = self.path(&stamp.owner);
         if let (Left::Answer(_), _) = self.look(&stamp)? {
             return Err(unavailable(&path, "an answer is there already".to_owned()));
@@ -187,8 +188,8 @@ impl Journals<'_> {
         Ok((left, untidy))
     }
 
-    /// Removes those that nobody writes into and that are not of this generation. The caller holds the lock of the
-    /// folder.
+    /// Removes those that nobody writes into and that are not of this generation: the one that the record is of, while
+    /// the caller holds the lock of the folder.
     pub(super) fn sweep(&self, stamp: &Stamp) -> Result<(), StoreError> {
         for path in self.paths()? {
             let free = is_free(&path)?;
@@ -201,14 +202,23 @@ impl Journals<'_> {
     }
 
     /// What they tell of a record; those that nobody needs are removed, unless somebody holds the lock of the folder.
+    /// Which these are `now` says, the record as it is under that lock: `stamp` may be of one that was read long ago.
     ///
     /// # Errors
     ///
     /// As [`Journals::look`].
-    pub(super) fn look_and_tidy(&self, stamp: &Stamp, lock: &Path) -> Result<Left, StoreError> {
+    pub(super) fn look_and_tidy(
+        &self,
+        stamp: &Stamp,
+        lock: &Path,
+        now: impl FnOnce() -> Result<Stamp, StoreError>,
+    ) -> Result<Left, StoreError> {
         let (left, untidy) = self.look(stamp)?;
-        if untidy && let Ok(_ours) = file::lock(lock, 0o600, Duration::ZERO) {
-            self.sweep_after(stamp);
+        if untidy
+            && let Ok(_ours) = file::lock(lock, 0o600, Duration::ZERO)
+            && let Ok(now) = now()
+        {
+            self.sweep_after(&now);
         }
         Ok(left)
     }

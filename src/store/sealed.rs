@@ -89,14 +89,14 @@ impl RecordStore for SealedStore {
         let tasks = self.tasks.clone();
         self.run(move |place| {
             let _ours = place.lock()?;
-            place.journals().reserve(stamp, tasks).map(Some)
+            place.journals().reserve(stamp, &place.stamp()?, tasks).map(Some)
         })
     }
 
     fn look_back(&self, stamp: Stamp) -> BoxFuture<'_, Result<Left, StoreError>> {
         self.run(move |place| {
             let lock = place.folder.join("lock");
-            place.journals().look_and_tidy(&stamp, &lock)
+            place.journals().look_and_tidy(&stamp, &lock, || place.stamp())
         })
     }
 
@@ -183,6 +183,10 @@ impl Place {
     fn cannot_be_opened(&self, what: &str) -> StoreError {
         let (place, what) = (self.path().display().to_string(), what.to_owned());
         StoreError::Corrupt { place, what, is_replaceable: true }
+    }
+
+    fn stamp(&self) -> Result<Stamp, StoreError> {
+        self.read().map(|found| Stamp::of(&found.record))
     }
 
     fn journals(&self) -> Journals<'_> {

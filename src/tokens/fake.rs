@@ -267,7 +267,11 @@ impl RecordStore for Stumbling {
     }
 
     fn look_back(&self, stamp: Stamp) -> BoxFuture<'_, Result<Left, StoreError>> {
-        std::future::ready(Ok(self.drawer.look(&stamp))).boxed()
+        async move {
+            let (_, now) = self.inner.get().await?;
+            Ok(self.drawer.look(&stamp, &Stamp::of(&now)))
+        }
+        .boxed()
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
@@ -326,9 +330,9 @@ impl Drawer {
         Some(Box::new(Half { drawer: Arc::clone(self), stamp, _held: held }))
     }
 
-    fn look(&self, stamp: &Stamp) -> Left {
+    fn look(&self, stamp: &Stamp, now: &Stamp) -> Left {
         let mut kept = self.kept.lock().unwrap();
-        kept.retain(|it| it.held.strong_count() > 0 || it.stamp.is_same_generation(stamp));
+        kept.retain(|it| it.held.strong_count() > 0 || it.stamp.is_same_generation(now));
         let mut left = Left::Nothing;
         for it in kept.iter().filter(|it| it.stamp.is_same_generation(stamp)) {
             if let Some(redeemed) = &it.answer {

@@ -36,11 +36,13 @@ impl Scene {
     }
 
     fn reserve(&self, stamp: &Stamp) -> Box<dyn Journal> {
-        self.journals().reserve(stamp.clone(), Tasks::new()).unwrap()
+        self.journals().reserve(stamp.clone(), stamp, Tasks::new()).unwrap()
     }
 
     fn left(&self, stamp: &Stamp) -> Left {
-        self.journals().look_and_tidy(stamp, &self.root.path().join("lock")).unwrap()
+        self.journals()
+            .look_and_tidy(stamp, &self.root.path().join("lock"), || Ok(stamp.clone()))
+            .unwrap()
     }
 
     fn files(&self) -> usize {
@@ -180,7 +182,7 @@ async fn sweeps_what_is_superseded_and_nothing_that_is_held_or_of_others() {
     held.keep(&redeemed("r1")).await.unwrap();
     let mut next =
         Stamp { owner: "b".to_owned(), ..Stamp::of(&redeemed("r1").over(&record("a").header)) };
-    let neighbour = scene.named("work.more").reserve(old.clone(), Tasks::new()).unwrap();
+    let neighbour = scene.named("work.more").reserve(old.clone(), &old, Tasks::new()).unwrap();
     drop(neighbour);
     std::fs::write(scene.journals().path("c"), "garbage").unwrap();
     std::fs::write(scene.root.path().join("notes.txt"), "a person's").unwrap();
@@ -203,6 +205,24 @@ async fn sweeps_what_is_superseded_and_nothing_that_is_held_or_of_others() {
 }
 
 #[tokio::test]
+async fn an_answer_is_not_swept_by_somebody_who_has_slept() {
+    let scene = Scene::new(false);
+    let old = Stamp::of(&record("a"));
+    // One generation on, an owner dies with an answer, while somebody still thinks of the one before.
+    let now =
+        Stamp { owner: "b".to_owned(), ..Stamp::of(&redeemed("r1").over(&record("a").header)) };
+    let journal = scene.reserve(&now);
+    journal.keep(&redeemed("r2")).await.unwrap();
+    drop(journal);
+    let lock = scene.root.path().join("lock");
+    let left = scene.journals().look_and_tidy(&old, &lock, || Ok(now.clone())).unwrap();
+    assert_eq!(word(left), "nothing");
+    let late = scene.journals().reserve(old, &now, Tasks::new()).unwrap();
+    assert_eq!(word(scene.left(&now)), "r2");
+    drop(late);
+}
+
+#[tokio::test]
 async fn what_cannot_be_read_is_never_taken_for_nothing() {
     let scene = Scene::new(true);
     let stamp = Stamp::of(&record("a"));
@@ -213,10 +233,10 @@ async fn what_cannot_be_read_is_never_taken_for_nothing() {
     let error = scene.journals().look(&stamp).unwrap_err();
     assert!(matches!(error, StoreError::Locked { .. }), "{error}");
     // Nor is anything reserved that could not be sealed.
-    assert!(scene.journals().reserve(stamp.clone(), Tasks::new()).is_err());
+    assert!(scene.journals().reserve(stamp.clone(), &stamp, Tasks::new()).is_err());
     scene.ring.be(Mood::Willing);
     // Nor over an answer that is there.
-    assert!(scene.journals().reserve(stamp.clone(), Tasks::new()).is_err());
+    assert!(scene.journals().reserve(stamp.clone(), &stamp, Tasks::new()).is_err());
     assert_eq!(word(scene.left(&stamp)), "r1");
     // A link is no journal of ours.
     let link = scene.named("linked").path("b");
