@@ -2,6 +2,7 @@
 //! trust and one chain.
 
 pub mod body;
+pub mod calm;
 pub mod chain;
 mod deadline;
 pub mod dial;

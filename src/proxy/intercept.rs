@@ -24,6 +24,7 @@ use super::reject::Rejection;
 use crate::limits::Limits;
 use crate::origin::{Host, Origin, Target};
 use crate::upstream::body::Body;
+use crate::upstream::calm::Calm;
 use crate::upstream::early::Early;
 
 /// Longest idle time of a client's HTTP/1.1 connection. Above the keep-alive limits of common clients
@@ -164,7 +165,7 @@ where
             .max_send_buf_size(SEND_BUFFER)
             .initial_stream_window_size(limits.stream_window)
             .initial_connection_window_size(connection_window(limits))
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(Calm::of_client(stream)), service);
         shared.drive(serving, &ended, |serving| serving.graceful_shutdown()).await;
     } else {
         let serving = http1::Builder::new()

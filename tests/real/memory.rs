@@ -380,38 +380,24 @@ async fn a_clients_flood_ends_its_connection_and_nobody_elses() {
         assert_eq!(within(alive).await.unwrap().status(), 200);
     }
 
-    // What wants an answer is read no faster than the answers are: it stops the one who does not read.
+    // What wants an answer is read no faster than the answers are, and only so much of it.
     let pings = frame(PING, 0, 0, b"12345678").repeat(1000);
     let settings = frame(SETTINGS, 0, 0, &[0, 4, 0, 1, 0, 0]).repeat(1000);
     for (name, flood) in [("PING", pings), ("SETTINGS", settings)] {
         let mark = serving.mark();
         let tls = serving.client.greet(Visit::to(EXAMPLE, HTTP2)).await.unwrap();
-        let mut wire = Wire::client(tls).await.unwrap();
-        let poured = std::sync::atomic::AtomicU64::new(0);
-        let taken = || poured.load(std::sync::atomic::Ordering::Relaxed);
-        let looks = tokio::select! {
-            () = pour(&mut wire, &flood, &poured) => panic!("{name}: it hung up"),
-            looks = serving.watch_until_still(taken) => looks,
-        };
+        let (answers, mut flooding) = tokio::io::split(Wire::client(tls).await.unwrap().0);
+        let flooding = async { while flooding.write_all(&flood).await.is_ok() {} };
+        let mut answers = Wire(tokio::io::join(answers, tokio::io::sink()));
+        let hearing = answers.reason_of_the_end();
+        let (reason, ()) = within(futures_util::future::join(hearing, flooding)).await;
         let risen = serving.risen(mark);
-        println!("{name}: took {:.2} MiB, {:.2} MiB ({looks} looks)", mib(taken()), mib(risen));
+        println!("{name}: reason {reason:?}, {:.2} MiB", mib(risen));
+        assert_eq!(reason, Some(ENHANCE_YOUR_CALM), "{name}");
         assert!(risen <= MOST_FOR_A_FLOOD, "{name}: {:.2} MiB", mib(risen));
+        let alive = serving.client.get(Visit::to(EXAMPLE, HTTP2), "/v1/alive");
+        assert_eq!(within(alive).await.unwrap().status(), 200);
     }
-
-    // One who reads the answers goes on for ever, beside the others.
-    let mark = serving.mark();
-    let tls = serving.client.greet(Visit::to(EXAMPLE, HTTP2)).await.unwrap();
-    let (mut answers, flooding) = tokio::io::split(Wire::client(tls).await.unwrap().0);
-    let (mut flooding, mut sink) = (flooding, tokio::io::sink());
-    let pings = frame(PING, 0, 0, b"12345678").repeat(1000);
-    tokio::select! {
-        _ = async { while flooding.write_all(&pings).await.is_ok() {} } => panic!("it hung up"),
-        _ = tokio::io::copy(&mut answers, &mut sink) => panic!("it ended"),
-        () = serving.assert_alive_often() => {}
-    }
-    let risen = serving.risen(mark);
-    println!("PING with its answers read: {:.2} MiB", mib(risen));
-    assert!(risen <= MOST_FOR_A_FLOOD, "{:.2} MiB", mib(risen));
     serving.stop().await;
 }
 
@@ -445,20 +431,22 @@ async fn an_upstreams_flood_ends_its_connection_and_nobody_elses() {
     for (name, flood) in [("PING", pings), ("SETTINGS", settings)] {
         let mark = serving.mark();
         let asked = serving.client.get(Visit::to(PEER, HTTP2), "/v1/x");
-        let poured = std::sync::atomic::AtomicU64::new(0);
-        let taken = || poured.load(std::sync::atomic::Ordering::Relaxed);
-        let pouring = async {
+        let flooding = async {
             let mut wire = Wire::server(serving.accept(HTTP2).await, &[]).await.unwrap();
             wire.read_request().await.unwrap();
-            pour(&mut wire, &flood, &poured).await;
+            let (answers, mut flooding) = tokio::io::split(wire.0);
+            let flooding = async { while flooding.write_all(&flood).await.is_ok() {} };
+            let mut answers = Wire(tokio::io::join(answers, tokio::io::sink()));
+            futures_util::future::join(answers.reason_of_the_end(), flooding).await.0
         };
-        let looks = tokio::select! {
-            _ = asked => panic!("{name}: an answer"),
-            () = pouring => panic!("{name}: it hung up"),
-            looks = serving.watch_until_still(taken) => looks,
-        };
+        let (answer, reason) = within(futures_util::future::join(asked, flooding)).await;
         let risen = serving.risen(mark);
-        println!("{name}: took {:.2} MiB, {:.2} MiB ({looks} looks)", mib(taken()), mib(risen));
+        println!("{name}: reason {reason:?}, {:.2} MiB", mib(risen));
+        assert_eq!(
+            (answer.unwrap().status().as_u16(), reason),
+            (502, Some(ENHANCE_YOUR_CALM)),
+            "{name}"
+        );
         assert!(risen <= MOST_FOR_A_FLOOD, "{name}: {:.2} MiB", mib(risen));
     }
 

@@ -18,6 +18,7 @@ use super::{IDLE_LIMIT, lock};
 use crate::clock;
 use crate::tasks::Tasks;
 use crate::upstream::body::Body;
+use crate::upstream::calm::Calm;
 
 /// Above this number of streams a further connection is opened, whatever the peer allows: 100 is the
 /// least that RFC 9113 section 6.5.2 recommends to allow, and what common servers do.
@@ -64,9 +65,9 @@ const MOST_FRAME: u32 = 16 * 1024;
 /// How many streams an upstream may make us reset by breaking the protocol on them, before the
 /// connection is given up (RUSTSEC-2024-0003).
 ///
-/// Pings and SETTINGS need no number: h2 reads the next frame only when the answer to the last one is
-/// in its buffer for the socket, so a peer that sends them without reading stops itself; and tokio gives
-/// the thread to other tasks meanwhile. Of empty DATA frames h2 takes 100, of small ones as many as have
+/// Pings and SETTINGS are counted by [`Calm`]: h2 reads the next frame only when the answer to the last one is
+/// in its buffer for the socket, so a peer that sends them without reading stops itself, but one that reads the answers
+/// would go on for ever. Of empty DATA frames h2 takes 100, of small ones as many as have
 /// a cost of half the connection's window; then it ends the connection.
 const MOST_BROKEN_STREAMS: usize = 64;
 
@@ -165,7 +166,7 @@ where
         .max_local_error_reset_streams(MOST_BROKEN_STREAMS)
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_LIMIT)
-        .handshake(TokioIo::new(Paced::new(stream)))
+        .handshake(TokioIo::new(Calm::of_server(Paced::new(stream))))
         .await?;
     let now = clock::instant();
     let shared = Arc::new(Http2 {

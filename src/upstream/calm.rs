@@ -1,0 +1,249 @@
+//! A peer's HTTP/2 stream that ends with ENHANCE_YOUR_CALM when it holds more questions than anything else.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+
+/// Counts the frames that only want an answer, PING and SETTINGS, which h2 answers for ever. When there are more than
+/// anybody needs, h2 is given a flood of the kind that it ends by itself: a head of more CONTINUATION frames than it
+/// takes. So it says ENHANCE_YOUR_CALM to the peer, in the form and at the place that is right.
+pub struct Calm<S> {
+    stream: S,
+    /// What of the current frame, or of the preface, is to come before the next head.
+    left: usize,
+    /// The head of the next frame, as far as it has come.
+    head: Vec<u8>,
+    /// Frames that want an answer.
+    questions: u64,
+    /// Bytes both ways, but for those frames.
+    moved: u64,
+    since: Instant,
+    /// What is read in the place of what comes, and how much of it was.
+    last_words: Option<(Vec<u8>, usize)>,
+}
+
+impl<S> Calm<S> {
+    /// The stream of a peer that begins with a preface: a client's.
+    pub fn of_client(stream: S) -> Self {
+        Self { left: PREFACE, ..Self::of_server(stream) }
+    }
+
+    /// The stream of a peer that begins with a frame: a server's.
+    pub fn of_server(stream: S) -> Self {
+        Self {
+            stream,
+            left: 0,
+            head: Vec::with_capacity(HEAD),
+            questions: 0,
+            moved: 0,
+            since: Instant::now(),
+            last_words: None,
+        }
+    }
+
+    /// Looks through what has come, and gives how much of it h2 may see: all, or up to the end of the frame with which it
+    /// is too much.
+    fn look(&mut self, mut come: &[u8]) -> usize {
+        let all = come.len();
+        loop {
+            let of_frame = self.left.min(come.len());
+            self.left -= of_frame;
+            come = &come[of_frame..];
+            if self.left == 0 && self.is_too_much() {
+                self.last_words = Some((flood(), 0));
+                return all - come.len();
+            }
+            if come.is_empty() {
+                return all;
+            }
+            let of_head = (HEAD - self.head.len()).min(come.len());
+            self.head.extend_from_slice(&come[..of_head]);
+            come = &come[of_head..];
+            if let [a, b, c, kind, flags, ..] = self.head[..]
+                && self.head.len() == HEAD
+            {
+                self.left = u32::from_be_bytes([0, a, b, c]) as usize;
+                if [SETTINGS, PING].contains(&kind) && flags & ACK == 0 {
+                    self.questions += 1;
+                } else {
+                    self.moved += (HEAD + self.left) as u64;
+                }
+                self.head.clear();
+            }
+        }
+    }
+
+    fn is_too_much(&self) -> bool {
+        // The clock is not asked while it makes no difference.
+        self.questions > MOST_AT_ONCE + self.moved / BYTES_OF_A_QUESTION
+            && self.questions
+                > MOST_AT_ONCE
+                    + self.moved / BYTES_OF_A_QUESTION
+                    + self.since.elapsed().as_secs() * MOST_IN_A_SECOND
+    }
+}
+
+/// What h2 ends a connection for, whatever stream it is on.
+fn flood() -> Vec<u8> {
+    let frame = |kind| [0, 0, 0, kind, 0, 0, 0, 0, 1];
+    let all = std::iter::once(HEADERS).chain(std::iter::repeat_n(CONTINUATION, MORE_THAN_H2_TAKES));
+    all.flat_map(frame).collect()
+}
+
+/// A frame's head (RFC 9113 section 4.1), and what a client sends first (section 3.4).
+const HEAD: usize = 9;
+const PREFACE: usize = 24;
+
+/// Kinds of frames, and a flag (RFC 9113 section 6).
+const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const CONTINUATION: u8 = 9;
+const ACK: u8 = 1;
+
+/// h2 takes a quarter more than fill the longest head that it may have, each full (0.4.20, `codec/framed_read.rs`): 80 for
+/// a MiB, which is the most that can be set.
+const MORE_THAN_H2_TAKES: usize = 100;
+
+/// Questions in a row that mean no harm, and in each second of a connection beside: keeping it alive takes one in ten
+/// seconds.
+const MOST_AT_ONCE: u64 = 1000;
+const MOST_IN_A_SECOND: u64 = 10;
+
+/// How many bytes allow one more, in whatever direction they go: clients that measure the way (gRPC) ask in each round trip
+/// in which something has come, on loopback some thousand times a second.
+const BYTES_OF_A_QUESTION: u64 = 64;
+
+impl<S: AsyncRead + Unpin> AsyncRead for Calm<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.last_words.is_none() {
+            let before = buf.filled().len();
+            ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+            let shown = before + this.look(&buf.filled()[before..]);
+            buf.set_filled(shown);
+            if shown > before || this.last_words.is_none() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        if let Some((words, read)) = &mut this.last_words {
+            let len = buf.remaining().min(words.len() - *read);
+            buf.put_slice(&words[*read..*read + len]);
+            *read += len;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Calm<S> {
+    fn count(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(len)) = written {
+            self.moved += len as u64;
+        }
+        written
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Calm<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write(cx, buf);
+        this.count(written)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        this.count(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, len: u8) -> Vec<u8> {
+        [&[0, 0, len, kind, flags, 0, 0, 0, 0][..], &vec![b'x'; usize::from(len)]].concat()
+    }
+
+    /// What is read of `sent` when it comes in such pieces.
+    async fn read(sent: &[u8], piece: usize) -> Vec<u8> {
+        let (mut read, mut calm) = (Vec::new(), Calm::of_server(sent));
+        let mut buffer = vec![0; piece];
+        loop {
+            match calm.read(&mut buffer).await.unwrap() {
+                0 => return read,
+                len => read.extend_from_slice(&buffer[..len]),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_flood_ends_between_two_frames() {
+        let allowed = frame(PING, 0, 8).repeat(usize::try_from(MOST_AT_ONCE).unwrap());
+        let answers = frame(PING, ACK, 8).repeat(5000);
+        let useful = frame(0, 0, 200).repeat(200);
+        for piece in [1, 7, 9, 17, 64, 100_000] {
+            assert_eq!(read(&allowed, piece).await, allowed, "{piece}");
+            assert_eq!(read(&answers, piece).await, answers, "{piece}");
+            let sent = [&allowed[..], &frame(PING, 0, 8), &frame(PING, 0, 8)].concat();
+            let expected = [&allowed[..], &frame(PING, 0, 8), &flood()].concat();
+            assert!(read(&sent, piece).await == expected, "{piece}");
+            let sent = [&useful[..], &allowed, &frame(SETTINGS, 0, 0)].concat();
+            assert!(read(&sent, piece).await == sent, "{piece}: what is useful allows more");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_preface_is_no_frame() {
+        let sent = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &frame(SETTINGS, 0, 0)].concat();
+        let mut calm = Calm::of_client(&sent[..]);
+        let mut read = Vec::new();
+        calm.read_to_end(&mut read).await.unwrap();
+        assert_eq!((read, calm.questions, calm.moved), (sent, 1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_now_and_then_may_ask_for_ever() {
+        let (mut peer, ours) = tokio::io::duplex(1 << 20);
+        let mut calm = Calm::of_server(ours);
+        let pings = frame(PING, 0, 8).repeat(usize::try_from(MOST_IN_A_SECOND).unwrap());
+        let mut buffer = vec![0; pings.len()];
+        for _ in 0..1000 {
+            tokio::io::AsyncWriteExt::write_all(&mut peer, &pings).await.unwrap();
+            calm.read_exact(&mut buffer).await.unwrap();
+            assert_eq!(buffer, pings);
+            tokio::time::advance(std::time::Duration::from_secs(1)).await;
+        }
+        assert!(calm.last_words.is_none());
+    }
+}
