@@ -16,15 +16,14 @@ impl Form {
     }
 
     fn plain(secret: &[u8]) -> Self {
-        Self::of(secret.iter().map(|byte| [*byte, *byte]))
+        Self::of(secret.len(), secret.iter().map(|byte| [*byte, *byte]))
     }
 
     fn hex(secret: &[u8]) -> Self {
         let halves = secret.iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
         let digit = |half: u8, digits: &[u8; 16]| digits[usize::from(half)];
-        Self::of(
-            halves.map(|half| [b"0123456789abcdef", b"0123456789ABCDEF"].map(|it| digit(half, it))),
-        )
+        let digits = [b"0123456789abcdef", b"0123456789ABCDEF"];
+        Self::of(secret.len() * 2, halves.map(|half| digits.map(|digits| digit(half, digits))))
     }
 
     /// The characters that the secret alone decides when it stands `behind` bytes behind a boundary between groups of
@@ -34,15 +33,19 @@ impl Form {
         let encoded = Zeroizing::new(STANDARD_NO_PAD.encode(&*text));
         // Six bits are a character.
         let (first, last) = ((behind * 8).div_ceil(6), text.len() * 8 / 6);
-        Self::of(encoded.as_bytes()[first..last].iter().map(|character| match character {
+        let either = |character: &u8| match character {
             b'+' => *b"+-",
             b'/' => *b"/_",
             other => [*other, *other],
-        }))
+        };
+        Self::of(last - first, encoded.as_bytes()[first..last].iter().map(either))
     }
 
-    fn of(characters: impl Iterator<Item = [u8; 2]>) -> Self {
-        Self(Zeroizing::new(characters.collect()))
+    /// So many characters: with room for them from the beginning, no copy of them is left behind in memory.
+    fn of(len: usize, characters: impl Iterator<Item = [u8; 2]>) -> Self {
+        let mut places = Zeroizing::new(Vec::with_capacity(len));
+        places.extend(characters);
+        Self(places)
     }
 
     /// How many characters it has.

@@ -29,6 +29,7 @@ mod load;
 mod panics;
 #[cfg(target_os = "linux")]
 mod place;
+mod scrub;
 #[path = "../real/served.rs"]
 #[allow(dead_code, reason = "the tests with real programs use the rest")]
 mod served;

@@ -155,6 +155,34 @@ async fn the_rule_of_another_login_is_the_one_of_the_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_scrubbed_is_said_and_what_cannot_be() {
+    let scene = Scene::usual().await;
+    let key = scene.path("odd.key");
+    scene.configure(&format!(
+        "[credentials.odd]\nkind = \"api_key\"\nsource = \"file:{}\"\n[[rules]]\nname = \"quiet\"\n\
+         host = \"other.example.com\"\ncredential = \"odd\"\nscrub = true\n{}",
+        key.display(),
+        scene.world.upstream_toml()
+    ));
+    fs::write(&key, "long-enough").unwrap();
+    let done = typed(&scene, "check", "").await;
+    assert_eq!(done.status, 0, "{done:?}");
+    assert!(done.err.contains("scrubbed from answers by: quiet\n"), "{done:?}");
+    let done = typed(&scene, "explain https://other.example.com/", "").await;
+    assert!(
+        done.out.contains("scrubs      the credential from what the upstream answers"),
+        "{done:?}"
+    );
+    fs::write(&key, "short").unwrap();
+    let done = typed(&scene, "check", "").await;
+    assert_eq!(done.status, 1, "{done:?}");
+    let words =
+        "credential `odd`: it is shorter than 8 characters, too short to be scrubbed from answers";
+    assert!(done.err.contains(words), "{done:?}");
+    assert!(done.err.contains("take `scrub = true` out of the rule `quiet`"), "{done:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_host_of_this_machine_is_reached_past_valetkey() {
     let scene = Scene::usual().await;
     scene.configure(&format!(
