@@ -10,8 +10,11 @@
 #[cfg(test)]
 mod tests;
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use aws_lc_rs::rand;
@@ -215,6 +218,8 @@ impl Rotation {
             }
         };
         fault::point("noted");
+        // Nobody can have seen the mark before this, so nobody gives the request up before the limit is over.
+        let until = Instant::now() + POSTING_LIMIT;
         record.header.phase = Phase::Posting;
         let fenced = self.step(version, &record, record.header.clone()).await;
         if !matches!(fenced, Ok(Some(_))) {
@@ -222,7 +227,7 @@ impl Rotation {
             return fenced.map(|_| None);
         }
         fault::point("posting");
-        match self.issuer.renew(tokens_of(&record), want.reason).await {
+        match self.ask(&record, want.reason, until).await {
             Ok(answer) => {
                 fault::point("answered");
                 let successor = self.successor(record, answer, journal, want.reason);
@@ -236,6 +241,28 @@ impl Rotation {
                 Ok(Some(outcome))
             }
         }
+    }
+
+    /// Sends the request, and does nothing more for it from that moment on: others may have sent the token since, while
+    /// this process stood still.
+    async fn ask(
+        &self,
+        record: &Record,
+        reason: Reason,
+        until: Instant,
+    ) -> Result<Answer, RefreshError> {
+        let mut asking = pin!(self.issuer.renew(tokens_of(record), reason));
+        let mut has_begun = false;
+        let what = "this process stood still for too long";
+        poll_fn(|context| match (Instant::now() < until, has_begun) {
+            (true, _) => {
+                has_begun = true;
+                asking.as_mut().poll(context)
+            }
+            (false, false) => Poll::Ready(Err(RefreshError::NotSent(what.to_owned().into()))),
+            (false, true) => Poll::Ready(Err(RefreshError::Unknown(what.to_owned()))),
+        })
+        .await
     }
 
     /// One arrow: the record with another header. `None` when it is no longer as it was read.
