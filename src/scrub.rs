@@ -77,7 +77,8 @@ const FILLER: u8 = b'*';
 
 /// Scrubs one text that comes in pieces.
 ///
-/// Invariant: what has come and not been given back is the longest end of it that may be the beginning of a secret.
+/// Invariant: what has come and not been given back is the longest end of it that may be the beginning of a secret. That
+/// is at most twelve times as long as the secret: two digits for each of its bytes, each of them escaped with six.
 #[derive(Debug)]
 pub struct Scrubbing {
     scrubber: Arc<Scrubber>,

@@ -286,6 +286,10 @@ fn every_mistake_is_pointed_at() {
             ],
         ),
         (
+            "[[rules]]\nhost = 'a.example'\naction = 'refuse'\nscrub = true",
+            &["4:1 scrub | `scrub` has no meaning with action `refuse`"],
+        ),
+        (
             "[[rules]]\nhost = 'a.example'\naction = 'tunnel'\npaths = ['/']\nmethods = ['GET']\n\
              credential = 'openai'\nunmatched = 'refuse'",
             &[

@@ -194,6 +194,19 @@ fn secrets_that_touch_or_overlap_are_all_filled() {
 }
 
 #[test]
+fn a_text_of_many_readings_is_read_once() {
+    let secret = "\\".repeat(40);
+    let mut scrubbing = Scrubbing::new(scrubber(&secret));
+    for len in 1..200 {
+        scrubbing.pass(Bytes::from_static(b"\\"));
+        // For each place in the secret one reading that is between characters, and one that is behind an escape.
+        let plain = scrubbing.traces.iter().filter(|trace| trace.form == 0).count();
+        assert!(plain <= 2 * secret.len(), "{plain} readings of {len} backslashes");
+        assert!(scrubbing.held() < 2 * secret.len());
+    }
+}
+
+#[test]
 fn two_secrets_are_found_by_one() {
     let (old, new) = (scrubber("the-old-token"), scrubber("token-that-is-new"));
     let both = Arc::new(old.and(&new));
