@@ -7,7 +7,8 @@ use std::time::Duration;
 pub struct Limits {
     /// Longest head of a request, in bytes.
     pub head_size: u32,
-    /// Longest time from the first byte of a request's head to its last, and to the first one of a connection.
+    /// Longest wait for the head of a request at a listener, idling included. In a tunnel, whose client was let in, it has
+    /// as long as a connection may idle there (`proxy/intercept.rs`).
     pub head_time: Duration,
     /// Longest time for a client's TLS handshake.
     pub handshake_time: Duration,

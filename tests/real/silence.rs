@@ -1,7 +1,7 @@
 //! Streams that say nothing for long are never cut: not by a timer of ours, and not by a refresh.
 //!
-//! The timers that we own, none of which may count here: 10 s each for a client's TLS handshake, for TCP and for the
-//! upstream's handshake, 20 s for a name, 30 s for the chain and for the head of a CONNECT, 50 s for an idle
+//! The timers that we own, none of which may count here: 10 s each for a client's TLS handshake, for the head of a
+//! CONNECT, for TCP and for the upstream's handshake, 20 s for a name, 30 s for the chain, 50 s for an idle
 //! upstream connection, 60 s for the answer to a handshake and for TCP keep-alive, 15 and 30 s for HTTP/2's pings, 30 s
 //! for the second half of a tunnel, 180 s for an idle HTTP/1.1 connection of a client. (30 minutes for the head of a
 //! response begin before there is a stream.)
