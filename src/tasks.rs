@@ -48,7 +48,7 @@ impl Tasks {
         tokio::spawn(self.0.track_future(future))
     }
 
-    /// Keeps a job going that lasts as long as its owner: one that panics begins anew, after [`PAUSE`]. Once it returns it is
+    /// Keeps a job going that lasts as long as its owner: one that panics begins anew, after a second. Once it returns it is
     /// over.
     pub fn keep<F>(&self, name: &'static str, mut begin: impl FnMut() -> F + Send + 'static)
     where
