@@ -141,6 +141,8 @@ pub enum Turn {
     Login,
     /// Somebody signed out.
     Logout,
+    /// `valetkey token` has printed the secret.
+    HandedOut,
     /// A new token is asked for.
     RefreshBegun,
     /// There is one.
@@ -160,6 +162,7 @@ impl Turn {
         match self {
             Self::Login => "login",
             Self::Logout => "logout",
+            Self::HandedOut => "handed_out",
             Self::RefreshBegun => "refresh_begun",
             Self::RefreshEnded => "refresh_ended",
             Self::RefreshFailed => "refresh_failed",

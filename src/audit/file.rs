@@ -115,11 +115,13 @@ impl AuditFile {
         let mut lines = Lines::default();
         for entry in gap.iter().chain(entries) {
             let failed = |(more, error)| (written + more, error);
-            if self.is_full(&lines, entry) {
+            let (mut line, mut chain) = lines.end().unwrap_or_else(|| self.chain()).line(entry);
+            if self.is_full(&lines, line.len()) {
                 written += self.put(std::mem::take(&mut lines)).map_err(failed)?;
                 self.turn(entry.time).map_err(|error| (written, error))?;
+                (line, chain) = self.chain().line(entry);
             }
-            lines.add(self.chain(), entry);
+            lines.add(&line, chain);
         }
         self.put(lines).map(drop).map_err(|(more, error)| (written + more, error))
     }
@@ -177,13 +179,15 @@ impl AuditFile {
         }
         let what = What::Torn { torn: Fingerprint::of(&torn).to_hex() };
         let mut lines = Lines { bytes: start, ..Lines::default() };
-        lines.add(self.chain(), &Entry { time, event: TORN, what });
+        let (line, chain) = self.chain().line(&Entry { time, event: TORN, what });
+        lines.add(&line, chain);
         self.put(lines).map(drop).map_err(|(_, error)| error)
     }
 
     fn put_one(&mut self, entry: &Entry) -> Result<(), AuditError> {
         let mut lines = Lines::default();
-        lines.add(self.chain(), entry);
+        let (line, chain) = self.chain().line(entry);
+        lines.add(&line, chain);
         self.put(lines).map(drop).map_err(|(_, error)| error)
     }
 
@@ -215,11 +219,10 @@ impl AuditFile {
         Err((count, self.trouble(error)))
     }
 
-    fn is_full(&self, lines: &Lines, entry: &Entry) -> bool {
-        let Some(open) = &self.open else { return false };
-        let chain = lines.ends.last().map_or(&open.chain, |(_, chain)| chain);
-        let size = open.len + lines.bytes.len() as u64 + chain.line(entry).0.len() as u64;
-        size > self.most && open.len > 0
+    /// Whether another line of this length is for another file.
+    fn is_full(&self, lines: &Lines, length: usize) -> bool {
+        let held = self.open.as_ref().map_or(0, |open| open.len);
+        held > 0 && held + (lines.bytes.len() + length) as u64 > self.most
     }
 
     /// Puts the file aside, and begins another one.
@@ -250,8 +253,9 @@ impl AuditFile {
         if self.last.seq > 0 { self.last.clone() } else { read().unwrap_or_default() }
     }
 
-    fn chain(&self) -> Chain {
-        self.open.as_ref().map_or_else(Chain::default, |open| open.chain.clone())
+    /// The chain after all that is written.
+    fn chain(&self) -> &Chain {
+        self.open.as_ref().map_or(&self.last, |open| &open.chain)
     }
 
     fn trouble(&self, error: io::Error) -> AuditError {
@@ -312,10 +316,13 @@ struct Lines {
 }
 
 impl Lines {
-    /// `before` is the chain that the first one follows on.
-    fn add(&mut self, before: Chain, entry: &Entry) {
-        let chain = self.ends.last().map_or(before, |(_, chain)| chain.clone());
-        let (line, chain) = chain.line(entry);
+    /// The chain after the last one.
+    fn end(&self) -> Option<&Chain> {
+        self.ends.last().map(|(_, chain)| chain)
+    }
+
+    /// Adds a line, with the chain as it is after it.
+    fn add(&mut self, line: &[u8], chain: Chain) {
         self.bytes.extend(line);
         self.ends.push((self.bytes.len(), chain));
     }

@@ -152,17 +152,19 @@ fn unwritable(error: AuditError) -> Failure {
     Failure::new(format!("the audit cannot be written: {error}")).hint(hint)
 }
 
-/// Writes down what a command has done. One that cannot be written undoes nothing of it.
+/// The audit of a command, which does what it is for whether it can be written down or not.
+pub(super) fn of_a_command(config: &Config) -> Audit {
+    open(config).unwrap_or_else(|failure| {
+        output::warning(failure.message());
+        Audit::off()
+    })
+}
+
+/// Writes down what a command has done.
 pub(super) fn written(config: &Config, note: impl FnOnce(&Audit)) {
-    match open(config) {
-        Ok(audit) => {
-            note(&audit);
-            if !audit.flush() {
-                output::warning("the audit cannot be written: it takes too long");
-            }
-        }
-        Err(failure) => {
-            output::warning(failure.message());
-        }
+    let audit = of_a_command(config);
+    note(&audit);
+    if !audit.flush() {
+        output::warning("the audit cannot be written: it takes too long");
     }
 }

@@ -13,7 +13,8 @@ use zeroize::Zeroizing;
 use super::credentials::Credentials;
 use super::output::{self, Failure};
 use super::way_out::WayOut;
-use super::{Typed, process};
+use super::{Typed, audit, process};
+use crate::audit::{Audit, Turn};
 use crate::config::Config;
 use crate::credential::{Credential, CredentialName};
 use crate::origin::{Scheme, Target};
@@ -183,6 +184,7 @@ fn covering<'a>(
 struct Opened {
     tokens: Tokens,
     jobs: Tasks,
+    audit: Audit,
 }
 
 impl Opened {
@@ -191,7 +193,9 @@ impl Opened {
         let jobs = Tasks::new();
         let way_out = WayOut::of(config, &typed.env)?;
         let credentials = Credentials::new(config, &typed.env, way_out.upstream, jobs.clone());
-        Ok(Self { tokens: credentials.tokens().await?, jobs })
+        let audit = audit::of_a_command(config);
+        let credentials = credentials.written_down(audit.clone());
+        Ok(Self { tokens: credentials.tokens().await?, jobs, audit })
     }
 
     /// The secret as it is once every refresh that is due has ended.
@@ -207,6 +211,8 @@ impl Opened {
         };
         self.jobs.finished().await;
         let text = text_of(&*credential.map_err(failure)?)?;
+        self.audit.credential(name, Turn::HandedOut, None);
+        self.audit.flush();
         Ok(Found { text, expires_at: source.status().expires_at })
     }
 }

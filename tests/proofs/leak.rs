@@ -471,7 +471,6 @@ async fn a_browser_signs_in_and_no_word_tells_the_tokens() {
 }
 
 /// What another process may see of one.
-#[cfg(target_os = "linux")]
 mod seen_by_others {
     use super::*;
 

@@ -22,6 +22,7 @@ mod disk;
 #[path = "../it/forms.rs"]
 #[allow(dead_code, reason = "the tests in process use the rest")]
 mod forms;
+#[cfg(target_os = "linux")]
 mod leak;
 #[cfg(target_os = "linux")]
 mod load;
@@ -29,10 +30,13 @@ mod load;
 mod panics;
 #[cfg(target_os = "linux")]
 mod place;
+#[cfg(target_os = "linux")]
+mod race;
 mod scrub;
 #[path = "../real/served.rs"]
 #[allow(dead_code, reason = "the tests with real programs use the rest")]
 mod served;
+#[cfg(target_os = "linux")]
 mod sinks;
 #[path = "../real/support.rs"]
 #[allow(dead_code, reason = "the tests with real programs use the rest")]

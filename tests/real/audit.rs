@@ -194,19 +194,21 @@ async fn it_says_who_signed_in_and_out_and_that_nothing_was_changed() {
     assert_eq!(scene.typed(&["logout"]).await.status, 0);
     let signed_in = fed(scene.valetkey(&["login", "--with-api-key"]), KEY).await;
     assert_eq!(signed_in.status, 0, "{signed_in:#?}");
+    assert_eq!(scene.typed(&["token"]).await.out.trim(), KEY);
     let events: Vec<Value> = lines(&audit).iter().map(|line| line["event"].clone()).collect();
-    assert_eq!(events, ["file", "logout", "login"], "there was one login to sign out of");
+    let expected = ["file", "logout", "login", "handed_out"];
+    assert_eq!(events, expected, "there was one login to sign out of");
 
     let well = scene.typed(&["audit", "verify"]).await;
     assert_eq!(well.status, 0, "{well:#?}");
-    let expected = format!("sound   {}  lines 1 to 3\nhead    line 3  ", audit.display());
+    let expected = format!("sound   {}  lines 1 to 4\nhead    line 4  ", audit.display());
     assert!(well.out.starts_with(&expected), "{well:#?}");
     let head = well.out.trim().rsplit(' ').next().unwrap();
     assert_eq!(scene.typed(&["audit", "verify", "--head", head]).await.status, 0);
     let text = fs::read_to_string(&audit).unwrap();
     let name = audit.to_str().unwrap();
     // What no chain shows.
-    let cut = text.lines().take(2).map(|line| format!("{line}\n")).collect::<String>();
+    let cut = text.lines().take(3).map(|line| format!("{line}\n")).collect::<String>();
     fs::write(&audit, cut).unwrap();
     assert_eq!(scene.typed(&["audit", "verify", name]).await.status, 0);
     let gone = scene.typed(&["audit", "verify", "--head", head]).await;

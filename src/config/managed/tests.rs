@@ -542,3 +542,47 @@ fn a_report_shows_nothing_else_of_a_file_of_codex() {
 fn target(host: &str) -> Target {
     Target::parse(&format!("{host}:443")).unwrap()
 }
+
+#[test]
+fn the_highest_that_speaks_of_the_audit_decides_alone() {
+    use super::super::AuditConfig;
+
+    let on = "[audit]\nto = \"file\"\n";
+    let off = "[audit]\nto = \"off\"\n";
+    let mine = "[audit]\nto = \"file\"\nfile = \"mine.jsonl\"\nmax_mib = 1\nkeep = 2\n";
+    let usual = |machine: &Machine| AuditConfig::File {
+        path: machine.path("home/.local/state/valetkey/audit.jsonl"),
+        most: 16 << 20,
+        keep: 8,
+    };
+    let of = |files: &[(&str, &str)]| {
+        let machine = Machine::with(files);
+        (machine.load().audit, machine)
+    };
+    assert_eq!(of(&[]).0, AuditConfig::Off);
+    assert_eq!(of(&[(USER, "[audit]\nto = \"stderr\"\n")]).0, AuditConfig::Stderr);
+    let (audit, machine) = of(&[(USER, mine), (SYSTEM, on)]);
+    let path = machine.path("home/.config/valetkey/mine.jsonl");
+    assert_eq!(audit, AuditConfig::File { path, most: 1 << 20, keep: 2 });
+    for theirs in [off, mine] {
+        let (audit, machine) = of(&[(MANAGED, on), (USER, theirs)]);
+        assert_eq!(audit, usual(&machine), "nobody takes half of it back");
+    }
+    let (_, machine) = of(&[(MANAGED, on)]);
+    let settings = machine.load().managed().unwrap();
+    assert!(settings.iter().any(|it| it.text == "audit.to = \"file\""), "{settings:?}");
+
+    for (text, mistake) in [
+        ("[audit]\n", "the audit needs a `to`"),
+        ("[audit]\nto = \"disk\"\n", "expected `off` or `stderr` or `file`"),
+        ("[audit]\nto = \"stderr\"\nkeep = 2\n", "`keep` has no meaning without `to = \"file\"`"),
+        ("[audit]\nto = \"file\"\nkeep = 0\n", "expected a number from 1 to 1000"),
+        ("[audit]\nto = \"file\"\nmax_mib = -1\n", "expected a number from 1 to 65536"),
+        ("[audit]\nto = \"file\"\nfolder = \"x\"\n", "folder"),
+    ] {
+        let machine = Machine::with(&[(USER, text)]);
+        let errors = machine.load_with(&[], &Overrides::default()).unwrap_err();
+        let shown = errors.render(false, 200);
+        assert!(shown.contains(mistake), "{shown}");
+    }
+}
