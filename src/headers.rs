@@ -43,6 +43,22 @@ pub fn strip_trailers(trailers: &mut HeaderMap) {
     for name in found {
         trailers.remove(name);
     }
+    trim_values(trailers);
+}
+
+/// Takes white space off both ends of every value: HTTP/2 lets it pass, HTTP/1.1 does not count it, and a message that
+/// goes on must have none (RFC 9113 section 8.2.1).
+pub fn trim_values(headers: &mut HeaderMap) {
+    for value in headers.values_mut() {
+        let trimmed = value.as_bytes().trim_ascii();
+        if trimmed.len() == value.len() {
+            continue;
+        }
+        if let Ok(mut trimmed) = HeaderValue::from_bytes(trimmed) {
+            trimmed.set_sensitive(value.is_sensitive());
+            *value = trimmed;
+        }
+    }
 }
 
 /// Whether a field that is a list has this token, in any case (RFC 9110 section 5.6.1).
@@ -135,6 +151,17 @@ mod tests {
         for (given, left) in table {
             assert_eq!(stripped(given), *left, "{given:?}");
         }
+    }
+
+    #[test]
+    fn white_space_around_values_goes() {
+        let mut headers = HeaderMap::new();
+        for value in [" a", "b\t", "\t c d ", "e", " ", ""] {
+            headers.append("x", HeaderValue::from_static(value));
+        }
+        trim_values(&mut headers);
+        let values: Vec<_> = headers.get_all("x").iter().collect();
+        assert_eq!(values, ["a", "b", "c d", "e", "", ""]);
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use http::header::{CONNECTION, HOST, HeaderMap, HeaderValue, TRANSFER_ENCODING, UPGRADE};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderValue, TRANSFER_ENCODING, UPGRADE,
+};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 use tracing::Instrument as _;
@@ -15,7 +17,7 @@ use super::upgrade::Upgrade;
 use super::{issuer, replay, scrubbed};
 use crate::credential::Credential;
 use crate::fault;
-use crate::headers::{VALETKEY_ERROR, strip_hop_by_hop};
+use crate::headers::{VALETKEY_ERROR, strip_hop_by_hop, trim_values};
 use crate::origin::Origin;
 use crate::rules::{Action, Decision, Found, Rule, Rules, Unmatched};
 use crate::scrub::Scrubber;
@@ -76,6 +78,9 @@ async fn answer(
     note: Option<&Arc<Note>>,
 ) -> Result<Response<Body>, Rejection> {
     fault::point("exchange");
+    if request.version() == Version::HTTP_2 {
+        trim_values(request.headers_mut());
+    }
     check_framing(&request)?;
     check_target(&request)?;
     connection.check_names(&request)?;
@@ -357,13 +362,23 @@ pub(super) fn check_host(request: &Request<Incoming>, origin: &Origin) -> Result
     Err(Rejection::WrongOrigin(origin.to_string()))
 }
 
-/// Refuses what hyper lets pass and another parser might read differently: any transfer coding
-/// but exactly `chunked` (RFC 9112 section 6.1).
+/// Refuses what hyper lets pass and another parser might read differently: any transfer coding but exactly `chunked`
+/// (RFC 9112 section 6.1), any length but one number (RFC 9110 section 8.6), a name that is no token (section 5.1).
 pub(super) fn check_framing(request: &Request<Incoming>) -> Result<(), Rejection> {
-    let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();
-    let Some(coding) = codings.next() else { return Ok(()) };
-    if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
+    let headers = request.headers();
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let is_chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+    if !codings.next().is_none_or(is_chunked) || codings.next().is_some() {
         return Err(Rejection::BadRequest("the only transfer coding is one `chunked`".into()));
+    }
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter().map(HeaderValue::as_bytes);
+    let is_number = |length: &[u8]| !length.is_empty() && length.iter().all(u8::is_ascii_digit);
+    if !lengths.next().is_none_or(is_number) || lengths.next().is_some() {
+        return Err(Rejection::BadRequest("a length is one number".into()));
+    }
+    // The one octet that `http` takes and a token has not.
+    if headers.keys().any(|name| name.as_str().contains('"')) {
+        return Err(Rejection::BadRequest("the name of a field has a quote in it".into()));
     }
     Ok(())
 }

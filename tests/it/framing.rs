@@ -444,3 +444,25 @@ async fn what_names_no_path_or_shows_the_credential_is_refused() {
         assert_eq!(paths, expected, "{line}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_http2_lets_pass_goes_on_clean_or_not_at_all() {
+    for http1_only in [false, true] {
+        let settings = Settings { http1_only, ..Settings::default() };
+        let scene = Scene::start(Options { settings, ..Options::default() }).await;
+        let visit = Visit::to(EXAMPLE, HTTP2);
+        let mut request = client::get("/v1/x");
+        request.headers_mut().insert("x-own", " a value\t".parse().unwrap());
+        let answer = within(scene.client.send(visit, request)).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert_eq!(scene.world.api().seen()[0].headers["x-own"], "a value");
+        scene.world.api().clear();
+        // `x"y: a`, which h2 takes for a name.
+        let mut wire = Wire::client(scene.client.greet(visit).await.unwrap()).await.unwrap();
+        let quoted = b"\x00\x03x\"y\x01a";
+        let head = [&super::wire::get("api.example.com", "/v1/x")[..], quoted].concat();
+        wire.write(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &head)).await.unwrap();
+        within(wire.read_to(HEADERS)).await.unwrap();
+        assert!(scene.world.api().seen().is_empty());
+    }
+}
