@@ -76,7 +76,7 @@ impl Attack {
     }
 
     /// An input of the corpus, changed in one place, or in up to six.
-    fn mutate(&self, corpus: &[Vec<u8>], dice: &mut Dice, input: &mut Vec<u8>) {
+    pub(super) fn mutate(&self, corpus: &[Vec<u8>], dice: &mut Dice, input: &mut Vec<u8>) {
         input.clear();
         let from: &Vec<u8> = dice.pick(corpus);
         input.extend_from_slice(from);

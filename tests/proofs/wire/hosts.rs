@@ -76,7 +76,7 @@ fn respelled(text: &str, dice: &mut Dice) -> String {
 }
 
 /// What a host is, written a second time and character by character (RFC 952, RFC 1123, RFC 3986).
-fn canonical(text: &str) -> Option<String> {
+pub(super) fn canonical(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
     if bytes.first() == Some(&b'[') {
         let inner =
@@ -112,7 +112,7 @@ fn canonical(text: &str) -> Option<String> {
 }
 
 /// A port in digits.
-fn number(text: &str) -> Option<u32> {
+pub(super) fn number(text: &str) -> Option<u32> {
     let mut port: u32 = 0;
     for c in text.chars() {
         port = port.checked_mul(10)?.checked_add(c.to_digit(10)?)?;

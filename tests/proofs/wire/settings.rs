@@ -12,7 +12,7 @@ use crate::rounds;
 
 #[test]
 fn a_configuration_is_taken_or_explained() {
-    let attack = Attack { name: "config", rounds: rounds(20_000, 5_000_000), words: WORDS };
+    let attack = Attack { name: "config", rounds: rounds(20_000, 2_000_000), words: WORDS };
     attack.run(|input, _| {
         FOLDER.with_borrow(|folder| judge(&String::from_utf8_lossy(input), folder))
     });
