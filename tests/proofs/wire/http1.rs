@@ -47,7 +47,7 @@ async fn an_upstream_gets_one_clean_request_or_nothing() {
     }
 }
 
-/// One input, in which `{id}` is the case and `{canary}` what must not come out of something else.
+/// One input, in which `{id}` is the case.
 struct Case {
     name: String,
     raw: Vec<u8>,
