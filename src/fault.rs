@@ -33,6 +33,7 @@ pub fn point(step: &str) {
 mod armed {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
 
     use rustix::process::{Signal, getpid, kill_process};
 
@@ -51,6 +52,9 @@ mod armed {
         /// How often the step was come to.
         times: AtomicUsize,
     }
+
+    /// How long it may take until every thread stands still, on a busy machine too.
+    const STOPPED_BY_NOW: Duration = Duration::from_millis(500);
 
     static ARMED: OnceLock<Vec<Armed>> = OnceLock::new();
 
@@ -98,6 +102,10 @@ mod armed {
                 tracing::warn!(step, ?signal, "as a proof has asked");
                 // It can only fail for a signal that there is not.
                 let _sent = kill_process(getpid(), signal);
+                // Any thread may be the one that takes it and stops the others: this one must not go on meanwhile.
+                if signal == Signal::STOP {
+                    std::thread::sleep(STOPPED_BY_NOW);
+                }
             }
         }
     }
