@@ -154,8 +154,12 @@ impl Rotation {
             return Ok(false);
         };
         let successor = Successor::found(record, *redeemed);
-        while self.try_publish(&successor).await?.is_none() {}
-        Ok(true)
+        loop {
+            if let Some(record) = self.try_publish(&successor).await? {
+                self.tidy(&successor, &record).await;
+                return Ok(true);
+            }
+        }
     }
 
     /// Whether the record still holds the unwanted token, and there is something to ask with for its successor.
@@ -356,13 +360,11 @@ impl Rotation {
         }
     }
 
-    /// Removes the journal of a successor that is published, whosever it is.
+    /// Removes the journal of a successor that is published, and what those have left who died before us.
     async fn tidy(&self, successor: &Successor, published: &Record) {
-        match successor.journal.as_deref() {
-            Some(journal) => journal.forget().await,
-            // Whether it can be is nothing that anything depends on.
-            None => drop(self.store.look_back(Stamp::of(published)).await),
-        }
+        forget(successor.journal.as_deref()).await;
+        // Whether it can be is nothing that anything depends on.
+        drop(self.store.look_back(Stamp::of(published)).await);
     }
 
     /// Writes down how a request ended that brought no set.

@@ -134,10 +134,8 @@ impl Attack {
                 done.status == KILLED
             }
             Refreshes::Serve => {
-                let listen = ["--listen", "127.0.0.1:0"];
                 let armed = [(fault::VARIABLE, fault.as_str())];
-                let mut serving =
-                    Serving::start_beside(place.scene(), "struck.json", &listen, &armed).await;
+                let mut serving = Serving::start_beside(place.scene(), "struck.json", &armed).await;
                 // Whether there is an answer depends on the step.
                 drop(place.ask(&serving).await);
                 // A shutdown waits for the refresh to end, or to die.

@@ -292,6 +292,19 @@ impl Place {
     }
 }
 
+impl Serving {
+    /// One on a free port, which writes where it is into a file of this name in the home and has these variables too:
+    /// several may run at once.
+    pub(crate) async fn start_beside(scene: &Scene, info: &str, more: &[(&str, &str)]) -> Self {
+        let info = scene.path(info);
+        let arguments =
+            ["serve", "--listen", "127.0.0.1:0", "--server-info", info.to_str().unwrap()];
+        let mut command = scene.valetkey(&arguments);
+        command.envs(more.iter().copied());
+        Self::started(command, info).await
+    }
+}
+
 fn set_of(login: PretendLogin) -> TokenSet {
     TokenSet {
         access: login.access,

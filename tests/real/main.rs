@@ -59,7 +59,6 @@ mod runs;
 mod runtimes;
 #[cfg(target_os = "linux")]
 mod sdks;
-#[allow(dead_code, reason = "the proofs use the rest")]
 mod served;
 mod silence;
 mod support;

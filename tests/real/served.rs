@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use http::{Method, Request, Response};
@@ -42,25 +42,13 @@ impl Serving {
     /// The same, started by another program, which is given it and its arguments behind its own.
     pub(crate) async fn start_in(scene: &Scene, around: &[&str], arguments: &[&str]) -> Self {
         let info = scene.path("serving.json");
-        let command = scene.valetkey_in(around, &serve(&info, arguments));
-        Self::begin(command, &info).await
+        let written = ["--server-info", info.to_str().unwrap()];
+        let arguments = [&["serve"], arguments, &written].concat();
+        Self::started(scene.valetkey_in(around, &arguments), info).await
     }
 
-    /// The same, which writes where it is into a file of this name in the home and has these variables too: several
-    /// may run at once.
-    pub(crate) async fn start_beside(
-        scene: &Scene,
-        info: &str,
-        arguments: &[&str],
-        more: &[(&str, &str)],
-    ) -> Self {
-        let info = scene.path(info);
-        let mut command = scene.valetkey(&serve(&info, arguments));
-        command.envs(more.iter().copied());
-        Self::begin(command, &info).await
-    }
-
-    async fn begin(mut command: Command, info: &Path) -> Self {
+    /// One that this command is, which writes into that file where it listens.
+    pub(crate) async fn started(mut command: Command, info: PathBuf) -> Self {
         let mut child = command.spawn().unwrap();
         let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
         // The line comes after the file.
@@ -110,11 +98,6 @@ impl Serving {
         fs::write(&roots, all.map(|file| fs::read_to_string(file).unwrap()).concat()).unwrap();
         Client::through(self.address, &roots).unwrap()
     }
-}
-
-/// What is typed to have one write where it is into that file.
-fn serve<'a>(info: &'a Path, arguments: &[&'a str]) -> Vec<&'a str> {
-    [&["serve"], arguments, &["--server-info", info.to_str().unwrap()]].concat()
 }
 
 async fn hear(said: &mut Lines<BufReader<ChildStderr>>, words: &str) -> String {

@@ -298,3 +298,35 @@ async fn hears_of_changes_also_in_a_home_made_later() {
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert!(!changes.has_changed().unwrap(), "our own reading is no change");
 }
+
+#[tokio::test]
+async fn a_journal_is_beside_the_record_and_goes_with_the_login() {
+    let scene = Scene::new(Some(&cache("r1", "acct")));
+    let (version, mut record) = scene.get().await;
+    record.header.owner = "0123".to_owned();
+    assert!(matches!(scene.cas(version, &record).await, Cas::Done(_)));
+    let stamp = Stamp::of(&record);
+    let journal = scene.store.reserve(stamp.clone()).await.unwrap().unwrap();
+    let ours = || {
+        let entries = std::fs::read_dir(scene.path(".valetkey")).unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect::<Vec<_>>()
+    };
+    let journals =
+        || ours().iter().filter(|it| it.to_string_lossy().ends_with(".0123.journal")).count();
+    assert_eq!(journals(), 1);
+    for path in ours() {
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600, "{}", path.display());
+    }
+    let next =
+        Login::ChatGpt(TokenSet { refresh: Some(Secret::new("r2")), ..set(&record).clone() });
+    let redeemed = crate::store::Redeemed { login: next, lifetime: None, forced_at: None };
+    journal.keep(&redeemed).await.unwrap();
+    drop(journal);
+    // Another process finds it; the owner's logout leaves nothing of it.
+    let left = file_store(scene.folder.path()).look_back(stamp.clone()).await.unwrap();
+    let Left::Answer(found) = left else { panic!("{left:?}") };
+    assert!(record::same_login(Some(&found.login), Some(&redeemed.login)));
+    put_login(&scene.store, None).await.unwrap();
+    assert_eq!(journals(), 0);
+    assert!(matches!(scene.store.look_back(stamp).await, Ok(Left::Nothing)));
+}

@@ -308,6 +308,20 @@ async fn an_answer_that_is_written_down_is_published_by_whoever_looks() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_start_saves_what_was_left_and_leaves_no_journal() {
+    let world = World::new();
+    let want = world.want(true).await;
+    // One has died before it sent anything, another with an answer.
+    drop(world.store.reserve(Stamp::of(&world.store.record().await)).await);
+    drop(world.rotation().refresh(&want).await);
+    assert_eq!(world.drawer().count(), 2);
+    assert!(world.rotation().recover().await.unwrap());
+    assert_eq!((world.header().await.generation, world.drawer().count()), (2, 0));
+    assert!(!world.rotation().recover().await.unwrap());
+    assert_eq!(world.issuer.posts(), ["r0"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_answer_in_a_journal_goes_over_no_other_login() {
     let world = World::new();
     let want = world.want(true).await;
