@@ -174,3 +174,31 @@ fn secrets_are_opened_in_few_rooms() {
         assert!(!opens || may, "{} opens a secret", path.display());
     }
 }
+
+/// `SECURITY.md` names its tests as `file` and, behind it, `names` of tests in it.
+#[test]
+fn every_promise_names_tests_that_there_are() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("SECURITY.md")).unwrap();
+    let (mut missing, mut named) = (Vec::new(), 0);
+    for row in page.lines().filter(|line| line.starts_with("| ") && line.contains(".rs` `")) {
+        let proofs = row.trim_end_matches(" |").rsplit(" | ").next().unwrap();
+        let mut text = String::new();
+        for word in proofs.split('`').skip(1).step_by(2) {
+            if Path::new(word).extension().is_some() {
+                text = fs::read_to_string(root.join(word)).unwrap_or_default();
+            } else {
+                named += 1;
+                if !text.contains(&format!("fn {word}(")) {
+                    missing.push(word.to_owned());
+                }
+            }
+        }
+    }
+    assert!(named > 50, "the walk found only {named} names");
+    assert_eq!(missing, Vec::<String>::new());
+    let lines = |line: &&str| line.starts_with("| ") && !line.starts_with("| ---");
+    let promises = page.lines().filter(lines).filter(|line| !line.starts_with("| promise |"));
+    let unproven: Vec<_> = promises.filter(|line| !line.contains(".rs` `")).collect();
+    assert!(unproven.is_empty(), "{unproven:#?}");
+}
