@@ -59,16 +59,13 @@ async fn converse(shared: Arc<Shared>, door: Arc<Door>, guest: Arc<Guest>, strea
     let service = service_fn(move |request| {
         let (serving, guest) = (serving.clone(), guest.clone());
         async move {
-            let note = serving.audit.is_on().then(|| Note::of_request(&serving, &guest, &request));
-            let answered = answer(serving, &guest, request, note.as_ref()).await;
-            if let (Some(note), Err(rejection)) = (&note, &answered) {
+            let note = Note::of_request(&serving, &guest, &request);
+            let answered = answer(serving, &guest, request, &note).await;
+            if let Err(rejection) = &answered {
                 note.refused(rejection);
             }
             let response = answered.unwrap_or_else(Rejection::into_response);
-            Ok::<_, Infallible>(match note {
-                Some(note) => note.follow(response),
-                None => response,
-            })
+            Ok::<_, Infallible>(note.follow(response))
         }
     });
     let connection = http1::Builder::new()
@@ -99,14 +96,12 @@ async fn answer(
     shared: Arc<Shared>,
     guest: &Guest,
     request: Request<Incoming>,
-    note: Option<&Arc<Note>>,
+    note: &Note,
 ) -> Result<Response<Body>, Rejection> {
     // Before anything is looked up: a page could guess at passes, too.
     refuse_browsers(&request)?;
     let (client, admitted) = (guest.client, guest.admit(request.headers(), &shared).await?);
-    if let Some(note) = note {
-        note.admitted(&admitted);
-    }
+    note.admitted(&admitted);
     if request.method() == Method::CONNECT {
         return connect(shared, (client, admitted), request, note).await;
     }
@@ -133,7 +128,7 @@ async fn connect(
     shared: Arc<Shared>,
     (client, admitted): (Client, Admitted),
     mut request: Request<Incoming>,
-    note: Option<&Arc<Note>>,
+    note: &Note,
 ) -> Result<Response<Body>, Rejection> {
     let headers = request.headers();
     if headers.contains_key(CONTENT_LENGTH) || headers.contains_key(TRANSFER_ENCODING) {
@@ -157,20 +152,16 @@ async fn connect(
             admitted.count(&shared.clock)?;
             // Dialled before the answer, so that a failure is explained instead of cut.
             let upstream = shared.upstream.connect(&target, scope, via).await?;
-            let note = note.cloned();
-            if let Some(note) = &note {
-                note.goes_on_as(Kind::Tunnel);
-            }
+            let note = note.clone();
+            note.goes_on_as(Kind::Tunnel);
             shared.take_over(hyper::upgrade::on(&mut request), |stream, shared| async move {
                 tunnel::carry(&shared, (&admitted.ended(), note), stream, upstream).await;
             });
             Ok(Response::new(Body::empty()))
         }
         Decision::Intercept => {
-            if let Some(note) = note {
-                // Each of the exchanges in it is written down by itself.
-                note.is_left_to_others();
-            }
+            // Each of the exchanges in it is written down by itself.
+            note.leave_to_others();
             shared.take_over(hyper::upgrade::on(&mut request), |stream, shared| async move {
                 intercept::serve(shared, (target, admitted), stream).await;
             });
@@ -184,7 +175,7 @@ async fn plain(
     shared: &Arc<Shared>,
     (client, admitted): (Client, Admitted),
     mut request: Request<Incoming>,
-    note: Option<&Arc<Note>>,
+    note: &Note,
 ) -> Result<Response<Body>, Rejection> {
     let authority = request.uri().authority().map_or("", |authority| authority.as_str());
     let target = Target::parse_with_default(authority, Scheme::Http.default_port())
@@ -206,9 +197,8 @@ async fn plain(
     admitted.count(&shared.clock)?;
     strip_hop_by_hop(request.headers_mut());
     let version = request.version();
-    let count = note.map(|note| note.up());
     let request = request.map(|body| {
-        let body = Body::boxed(Inbound::new(body, version).counted_in(count));
+        let body = Body::boxed(Inbound::new(body, version).counted_in(note.up()));
         body.map_trailers(decoys::strip_trailers)
     });
     let sending = async {

@@ -35,11 +35,10 @@ pub(super) async fn exchange(
     let asks_to_upgrade =
         request.headers().contains_key(UPGRADE) || request.method() == Method::CONNECT;
     let span = tracing::debug_span!("exchange", method = %request.method(), host = %connection.origin.target.host);
-    let shared = &connection.shared;
-    let note = shared.audit.is_on().then(|| Note::of_exchange(&connection, &mut request));
-    let outcome = answer(&connection, request, note.as_ref()).instrument(span.clone()).await;
+    let note = Note::of_exchange(&connection, &mut request);
+    let outcome = answer(&connection, request, &note).instrument(span.clone()).await;
     let _entered = span.entered();
-    if let (Some(note), Err(rejection)) = (&note, &outcome) {
+    if let Err(rejection) = &outcome {
         note.refused(rejection);
     }
     let response = match outcome {
@@ -65,17 +64,13 @@ pub(super) async fn exchange(
     };
     // hyper's HTTP/2 server would send the body of a refusal, or what an upstream wrongly sends, after the
     // head, and the client would take that for a broken stream (RFC 9113 section 8.1.1).
-    let response = if is_head { response.map(|_| Body::empty()) } else { response };
-    match note {
-        Some(note) => note.follow(response),
-        None => response,
-    }
+    note.follow(if is_head { response.map(|_| Body::empty()) } else { response })
 }
 
 async fn answer(
     connection: &Arc<Intercepted>,
     mut request: Request<Incoming>,
-    note: Option<&Arc<Note>>,
+    note: &Note,
 ) -> Result<Response<Body>, Rejection> {
     fault::point("exchange");
     if request.version() == Version::HTTP_2 {
@@ -87,7 +82,7 @@ async fn answer(
     connection.admitted.count(&connection.shared.clock)?;
     let mut upgrade = Upgrade::take(&mut request)?;
     if let Some(upgrade) = &mut upgrade {
-        upgrade.noted_in(note.cloned());
+        upgrade.noted_in(note.clone());
     }
     // The snapshot is held for the exchange, so that the rule cannot change under it.
     let now = connection.shared.now.load_full();
@@ -106,9 +101,7 @@ async fn answer(
         }
     };
     tracing::debug!(rule = rule.name, "ruled");
-    if let Some(note) = note {
-        note.ruled(rule);
-    }
+    note.ruled(rule);
     if !connection.admitted.may_use(&now.rules, rule) {
         return Err(Rejection::OutOfReach(
             "this pass is not for the rule that covers this request",

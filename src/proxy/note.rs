@@ -32,9 +32,12 @@ pub(super) const SHUT_OUT: &str = "pass_required";
 /// The proxy ends.
 pub(super) const GOING_AWAY: &str = "going_away";
 
-/// One line of the audit to be. It is written when the last who holds it lets it go, so that there is one whatever
-/// happens, and only one.
-pub(super) struct Note {
+/// One line of the audit to be; nothing where nobody writes one down. It is written when the last of its clones goes, so
+/// that there is one whatever happens, and only one.
+#[derive(Clone, Default)]
+pub(super) struct Note(Option<Arc<Line>>);
+
+struct Line {
     audit: Audit,
     begun: Instant,
     /// What the request itself says.
@@ -55,10 +58,10 @@ pub(super) struct Count(pub(super) Arc<AtomicU64>);
 
 impl Note {
     /// Of a request in an intercepted tunnel, whose body is counted from now on.
-    pub(super) fn of_exchange(
-        connection: &Intercepted,
-        request: &mut Request<Incoming>,
-    ) -> Arc<Self> {
+    pub(super) fn of_exchange(connection: &Intercepted, request: &mut Request<Incoming>) -> Self {
+        if !connection.shared.audit.is_on() {
+            return Self(None);
+        }
         let asked = Exchange {
             uid: connection.admitted.uid(),
             method: request.method().to_string(),
@@ -66,18 +69,18 @@ impl Note {
             path: Some(request.uri().path().to_owned()),
             ..Exchange::default()
         };
-        let note = Self::new(&connection.shared, asked);
+        let line = Line::new(&connection.shared, asked);
+        request.extensions_mut().insert(Count(line.up.clone()));
+        let note = Self(Some(Arc::new(line)));
         note.admitted(&connection.admitted);
-        request.extensions_mut().insert(Count(note.up()));
-        Arc::new(note)
+        note
     }
 
     /// Of a request to the proxy itself.
-    pub(super) fn of_request(
-        shared: &Shared,
-        guest: &Guest,
-        request: &Request<Incoming>,
-    ) -> Arc<Self> {
+    pub(super) fn of_request(shared: &Shared, guest: &Guest, request: &Request<Incoming>) -> Self {
+        if !shared.audit.is_on() {
+            return Self(None);
+        }
         let uri = request.uri();
         let asked = Exchange {
             uid: guest.uid(),
@@ -93,9 +96,74 @@ impl Note {
             path: uri.scheme().map(|_| uri.path().to_owned()),
             ..Exchange::default()
         };
-        Arc::new(Self::new(shared, asked))
+        Self(Some(Arc::new(Line::new(shared, asked))))
     }
 
+    /// The client was let in.
+    pub(super) fn admitted(&self, admitted: &Admitted) {
+        if let (Some(line), Some(pass)) = (&self.0, admitted.pass()) {
+            line.pass.get_or_init(|| pass.name().to_string());
+        }
+    }
+
+    /// This rule covers it.
+    pub(super) fn ruled(&self, rule: &Arc<Rule>) {
+        if let Some(line) = &self.0 {
+            line.rule.get_or_init(|| rule.clone());
+        }
+    }
+
+    /// It is refused.
+    pub(super) fn refused(&self, rejection: &Rejection) {
+        if let Some(line) = &self.0 {
+            line.came_to(rejection.code());
+        }
+    }
+
+    /// With the answer it is not over, but goes on as this.
+    pub(super) fn goes_on_as(&self, kind: Kind) {
+        if let Some(line) = &self.0 {
+            line.goes_on.get_or_init(|| kind);
+        }
+    }
+
+    /// Nothing is written down of it.
+    pub(super) fn leave_to_others(&self) {
+        if let Some(line) = &self.0 {
+            line.is_left_to_others.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Where the bytes of the request are counted.
+    pub(super) fn up(&self) -> Option<Arc<AtomicU64>> {
+        self.0.as_ref().map(|line| line.up.clone())
+    }
+
+    /// It is over, after so many bytes up and down.
+    pub(super) fn ended(&self, outcome: &'static str, (up, down): (u64, u64)) {
+        if let Some(line) = &self.0 {
+            line.up.store(up, Ordering::Relaxed);
+            line.down.store(down, Ordering::Relaxed);
+            line.came_to(outcome);
+        }
+    }
+
+    /// The response, with whose end the exchange is over.
+    pub(super) fn follow(self, response: Response<Body>) -> Response<Body> {
+        let Some(line) = self.0 else { return response };
+        line.status.store(response.status().as_u16(), Ordering::Relaxed);
+        if line.goes_on.get().is_some() {
+            return response;
+        }
+        if response.body().is_end_stream() {
+            line.came_to(OK);
+            return response;
+        }
+        response.map(|inner| Body::boxed(Followed { inner, line }))
+    }
+}
+
+impl Line {
     fn new(shared: &Shared, asked: Exchange) -> Self {
         Self {
             audit: shared.audit.clone(),
@@ -112,60 +180,13 @@ impl Note {
         }
     }
 
-    /// The client was let in.
-    pub(super) fn admitted(&self, admitted: &Admitted) {
-        if let Some(pass) = admitted.pass() {
-            self.pass.get_or_init(|| pass.name().to_string());
-        }
-    }
-
-    /// This rule covers it.
-    pub(super) fn ruled(&self, rule: &Arc<Rule>) {
-        self.rule.get_or_init(|| rule.clone());
-    }
-
-    /// It is refused.
-    pub(super) fn refused(&self, rejection: &Rejection) {
-        self.outcome.get_or_init(|| rejection.code());
-    }
-
-    /// With the answer it is not over, but goes on as this.
-    pub(super) fn goes_on_as(&self, kind: Kind) {
-        self.goes_on.get_or_init(|| kind);
-    }
-
-    /// Nothing is written down of it.
-    pub(super) fn is_left_to_others(&self) {
-        self.is_left_to_others.store(true, Ordering::Relaxed);
-    }
-
-    /// Where the bytes of the request are counted.
-    pub(super) fn up(&self) -> Arc<AtomicU64> {
-        self.up.clone()
-    }
-
-    /// It is over, after so many bytes up and down.
-    pub(super) fn ended(&self, outcome: &'static str, (up, down): (u64, u64)) {
-        self.up.store(up, Ordering::Relaxed);
-        self.down.store(down, Ordering::Relaxed);
+    /// How it ended, unless that is known already.
+    fn came_to(&self, outcome: &'static str) {
         self.outcome.get_or_init(|| outcome);
-    }
-
-    /// The response, with whose end the exchange is over.
-    pub(super) fn follow(self: Arc<Self>, response: Response<Body>) -> Response<Body> {
-        self.status.store(response.status().as_u16(), Ordering::Relaxed);
-        if self.goes_on.get().is_some() {
-            return response;
-        }
-        if response.body().is_end_stream() {
-            self.outcome.get_or_init(|| OK);
-            return response;
-        }
-        response.map(|inner| Body::boxed(Followed { inner, note: self }))
     }
 }
 
-impl Drop for Note {
+impl Drop for Line {
     fn drop(&mut self) {
         if self.is_left_to_others.load(Ordering::Relaxed) {
             return;
@@ -191,7 +212,7 @@ impl Drop for Note {
 /// A response's body, whose bytes and end are noted.
 struct Followed {
     inner: Body,
-    note: Arc<Note>,
+    line: Arc<Line>,
 }
 
 impl HttpBody for Followed {
@@ -207,14 +228,10 @@ impl HttpBody for Followed {
         match &frame {
             Some(Ok(frame)) => {
                 let len = frame.data_ref().map_or(0, Bytes::len);
-                this.note.down.fetch_add(len as u64, Ordering::Relaxed);
+                this.line.down.fetch_add(len as u64, Ordering::Relaxed);
             }
-            Some(Err(_)) => {
-                this.note.outcome.get_or_init(|| BROKEN_OFF);
-            }
-            None => {
-                this.note.outcome.get_or_init(|| OK);
-            }
+            Some(Err(_)) => this.line.came_to(BROKEN_OFF),
+            None => this.line.came_to(OK),
         }
         Poll::Ready(frame)
     }
@@ -232,7 +249,7 @@ impl Drop for Followed {
     fn drop(&mut self) {
         // Who has read as much as was announced does not ask again.
         if self.inner.is_end_stream() {
-            self.note.outcome.get_or_init(|| OK);
+            self.line.came_to(OK);
         }
     }
 }

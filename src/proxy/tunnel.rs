@@ -3,7 +3,6 @@
 use std::io;
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -24,7 +23,7 @@ const LINGER: Duration = Duration::from_secs(30);
 /// Joins two streams until both directions have ended, the client is not let in any more, or the proxy is cut.
 pub(super) async fn carry<A, B>(
     shared: &Shared,
-    (ended, note): (&CancellationToken, Option<Arc<Note>>),
+    (ended, note): (&CancellationToken, Note),
     client: A,
     upstream: B,
 ) where
@@ -50,9 +49,7 @@ pub(super) async fn carry<A, B>(
         }
         () = shared.cut.cancelled() => note::CUT,
     };
-    if let Some(note) = note {
-        note.ended(outcome, (up.written(), down.written()));
-    }
+    note.ended(outcome, (up.written(), down.written()));
 }
 
 /// Runs two directions until both have ended, one has failed, or one has ended and the other stands

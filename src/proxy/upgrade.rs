@@ -39,8 +39,8 @@ pub(super) struct Upgrade {
     /// Cancelled when the credential that it is signed in with may no longer be used; never for one that
     /// is forwarded as it is.
     forbidden: CancellationToken,
-    /// Ends with the WebSocket, where it is written down.
-    note: Option<Arc<Note>>,
+    /// Ends with the WebSocket.
+    note: Note,
     /// Knows what the client must not hear.
     pub(super) scrubber: Option<Arc<Scrubber>>,
 }
@@ -75,11 +75,19 @@ impl Upgrade {
 
     fn new(client: OnUpgrade, key: HeaderValue, over_http2: bool) -> Self {
         let forbidden = CancellationToken::new();
-        Self { client, key, over_http2, falls_back: false, forbidden, note: None, scrubber: None }
+        Self {
+            client,
+            key,
+            over_http2,
+            falls_back: false,
+            forbidden,
+            note: Note::default(),
+            scrubber: None,
+        }
     }
 
     /// Has the WebSocket written down in this when it ends.
-    pub(super) fn noted_in(&mut self, note: Option<Arc<Note>>) {
+    pub(super) fn noted_in(&mut self, note: Note) {
         self.note = note;
     }
 
@@ -160,9 +168,7 @@ impl Upgrade {
             cut: shared.cut.clone(),
         };
         let (client, admitted, note) = (self.client, admitted.clone(), self.note);
-        if let Some(note) = &note {
-            note.goes_on_as(Kind::WebSocket);
-        }
+        note.goes_on_as(Kind::WebSocket);
         shared.connections.spawn(async move {
             // Its place is taken until the WebSocket ends.
             let _admitted = admitted;
@@ -176,9 +182,7 @@ impl Upgrade {
                         }
                         None => websocket::relay(&ends, client, upstream).await,
                     };
-                    if let Some(note) = note {
-                        note.ended(outcome, bytes);
-                    }
+                    note.ended(outcome, bytes);
                 }
                 Err(error) => tracing::debug!(%error, "upgrade failed"),
             }
