@@ -60,8 +60,7 @@ impl CodexStore {
             let home = Arc::clone(&self.home);
             let done = self.tasks.spawn_blocking(move || job(&home)).await;
             done.unwrap_or_else(|_| {
-                let place = self.home.cache.home.display().to_string();
-                Err(StoreError::Unavailable { place, what: "the job did not finish".to_owned() })
+                Err(file::unavailable(&self.home.cache.home, "the job did not finish".to_owned()))
             })
         }
         .boxed()
@@ -94,10 +93,7 @@ impl RecordStore for CodexStore {
     }
 
     fn look_back(&self, stamp: Stamp) -> BoxFuture<'_, Result<Left, StoreError>> {
-        self.run(move |home| {
-            let lock = home.ours().join("lock");
-            home.journals().look_and_tidy(&stamp, &lock, || home.stamp())
-        })
+        self.run(move |home| home.journals().look_and_tidy(&stamp, || home.stamp()))
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
@@ -153,7 +149,7 @@ impl Home {
     /// Our lock over the home, for one reading and writing. Whoever has it removes what dead writers have left.
     fn lock(&self, limit: Duration) -> Result<std::fs::File, StoreError> {
         file::make_private_folder(&self.ours())?;
-        let lock = file::lock(&self.ours().join("lock"), 0o600, limit)?;
+        let lock = file::lock_folder(&self.ours(), limit)?;
         file::sweep(&self.cache.home, &[cache::FRESH]);
         file::sweep(&self.ours(), &[FRESH_RECORD, journal::FRESH_KEY]);
         Ok(lock)

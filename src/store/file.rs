@@ -125,6 +125,11 @@ pub(super) fn make_private_folder(path: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// The lock over a folder of ours, as [`lock`] gives it.
+pub(super) fn lock_folder(folder: &Path, limit: Duration) -> Result<File, StoreError> {
+    lock(&folder.join("lock"), 0o600, limit)
+}
+
 /// A lock on a file that is there for nothing else, held until dropped. Waits at most `limit`, so
 /// that a stopped process which holds it cannot stop this one.
 pub(super) fn lock(path: &Path, mode: u32, limit: Duration) -> Result<File, StoreError> {
@@ -144,11 +149,16 @@ pub(super) fn lock(path: &Path, mode: u32, limit: Duration) -> Result<File, Stor
             Err(TryLockError::Error(error)) => return Err(refused(path, &error)),
             Err(TryLockError::WouldBlock) if started.elapsed() >= limit => {
                 let what = "another process has held this lock for too long".to_owned();
-                return Err(StoreError::Unavailable { place: path.display().to_string(), what });
+                return Err(unavailable(path, what));
             }
             Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_POLL),
         }
     }
+}
+
+/// A file that is out of reach for now.
+pub(super) fn unavailable(path: &Path, what: String) -> StoreError {
+    StoreError::Unavailable { place: path.display().to_string(), what }
 }
 
 /// A file whose contents make no sense.

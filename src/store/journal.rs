@@ -14,7 +14,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::rand;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use rustix::fs::OFlags;
@@ -147,7 +146,7 @@ impl Journals<'_> {
         self.sweep(now)?;
         let path = self.path(&stamp.owner);
         if let (Left::Answer(_), _) = self.look(&stamp)? {
-            return Err(unavailable(&path, "an answer is there already".to_owned()));
+            return Err(file::unavailable(&path, "an answer is there already".to_owned()));
         }
         let (holder, key) = self.key()?;
         if is_free(&path)? {
@@ -155,7 +154,7 @@ impl Journals<'_> {
             file::remove(&path)?;
         }
         let note = Note { stamp, holder };
-        let page = note.page().map_err(|what| unavailable(&path, what))?;
+        let page = note.page().map_err(|what| file::unavailable(&path, what))?;
         let file = begin(&path, &page).map_err(|error| file::refused(&path, &error))?;
         let bound_to = self.bound_to(note_of(&page));
         let held = Held { path, file, key, bound_to };
@@ -210,12 +209,11 @@ impl Journals<'_> {
     pub(super) fn look_and_tidy(
         &self,
         stamp: &Stamp,
-        lock: &Path,
         now: impl FnOnce() -> Result<Stamp, StoreError>,
     ) -> Result<Left, StoreError> {
         let (left, untidy) = self.look(stamp)?;
         if untidy
-            && let Ok(_ours) = file::lock(lock, 0o600, Duration::ZERO)
+            && let Ok(_ours) = file::lock_folder(&self.folder, Duration::ZERO)
             && let Ok(now) = now()
         {
             self.sweep_after(&now);
@@ -287,9 +285,8 @@ impl Journals<'_> {
         if let Some(key) = read_key(&path)? {
             return Ok((Holder::File, key));
         }
-        let mut key = seal::Key::default();
-        rand::fill(&mut *key)
-            .map_err(|_| unavailable(&path, "the system gives no random bytes".to_owned()))?;
+        let no_random = || file::unavailable(&path, "the system gives no random bytes".to_owned());
+        let key = seal::new_key().ok_or_else(no_random)?;
         file::replace(&path, FRESH_KEY, &*key)?;
         Ok((Holder::File, key))
     }
@@ -301,13 +298,7 @@ impl Journals<'_> {
 
 /// The key in a file; one that is none counts as missing, since what it sealed is out of reach anyway.
 fn read_key(path: &Path) -> Result<Option<seal::Key>, StoreError> {
-    let Some(bytes) = file::read(path)? else { return Ok(None) };
-    let mut key = seal::Key::default();
-    if bytes.len() != key.len() {
-        return Ok(None);
-    }
-    key.copy_from_slice(&bytes);
-    Ok(Some(key))
+    Ok(file::read(path)?.and_then(|bytes| seal::key_of(&bytes)))
 }
 
 /// Creates a journal and holds its lock; every byte that it will ever need is on the disk then.
@@ -360,7 +351,7 @@ struct Held {
 impl Held {
     fn keep(&self, answer: &[u8]) -> Result<(), StoreError> {
         let sealed = seal::seal(answer, &self.key, &self.bound_to);
-        let line = sealed.map_err(|what| unavailable(&self.path, what))? + "\n";
+        let line = sealed.map_err(|what| file::unavailable(&self.path, what))? + "\n";
         let write = || {
             self.file.write_all_at(line.as_bytes(), NOTE_ROOM as u64)?;
             self.file.sync_data()
@@ -374,10 +365,10 @@ impl Journal for Reserved {
         let answer = Kept::of(redeemed).and_then(|kept| json(&kept));
         async move {
             let held = Arc::clone(&self.held);
-            let answer = answer.map_err(|what| unavailable(&held.path, what))?;
+            let answer = answer.map_err(|what| file::unavailable(&held.path, what))?;
             let done = self.tasks.spawn_blocking(move || held.keep(&answer)).await;
             done.unwrap_or_else(|_| {
-                Err(unavailable(&self.held.path, "the job did not finish".to_owned()))
+                Err(file::unavailable(&self.held.path, "the job did not finish".to_owned()))
             })
         }
         .boxed()
@@ -478,10 +469,6 @@ impl Kept {
         };
         Redeemed { login, lifetime: self.lifetime, forced_at: self.forced_at }
     }
-}
-
-fn unavailable(path: &Path, what: String) -> StoreError {
-    StoreError::Unavailable { place: path.display().to_string(), what }
 }
 
 /// How the name of a key begins that is being written.

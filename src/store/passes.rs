@@ -108,7 +108,7 @@ impl PassFile {
         change: impl FnOnce(&mut Vec<Record>) -> T,
     ) -> Result<(Vec<Record>, T), StoreError> {
         self.make_folder()?;
-        let _ours = file::lock(&self.folder.join("lock"), 0o600, LOCK_LIMIT)?;
+        let _ours = file::lock_folder(&self.folder, LOCK_LIMIT)?;
         file::sweep(&self.folder, &[FRESH]);
         let before = self.read()?;
         let mut records = before.clone();

@@ -9,6 +9,23 @@ use zeroize::Zeroizing;
 /// What a key is: 32 bytes, wiped on drop.
 pub(super) type Key = Zeroizing<[u8; 32]>;
 
+/// A new key; `None` when the system gives no random bytes.
+pub(super) fn new_key() -> Option<Key> {
+    let mut key = Key::default();
+    rand::fill(&mut *key).ok()?;
+    Some(key)
+}
+
+/// The key that these bytes are, if they are one.
+pub(super) fn key_of(bytes: &[u8]) -> Option<Key> {
+    let mut key = Key::default();
+    if bytes.len() != key.len() {
+        return None;
+    }
+    key.copy_from_slice(bytes);
+    Some(key)
+}
+
 /// Nonce and sealed bytes, in Base64.
 pub(super) fn seal(bytes: &[u8], key: &Key, bound_to: &[u8]) -> Result<String, String> {
     let failed = |_| "it could not be sealed".to_owned();

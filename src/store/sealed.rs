@@ -56,8 +56,7 @@ impl SealedStore {
             let place = Arc::clone(&self.place);
             let done = self.tasks.spawn_blocking(move || job(&place)).await;
             done.unwrap_or_else(|_| {
-                let place = self.place.path().display().to_string();
-                Err(StoreError::Unavailable { place, what: "the job did not finish".to_owned() })
+                Err(file::unavailable(&self.place.path(), "the job did not finish".to_owned()))
             })
         }
         .boxed()
@@ -94,10 +93,7 @@ impl RecordStore for SealedStore {
     }
 
     fn look_back(&self, stamp: Stamp) -> BoxFuture<'_, Result<Left, StoreError>> {
-        self.run(move |place| {
-            let lock = place.folder.join("lock");
-            place.journals().look_and_tidy(&stamp, &lock, || place.stamp())
-        })
+        self.run(move |place| place.journals().look_and_tidy(&stamp, || place.stamp()))
     }
 
     fn file(&self) -> Option<PathBuf> {
@@ -201,7 +197,7 @@ impl Place {
     /// Our lock over the folder, for one reading and writing. Whoever has it removes what dead writers have left.
     fn lock(&self) -> Result<std::fs::File, StoreError> {
         file::make_private_folder(&self.folder)?;
-        let lock = file::lock(&self.folder.join("lock"), 0o600, LOCK_LIMIT)?;
+        let lock = file::lock_folder(&self.folder, LOCK_LIMIT)?;
         file::sweep(&self.folder, &[FRESH, journal::FRESH_KEY]);
         Ok(lock)
     }

@@ -26,10 +26,7 @@ pub fn read(home: &Path) -> Result<Option<Login>, StoreError> {
 /// [`StoreError`] when it cannot be written.
 pub fn write(home: &Path, login: &Login) -> Result<(), StoreError> {
     let path = home.join(FILE);
-    let unfit = || StoreError::Unavailable {
-        place: path.display().to_string(),
-        what: "Codex keeps no login of this kind".to_owned(),
-    };
+    let unfit = || file::unavailable(&path, "Codex keeps no login of this kind".to_owned());
     let bytes =
         AuthJson::of(login).and_then(|members| members.to_bytes().ok()).ok_or_else(unfit)?;
     // One that is there keeps its mode: it may be the folder of something else too.

@@ -40,9 +40,7 @@ impl Scene {
     }
 
     fn left(&self, stamp: &Stamp) -> Left {
-        self.journals()
-            .look_and_tidy(stamp, &self.root.path().join("lock"), || Ok(stamp.clone()))
-            .unwrap()
+        self.journals().look_and_tidy(stamp, || Ok(stamp.clone())).unwrap()
     }
 
     fn files(&self) -> usize {
@@ -196,7 +194,7 @@ async fn sweeps_what_is_superseded_and_nothing_that_is_held_or_of_others() {
     // Whoever holds the lock of the folder is not disturbed.
     let journal = scene.reserve(&old);
     drop(journal);
-    let lock = file::lock(&scene.root.path().join("lock"), 0o600, Duration::ZERO).unwrap();
+    let lock = file::lock_folder(scene.root.path(), Duration::ZERO).unwrap();
     next.generation += 1;
     assert_eq!(word(scene.left(&next)), "nothing");
     assert_eq!(scene.files(), 1);
@@ -214,8 +212,7 @@ async fn an_answer_is_not_swept_by_somebody_who_has_slept() {
     let journal = scene.reserve(&now);
     journal.keep(&redeemed("r2")).await.unwrap();
     drop(journal);
-    let lock = scene.root.path().join("lock");
-    let left = scene.journals().look_and_tidy(&old, &lock, || Ok(now.clone())).unwrap();
+    let left = scene.journals().look_and_tidy(&old, || Ok(now.clone())).unwrap();
     assert_eq!(word(left), "nothing");
     let late = scene.journals().reserve(old, &now, Tasks::new()).unwrap();
     assert_eq!(word(scene.left(&now)), "r2");

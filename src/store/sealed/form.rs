@@ -78,7 +78,7 @@ impl Kept {
         };
         let (login, sealed) = match (login, key) {
             (Some(login), Some(key)) => {
-                let sealed = seal(&login.to_bytes()?, key, &bound_to(name, &header))?;
+                let sealed = seal(&json(&login)?, key, &bound_to(name, &header))?;
                 (None, Some(sealed))
             }
             (login, _) => (login, None),
@@ -148,10 +148,6 @@ impl Written {
             account_id: self.account_id.clone(),
             last_refresh: self.last_refresh,
         }
-    }
-
-    fn to_bytes(&self) -> Result<Zeroizing<Vec<u8>>, String> {
-        json(self)
     }
 }
 

@@ -1,13 +1,12 @@
 //! The one key that logins of ours are sealed with: 32 random bytes in the keyring.
 
-use aws_lc_rs::rand;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
 use super::super::StoreError;
 use super::super::keyring::{Entry, Keyring};
-use super::super::seal::Key;
+use super::super::seal::{Key, key_of, new_key};
 
 /// The key, if there is one.
 pub(in crate::store) fn find(keyring: &Keyring) -> Result<Option<Key>, StoreError> {
@@ -23,8 +22,7 @@ pub(in crate::store) fn find_or_make(keyring: &Keyring) -> Result<Key, StoreErro
         return Ok(key);
     }
     let entry = entry();
-    let mut fresh = Key::default();
-    rand::fill(&mut *fresh).map_err(|_| unavailable("the system gives no random bytes"))?;
+    let fresh = new_key().ok_or_else(|| unavailable("the system gives no random bytes"))?;
     let text = Zeroizing::new(STANDARD.encode(*fresh));
     let set = keyring.set(&entry, text.as_bytes());
     set.map_err(|error| error.into_store_error(&entry))?;
@@ -37,12 +35,7 @@ fn decode(text: &[u8]) -> Result<Key, StoreError> {
         what: "what is there is no key of valetkey; delete that entry".to_owned(),
     };
     let bytes = Zeroizing::new(STANDARD.decode(text.trim_ascii()).map_err(|_| corrupt())?);
-    let mut key = Key::default();
-    if bytes.len() != key.len() {
-        return Err(corrupt());
-    }
-    key.copy_from_slice(&bytes);
-    Ok(key)
+    key_of(&bytes).ok_or_else(corrupt)
 }
 
 fn unavailable(what: &str) -> StoreError {
