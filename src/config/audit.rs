@@ -1,9 +1,10 @@
 //! Reads where it is to be written down who asked for what.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use super::paths::{NoHome, Paths};
-use super::table::{Table, Value, one_of};
+use super::table::{Table, one_of};
 
 /// Where the audit is written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,7 +47,7 @@ impl AuditForm {
         document: &Table<'_>,
         path: &impl Fn(&str) -> Result<PathBuf, NoHome>,
     ) -> Option<Self> {
-        let table = document.get("audit")?.table(AUDIT)?;
+        let table = document.get("audit")?.table(KEYS)?;
         let to = table.parsed("to", one_of(TO));
         if table.key("to").is_none() {
             table
@@ -54,7 +55,7 @@ impl AuditForm {
                 .add(table.place(), "the audit needs a `to`: `off`, `stderr` or `file`");
         }
         let is_file = to.as_ref().is_some_and(|to| to.value == To::File);
-        for key in AUDIT.iter().filter(|key| **key != "to" && to.is_some() && !is_file) {
+        for key in KEYS.iter().filter(|key| **key != "to" && to.is_some() && !is_file) {
             if let Some(place) = table.key(key) {
                 let message = format_args!("`{key}` has no meaning without `to = \"file\"`");
                 table.mistakes().add(&place, message);
@@ -63,8 +64,8 @@ impl AuditForm {
         Some(Self {
             to: to.map(|to| to.value),
             file: table.parsed("file", path).map(|file| file.value),
-            max_mib: table.get("max_mib").and_then(|value| count(&value, MOST_MIB)),
-            keep: table.get("keep").and_then(|value| count(&value, MOST_KEPT)),
+            max_mib: table.get("max_mib").and_then(|value| value.number_in(&MIB)),
+            keep: table.get("keep").and_then(|value| value.number_in(&KEPT)),
         })
     }
 
@@ -94,15 +95,7 @@ fn usual_file(paths: &Paths) -> PathBuf {
     paths.state_dir.join("audit.jsonl")
 }
 
-/// A number from 1 to this.
-fn count(value: &Value<'_>, most: u32) -> Option<u32> {
-    match value.number::<u32>() {
-        Some(number) if (1..=most).contains(&number) => Some(number),
-        _ => value.is_no(&format!("a number from 1 to {most}"), None),
-    }
-}
-
-pub(super) const AUDIT: &[&str] = &["to", "file", "max_mib", "keep"];
+pub(super) const KEYS: &[&str] = &["to", "file", "max_mib", "keep"];
 
 const TO: &[(&str, To)] = &[("off", To::Off), ("stderr", To::Stderr), ("file", To::File)];
 
@@ -113,7 +106,7 @@ const USUAL_MIB: u32 = 16;
 const USUAL_KEPT: u32 = 8;
 
 /// Above it no file can be looked at any more.
-const MOST_MIB: u32 = 64 * 1024;
+const MIB: RangeInclusive<u32> = 1..=64 * 1024;
 
 /// So many names are looked for when a file is put aside.
-const MOST_KEPT: u32 = 1000;
+const KEPT: RangeInclusive<u32> = 1..=1000;

@@ -1,6 +1,7 @@
 //! Reads a TOML document value by value, so that a wrong one is noted and the next one still read.
 
 use std::fmt::Display;
+use std::ops::RangeInclusive;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -182,6 +183,17 @@ impl<'a> Value<'a> {
         let digits = self.value.as_integer()?;
         let number = u64::from_str_radix(digits.as_str(), digits.radix()).ok()?;
         number.try_into().ok()
+    }
+
+    /// A number within these bounds.
+    pub(super) fn number_in(&self, bounds: &RangeInclusive<u32>) -> Option<u32> {
+        let number = self.number().filter(|number| bounds.contains(number));
+        if number.is_none() {
+            let (least, most) = (bounds.start(), bounds.end());
+            let message = format_args!("expected a number from {least} to {most}");
+            self.mistakes.add(&self.place, message);
+        }
+        number
     }
 
     /// The values of a list.

@@ -526,7 +526,8 @@ fn the_example_has_every_key() {
         file::UPSTREAM,
         file::CREDENTIAL,
         rule::KEYS,
-        limits::NAMES,
+        audit::KEYS,
+        &limits::names(),
     ];
     for key in keys.concat() {
         let has = |line: &str| line.starts_with(&format!("{key} ="));
