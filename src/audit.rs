@@ -18,7 +18,7 @@ use crate::clock::Clock;
 use crate::credential::CredentialName;
 use crate::sink::{Sink, Writer};
 use file::AuditFile;
-use line::Chain;
+use line::{Chain, LOST};
 
 /// What is written down goes here. Clones are the same audit, and change together.
 ///
@@ -232,6 +232,11 @@ struct Entry {
 }
 
 impl Entry {
+    /// That so many lines were lost before this.
+    fn lost(lines: u64, time: OffsetDateTime) -> Self {
+        Self { time, event: LOST, what: What::Lost { lines } }
+    }
+
     /// About what it takes while it waits.
     fn size(&self) -> usize {
         let texts = match &self.what {
@@ -297,6 +302,7 @@ impl Writer<Entry> for Lines {
 }
 
 impl Lines {
+    /// Whether it is written.
     fn put(&mut self, entry: &Entry) -> bool {
         let (line, chain) = self.chain.line(entry);
         let is_written = self.out.write_all(&line).is_ok();
@@ -304,12 +310,6 @@ impl Lines {
             self.chain = chain;
         }
         is_written
-    }
-}
-
-impl Entry {
-    fn lost(lines: u64, time: OffsetDateTime) -> Self {
-        Self { time, event: "lost", what: What::Lost { lines } }
     }
 }
 

@@ -60,37 +60,37 @@ impl Default for Limits {
     }
 }
 
-/// A token of 16 KiB and the metadata that Codex sends, with room to spare. Over HTTP/2 up to a quarter more in CONTINUATION
+/// A token of 16 KiB and the metadata that Codex sends, with room to spare; answers have as much. Over HTTP/2 up to a quarter more in CONTINUATION
 /// frames is read before h2 ends the connection with ENHANCE_YOUR_CALM (h2 0.4.20, `codec/framed_read.rs`), which
 /// bounds a CONTINUATION flood (CERT VU#421644).
 pub const HEAD_SIZE: u32 = 64 * 1024;
 
 /// Envoy's guide for proxies at the edge has as much; real clients send a head in one piece, and CONNECT at once.
-pub const HEAD_TIME: Duration = Duration::from_secs(10);
+const HEAD_TIME: Duration = Duration::from_secs(10);
 
 /// A handshake is two round trips and some milliseconds of arithmetic, on a slow machine a second.
-pub const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 
 /// As many as the descriptors allow: see [`Limits::within`].
-pub const MOST_CONNECTIONS: usize = usize::MAX;
+const MOST_CONNECTIONS: usize = usize::MAX;
 
 /// Real holders of a pass show it with the first packet, so that few of them wait at one time.
-pub const MOST_STRANGERS: usize = 1024;
+const MOST_STRANGERS: usize = 1024;
 
 /// Common clients (hyper, Go) keep to one connection per host and queue what is above it, so that it is more than a tool
 /// with many agents needs. It bounds what such a connection can make us hold, which is 80 MiB: a stream's window and
 /// the buffers for sending on both sides. What upstreams may send ahead has its own bound.
-pub const STREAMS: u32 = 256;
+const STREAMS: u32 = 256;
 
 /// RFC 9113's own default: the way is short, so that more would not be faster.
-pub const STREAM_WINDOW: u32 = 64 * 1024;
+const STREAM_WINDOW: u32 = 64 * 1024;
 
 /// A 100, some 103, and a 102 now and then while the upstream works. One that sends more would hold a client for ever,
 /// and hyper has no limit of its own.
 pub const INTERIM_RESPONSES: u32 = 16;
 
 /// A tool that was given a wrong pass tries a few times; each try looks at a file.
-pub const WRONG_PASSES: u32 = 10;
+const WRONG_PASSES: u32 = 10;
 
 /// How long a pass that did not count is held against whoever showed it: long enough that asking again in a loop is of no
 /// use, short enough to wait for.

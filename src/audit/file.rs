@@ -167,7 +167,7 @@ impl AuditFile {
     /// The first line of a file, which names the last one of the file before.
     fn begin(&mut self, time: OffsetDateTime) -> Result<(), AuditError> {
         let what = What::File { version: env!("CARGO_PKG_VERSION") };
-        self.put_one(&Entry { time, event: "file", what })
+        self.put_behind(Vec::new(), &Entry { time, event: "file", what })
     }
 
     /// What a process has left unfinished stays, and the next line says so.
@@ -178,14 +178,12 @@ impl AuditFile {
             start.push(b'\n');
         }
         let what = What::Torn { torn: Fingerprint::of(&torn).to_hex() };
-        let mut lines = Lines { bytes: start, ..Lines::default() };
-        let (line, chain) = self.chain().line(&Entry { time, event: TORN, what });
-        lines.add(&line, chain);
-        self.put(lines).map(drop).map_err(|(_, error)| error)
+        self.put_behind(start, &Entry { time, event: TORN, what })
     }
 
-    fn put_one(&mut self, entry: &Entry) -> Result<(), AuditError> {
-        let mut lines = Lines::default();
+    /// Writes one line behind these bytes, which are the end of another.
+    fn put_behind(&mut self, bytes: Vec<u8>, entry: &Entry) -> Result<(), AuditError> {
+        let mut lines = Lines { bytes, ..Lines::default() };
         let (line, chain) = self.chain().line(entry);
         lines.add(&line, chain);
         self.put(lines).map(drop).map_err(|(_, error)| error)
@@ -232,8 +230,10 @@ impl AuditFile {
             open.file.sync_data().map_err(|error| self.trouble(error))?;
         }
         for number in (1..=self.keep).rev() {
-            let from =
-                if number == 1 { self.path.clone() } else { numbered(&self.path, number - 1) };
+            let from = match number {
+                1 => self.path.clone(),
+                _ => numbered(&self.path, number - 1),
+            };
             match fs::rename(&from, numbered(&self.path, number)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(AuditError::Io { path: from, error });

@@ -30,7 +30,7 @@ pub(super) struct ServerInfo {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) tls_name: Option<String>,
     /// How many mistakes of its own it has survived.
-    #[serde(default, skip_serializing_if = "is_none")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub(super) panics: u64,
     /// When the process started, in the kernel's own count: tells it from a later one with its pid.
     #[serde(default)]
@@ -38,7 +38,7 @@ pub(super) struct ServerInfo {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
-fn is_none(count: &u64) -> bool {
+fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 

@@ -188,10 +188,11 @@ where
     let service = service_fn(|_: Request<Incoming>| async {
         Ok::<Response<Body>, Infallible>(Rejection::CleartextRefused.into_response())
     });
+    let limits = shared.limits.load_full();
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(shared.limits.load().head_time)
-        .max_buf_size(shared.limits.load().head_size as usize)
+        .header_read_timeout(limits.head_time)
+        .max_buf_size(limits.head_size as usize)
         .keep_alive(false)
         .auto_date_header(false)
         .serve_connection(TokioIo::new(Explained::new(stream)), service);

@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use super::paced::Paced;
 use super::{IDLE_LIMIT, lock};
 use crate::clock;
+use crate::limits::HEAD_SIZE;
 use crate::tasks::Tasks;
 use crate::upstream::body::Body;
 use crate::upstream::calm::Calm;
@@ -52,11 +53,6 @@ impl Window {
 
 /// What of a request's body waits beside the socket's buffer for the upstream's window.
 const SEND_BUFFER: usize = 128 * 1024;
-
-/// Longest head of a response, as on the client's side. Up to a quarter more in CONTINUATION frames is
-/// read before h2 ends the connection with ENHANCE_YOUR_CALM (h2 0.4.20, `codec/framed_read.rs`), which
-/// bounds a CONTINUATION flood (CERT VU#421644).
-const MOST_HEAD: u32 = 64 * 1024;
 
 /// Largest frame: the least that RFC 9113 section 4.2 allows to ask for. A larger one is held whole
 /// before any of it can be passed on.
@@ -161,7 +157,7 @@ where
         .initial_stream_window_size(window.of_a_stream())
         .initial_connection_window_size(window.of_the_connection())
         .max_frame_size(MOST_FRAME)
-        .max_header_list_size(MOST_HEAD)
+        .max_header_list_size(HEAD_SIZE)
         .max_send_buf_size(SEND_BUFFER)
         .max_local_error_reset_streams(MOST_BROKEN_STREAMS)
         .keep_alive_interval(PING_INTERVAL)
@@ -261,10 +257,11 @@ where
 }
 
 /// Room for one stream.
-pub(in crate::upstream) struct Http2Lease(Arc<Http2>, Rested);
-
-/// Whether nobody has used a connection for [`REST`].
-type Rested = bool;
+pub(in crate::upstream) struct Http2Lease {
+    connection: Arc<Http2>,
+    /// Whether nobody had used the connection for [`REST`].
+    has_rested: bool,
+}
 
 /// How long after a use a connection is taken for open without a look: a look costs a turn of another task, and who sends
 /// one request after the other need not wait for it. After a longer time, in which a laptop may have slept, it is worth
@@ -275,12 +272,12 @@ impl Http2Lease {
     pub(super) fn new(connection: Arc<Http2>) -> Self {
         let is_first = connection.streams.fetch_add(1, Ordering::Relaxed) == 0;
         let has_rested = is_first && clock::instant() - *lock(&connection.last_used) >= REST;
-        Self(connection, has_rested)
+        Self { connection, has_rested }
     }
 
     /// Whether the peer is still there, as far as the system knows; a connection whose peer is not gets no other stream.
     pub(super) async fn is_there(&self) -> bool {
-        let is_there = !self.1 || self.0.reading.goes_on().await;
+        let is_there = !self.has_rested || self.connection.reading.goes_on().await;
         if !is_there {
             self.retire();
         }
@@ -288,19 +285,19 @@ impl Http2Lease {
     }
 
     pub(super) fn sender(&self) -> http2::SendRequest<Body> {
-        self.0.sender.clone()
+        self.connection.sender.clone()
     }
 
     /// Asks this connection for no stream any more.
     pub(super) fn retire(&self) {
-        self.0.refuses.store(true, Ordering::Relaxed);
+        self.connection.refuses.store(true, Ordering::Relaxed);
     }
 }
 
 impl Drop for Http2Lease {
     fn drop(&mut self) {
-        *lock(&self.0.last_used) = clock::instant();
-        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+        *lock(&self.connection.last_used) = clock::instant();
+        self.connection.streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
