@@ -15,6 +15,7 @@ pub(crate) fn leak_in_bytes<'a>(secrets: &'a [String], bytes: &[u8]) -> Option<&
     secrets.iter().find(|secret| forms(secret).iter().any(holds))
 }
 
+/// Those forms.
 pub(crate) fn forms(secret: &str) -> Vec<String> {
     let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
     let percent: String = secret.bytes().map(|byte| format!("%{byte:02X}")).collect();
@@ -25,7 +26,8 @@ pub(crate) fn forms(secret: &str) -> Vec<String> {
         let rest = &secret.as_bytes()[skip..];
         [middle(STANDARD.encode(rest)), middle(URL_SAFE_NO_PAD.encode(rest))]
     });
-    let plain = [secret.to_owned(), json, hex.to_uppercase(), hex, percent];
+    let (reversed, upper) = (secret.chars().rev().collect(), secret.to_uppercase());
+    let plain = [secret.to_owned(), json, hex.to_uppercase(), hex, percent, reversed, upper];
     shifted.chain(plain).collect()
 }
 

@@ -35,8 +35,8 @@ struct Turned {
 }
 
 impl Turned {
-    /// Not turned yet; `None` where there is no faketime, or no curl to go by the same clock.
-    fn in_scene(scene: &Scene) -> Option<Self> {
+    /// That of all programs in the scene, not turned yet; `None` where there is no faketime, or no curl to go by the same clock.
+    fn in_scene(scene: &mut Scene) -> Option<Self> {
         let (faketime, _curl) = (program("faketime")?, program("curl")?);
         let shown =
             std::process::Command::new(faketime).args(["-f", "+0", "env"]).output().unwrap();
@@ -51,6 +51,8 @@ impl Turned {
             ("FAKETIME_DONT_FAKE_MONOTONIC", on()),
             ("DONT_FAKE_MONOTONIC", on()),
         ];
+        let own = variables.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
+        scene.env.extend(own);
         let turned = Self { file, variables };
         turned.by("+0");
         Some(turned)
@@ -79,10 +81,7 @@ async fn by_curl(serving: &Serving, turned: &Turned) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn it_jumps_and_serving_goes_on() {
     let mut scene = Scene::usual().await;
-    let Some(turned) = Turned::in_scene(&scene) else { return };
-    let variables =
-        turned.variables.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
-    scene.env.extend(variables);
+    let Some(turned) = Turned::in_scene(&mut scene) else { return };
     let serving = Serving::start(&scene).await;
     let client = serving.client();
     let issuer = scene.world.issuer();
@@ -123,10 +122,7 @@ async fn it_jumps_and_serving_goes_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_year_ahead_and_back() {
     let mut scene = Scene::usual().await;
-    let Some(turned) = Turned::in_scene(&scene) else { return };
-    let variables =
-        turned.variables.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
-    scene.env.extend(variables);
+    let Some(turned) = Turned::in_scene(&mut scene) else { return };
     let serving = Serving::start(&scene).await;
     let client = serving.client();
     assert_eq!(client.get(Visit::to(CHATGPT, HTTP1), MODELS).await.unwrap().status(), 200);

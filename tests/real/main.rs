@@ -38,6 +38,8 @@ mod docker;
 mod doctor;
 #[cfg(target_os = "linux")]
 mod early;
+#[path = "../it/forms.rs"]
+mod forms;
 mod generated;
 mod health;
 #[cfg(target_os = "linux")]
