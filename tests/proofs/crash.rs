@@ -20,6 +20,7 @@ use valetkey::store::sealed::SealedStore;
 use valetkey::store::{Cas, Record, RecordStore};
 use valetkey::tasks::Tasks;
 
+use super::dice::Dice;
 use super::place::{DUE, EXPIRED, Kept, Place};
 use super::rounds;
 use super::served::Serving;
@@ -216,7 +217,7 @@ async fn killed_at_random_it_loses_nothing_that_could_be_kept() {
             // Places of two kinds; what a round does follows from this number alone.
             let kept = if lane % 2 == 0 { Kept::File } else { Kept::Plain };
             let place = Place::new(kept).await.unwrap();
-            Lane { place, dice: Dice::seeded(lane as u64 + 1), count: Count::default() }
+            Lane { place, dice: Dice::new(lane as u64 + 1), count: Count::default() }
                 .run(kills)
                 .await
         }
@@ -283,7 +284,7 @@ impl Lane {
     async fn round(&mut self, usual: Duration) {
         let Self { place, dice, count } = self;
         let age = if dice.below(4) == 0 { DUE } else { EXPIRED };
-        let takes = Duration::from_millis(dice.below(ISSUER_TAKES));
+        let takes = Duration::from_millis(dice.below(ISSUER_TAKES) as u64);
         let moment = (usual + takes).mul_f64(dice.below(1200) as f64 / 1000.0);
         place.grow_old(age).await;
         place.issuer().take(takes);
@@ -447,7 +448,7 @@ impl Saved {
     /// Kills a process that saves so often, and counts its saves.
     async fn is_killed(self, kills: usize) -> u64 {
         let folder = tempfile::tempdir().unwrap();
-        let (store, mut dice) = (self.store(folder.path()), Dice::seeded(7));
+        let (store, mut dice) = (self.store(folder.path()), Dice::new(7));
         store.put(Some(self.login(0)), None).await.unwrap();
         let mut last = 0;
         for _ in 0..kills {
@@ -461,7 +462,7 @@ impl Saved {
             while saved.is_none() {
                 saved = saved_in(&said.next_line().await.unwrap().expect("it ended by itself"));
             }
-            tokio::time::sleep(Duration::from_micros(dice.below(20_000))).await;
+            tokio::time::sleep(Duration::from_micros(dice.below(20_000) as u64)).await;
             child.start_kill().unwrap();
             while let Some(line) = said.next_line().await.unwrap() {
                 saved = saved_in(&line).or(saved);
@@ -512,23 +513,6 @@ async fn saves_until_it_is_killed() {
     }
 }
 
-/// Numbers that look random and are the same for the same seed (xorshift64).
-struct Dice(u64);
-
-impl Dice {
-    fn seeded(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    /// A number below this.
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % limit
-    }
-}
-
 /// What one reads of a login that ended, and how to go on.
 async fn assert_says_that_it_ended(place: &Place, case: &str) {
     let token = place.token().await;
@@ -568,7 +552,7 @@ const WITH_A_SEAL: [&str; 4] = ["noted", "answered", "journaled", "published"];
 const LANES: usize = 4;
 
 /// Longest time that the issuer takes to redeem a token, in milliseconds.
-const ISSUER_TAKES: u64 = 1500;
+const ISSUER_TAKES: usize = 1500;
 
 /// Tells the process that saves which store, and where.
 const SAVES: &str = "VALETKEY_PROOF_SAVES";

@@ -17,6 +17,7 @@ mod crash;
 #[path = "../real/desktop.rs"]
 #[allow(dead_code, reason = "the tests with real programs use the rest")]
 mod desktop;
+mod dice;
 #[cfg(target_os = "linux")]
 mod disk;
 #[path = "../it/forms.rs"]

@@ -4,7 +4,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use valetkey::origin::{Host, Origin, Target};
 
-use super::attack::{Attack, Dice, Verdict};
+use super::attack::{Attack, Verdict};
+use crate::dice::Dice;
 use crate::rounds;
 
 #[test]

@@ -9,7 +9,8 @@ use valetkey::origin::{Origin, Target};
 use valetkey::rules::pattern::{HostPattern, PathPrefix};
 use valetkey::rules::{Action, Decision, DefaultAction, Found, Plain, Rule, Rules, Unmatched, Use};
 
-use super::attack::{Dice, on_all_cores};
+use super::attack::on_all_cores;
+use crate::dice::Dice;
 use crate::rounds;
 
 #[test]
