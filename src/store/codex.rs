@@ -6,7 +6,7 @@
 //! fingerprint of which tokens it speaks: tokens that differ were written by somebody else and are
 //! newer than the record.
 
-mod auth_json;
+pub mod auth_json;
 mod cache;
 mod found;
 pub mod plain;

@@ -21,7 +21,6 @@ mod dice;
 #[cfg(target_os = "linux")]
 mod disk;
 #[path = "../it/forms.rs"]
-#[allow(dead_code, reason = "the tests in process use the rest")]
 mod forms;
 #[cfg(target_os = "linux")]
 mod leak;
@@ -43,9 +42,6 @@ mod sinks;
 #[allow(dead_code, reason = "the tests with real programs use the rest")]
 mod support;
 mod wire;
-
-// A file of theirs is compiled here once more, to get at what is private in it.
-use valetkey::{credential, secret};
 
 /// How many rounds: the first number in every run of the tests, the second with `--long`.
 fn rounds(usual: usize, long: usize) -> usize {

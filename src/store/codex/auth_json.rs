@@ -11,7 +11,7 @@ use crate::credential::{CODEX_CLIENT_ID, CODEX_ISSUER, Login, PersonalToken, Tok
 use crate::secret::Secret;
 
 /// The members of a cache, in their order. Wiped on drop.
-pub(super) struct AuthJson(Map<String, Value>);
+pub struct AuthJson(Map<String, Value>);
 
 impl AuthJson {
     /// The members of a cache's bytes.
@@ -19,7 +19,7 @@ impl AuthJson {
     /// # Errors
     ///
     /// What is wrong and where, without a byte of the contents.
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         match serde_json::from_slice(bytes) {
             Ok(Value::Object(members)) => Ok(Self(members)),
             Ok(mut other) => {
@@ -40,7 +40,7 @@ impl AuthJson {
     /// # Errors
     ///
     /// Which member is not what it should be.
-    pub(super) fn login(&self) -> Result<Option<Login>, String> {
+    pub fn login(&self) -> Result<Option<Login>, String> {
         let mode = match text(&self.0, "auth_mode")? {
             Some(mode) => mode,
             None if self.has("personal_access_token") => "personalAccessToken",
@@ -83,7 +83,7 @@ impl AuthJson {
     }
 
     /// This cache with a newer token set of the login that it holds. Everything else stays.
-    pub(super) fn with_tokens(&self, set: &TokenSet) -> Self {
+    pub fn with_tokens(&self, set: &TokenSet) -> Self {
         let mut members = self.0.clone();
         let tokens = members.entry("tokens").or_insert_with(|| Value::Object(Map::new()));
         if let Value::Object(tokens) = tokens {
@@ -95,7 +95,7 @@ impl AuthJson {
 
     /// A cache with another login, as Codex writes it: nothing of an earlier one stays. `None` for a
     /// login that is not ours to write.
-    pub(super) fn of(login: &Login) -> Option<Self> {
+    pub fn of(login: &Login) -> Option<Self> {
         let mut members = Map::new();
         match login {
             Login::ApiKey(key) => {
@@ -122,14 +122,22 @@ impl AuthJson {
     }
 
     /// The bytes of the cache as Codex writes them into the keyring: without a space.
-    pub(super) fn to_compact_bytes(&self) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
+    ///
+    /// # Errors
+    ///
+    /// None of which we know.
+    pub fn to_compact_bytes(&self) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
         let mut bytes = Zeroizing::new(Vec::with_capacity(ROOM));
         serde_json::to_writer(&mut *bytes, &self.0)?;
         Ok(bytes)
     }
 
     /// The bytes of the cache as Codex writes them into the file: two spaces of indent, no newline at the end.
-    pub(super) fn to_bytes(&self) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
+    ///
+    /// # Errors
+    ///
+    /// None of which we know.
+    pub fn to_bytes(&self) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
         let mut bytes = Zeroizing::new(Vec::with_capacity(ROOM));
         serde_json::to_writer_pretty(&mut *bytes, &self.0)?;
         Ok(bytes)

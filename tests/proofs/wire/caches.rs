@@ -4,9 +4,9 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use valetkey::credential::{Login, TokenSet};
 use valetkey::secret::Secret;
+use valetkey::store::codex::auth_json::AuthJson;
 
 use super::attack::{Attack, Verdict};
-use super::auth_json::AuthJson;
 use crate::rounds;
 
 #[test]
