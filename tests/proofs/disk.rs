@@ -186,10 +186,19 @@ impl Place {
         self.serving = serve(&self.scene).await;
     }
 
-    /// So many refreshes, each token of which was used once.
+    /// So many requests to the issuer, each of which was a refresh.
     fn assert_refreshes(&self, count: usize) {
         let issuer = self.scene.world.issuer();
-        assert_eq!((issuer.refreshes(), issuer.reuses()), (count, 0));
+        assert_eq!((issuer.posts(), issuer.refreshes(), issuer.reuses()), (count, count, 0));
+    }
+}
+
+impl Drop for Place {
+    /// A folder with a disk in it is not removed.
+    fn drop(&mut self) {
+        let codex = self.codex();
+        // Lazily: the proxy ends a moment later.
+        let _it_says_why_not = std::process::Command::new("umount").arg("-l").arg(codex).status();
     }
 }
 
@@ -260,6 +269,43 @@ async fn is_inside(test: &str) -> bool {
 
 const EVERY_HARM: [Harm; 5] =
     [Harm::NearlyFull, Harm::Full, Harm::ReadOnly, Harm::Bounded, Harm::Closed];
+
+/// Every system call in its order, of all threads.
+#[tokio::test]
+async fn nothing_is_sent_before_a_journal_is_on_the_disk() {
+    let Some(strace) = program("strace") else { return };
+    let scene = Scene::new(time::Duration::seconds(-10)).await;
+    let calls = scene.path("calls");
+    let calls_to = calls.to_str().unwrap();
+    let watching = [&strace, "-fy", "-e", "trace=write,fsync,connect", "-o", calls_to];
+    let token = done(scene.valetkey_in(&watching, &["token"]).spawn().unwrap()).await;
+    if token.err.contains("ptrace") && token.status != 0 {
+        println!("skipped: nobody may trace here: {}", token.err);
+        return;
+    }
+    assert_eq!(token.status, 0, "{token:?}");
+    let calls = fs::read_to_string(calls).unwrap();
+    let (_, address) = scene.world.resolve().remove(0);
+    let port = format!("htons({})", address.port());
+    let steps = [
+        ["write(", ".journal>", ", 65536"],
+        ["fsync(", ".journal>", ""],
+        ["fsync(", "/.valetkey>", ""],
+        ["connect(", &port, ""],
+    ];
+    // Each behind the return of the one before it.
+    let mut rest = calls.lines();
+    for step in steps {
+        let call = rest.find(|line| step.iter().all(|part| line.contains(part)));
+        let call = call.unwrap_or_else(|| panic!("no {step:?} in its place in\n{calls}"));
+        if call.ends_with("<unfinished ...>") {
+            let thread = call.split(' ').next().unwrap();
+            rest.find(|line| line.starts_with(thread) && line.contains(" resumed>")).unwrap();
+        }
+    }
+    let dials = calls.lines().filter(|line| line.contains("connect(") && line.contains(&port));
+    assert_eq!(dials.count(), 1, "it was dialled before, too:\n{calls}");
+}
 
 #[tokio::test]
 async fn a_disk_that_cannot_keep_an_answer_costs_no_request_and_no_login() {
