@@ -83,8 +83,14 @@ fn turn() -> impl Strategy<Value = Turn> {
     ]
 }
 
+/// `PROPTEST_CASES` may ask for more.
+fn rounds() -> ProptestConfig {
+    let told = ProptestConfig::default();
+    ProptestConfig { cases: told.cases.max(400), ..told }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(rounds())]
 
     #[test]
     fn no_fault_at_any_await_costs_a_login_or_sends_a_token_twice(
