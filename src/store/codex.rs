@@ -21,7 +21,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
-use super::journal::{Journal, Journals, Left, Stamp};
+use super::journal::{Journal, Journals, Left, Now, Stamp};
 use super::keyring::Keyring;
 use super::watch::Watch;
 use super::{
@@ -88,12 +88,12 @@ impl RecordStore for CodexStore {
         let tasks = self.tasks.clone();
         self.run(move |home| {
             let _ours = home.lock(LOCK_LIMIT)?;
-            home.journals().reserve(stamp, &home.stamp()?, tasks).map(Some)
+            home.journals().reserve(stamp, &home.now()?, tasks).map(Some)
         })
     }
 
     fn look_back(&self, stamp: Stamp) -> BoxFuture<'_, Result<Left, StoreError>> {
-        self.run(move |home| home.journals().look_and_tidy(&stamp, || home.stamp()))
+        self.run(move |home| home.journals().look_and_tidy(&stamp, || home.now()))
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
@@ -131,10 +131,21 @@ impl Home {
         self.ours().join(format!("{}.json", self.cache.hash()))
     }
 
-    fn stamp(&self) -> Result<Stamp, StoreError> {
+    fn now(&self) -> Result<Now, StoreError> {
         let found = self.read(Reading::Strict)?;
-        let login = found.login().cloned();
-        Ok(Stamp::of(&Record { header: found.header, login }))
+        let record = Record { header: found.header.clone(), login: found.login().cloned() };
+        Ok(self.now_with(&found, &record))
+    }
+
+    /// What is there once that record is in the place of what was found. A place that was not looked at, or could not be,
+    /// may hold another login, whose journals are not in the way.
+    fn now_with(&self, found: &Found, record: &Record) -> Now {
+        let has_seen = |spot| self.cache.uses(spot) && found.look(spot).is_ok();
+        Now {
+            stamp: Stamp::of(record),
+            has_seen_file: has_seen(Spot::File),
+            has_seen_keyring: has_seen(Spot::Entry),
+        }
     }
 
     fn journals(&self) -> Journals<'_> {
@@ -251,7 +262,7 @@ impl Home {
             let record = Record { header, login: login.clone() };
             match self.write(&found, &record) {
                 Ok(Some(_)) => {
-                    self.journals().sweep_after(&Stamp::of(&record));
+                    self.journals().sweep_after(&self.now_with(&found, &record));
                     return Ok(());
                 }
                 Ok(None) => {}

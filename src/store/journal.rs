@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::keyring::Keyring;
-use super::record::{hex, moment};
+use super::record::{fingerprint, hex, moment};
 use super::sealed::form::{Written, json};
 use super::sealed::key;
 use super::{Header, Record, StoreError, file, seal};
@@ -75,6 +75,12 @@ impl Redeemed {
         };
         Record { header, login: Some(self.login.clone()) }
     }
+
+    /// Whether these very tokens are what a record holds.
+    fn is_in(&self, stamp: &Stamp) -> bool {
+        let access = self.login.tokens().map(|set| set.access.fingerprint());
+        stamp.refresh == Some(fingerprint(&self.login)) && stamp.access == access
+    }
 }
 
 /// Which generation of which tokens, and whose claim on it. Holds no secret.
@@ -120,6 +126,33 @@ impl Stamp {
     }
 }
 
+/// What is there now, for those who remove what is not needed any more.
+pub(super) struct Now {
+    pub(super) stamp: Stamp,
+    /// Whether the login would have been seen that is kept in a file.
+    pub(super) has_seen_file: bool,
+    /// The same of one that is kept in the keyring, or sealed with a key there.
+    pub(super) has_seen_keyring: bool,
+}
+
+impl Now {
+    /// A record that could be nowhere else.
+    pub(super) fn all(stamp: Stamp) -> Self {
+        Self { stamp, has_seen_file: true, has_seen_keyring: true }
+    }
+
+    /// Whether that journal may still be of use, though nobody writes into it.
+    fn needs(&self, note: &Note, bytes: &[u8]) -> bool {
+        let has_seen_its_login = match note.holder {
+            Holder::File => self.has_seen_file,
+            Holder::Keyring => self.has_seen_keyring,
+        };
+        let is_of_use = note.stamp.is_same_generation(&self.stamp)
+            && (answer_of(bytes).is_some() || note.stamp.is_same_claim(&self.stamp));
+        is_of_use || !has_seen_its_login
+    }
+}
+
 /// The journals of one record, in the folder of ours that the record is in.
 pub(super) struct Journals<'a> {
     pub(super) folder: PathBuf,
@@ -132,7 +165,7 @@ pub(super) struct Journals<'a> {
 
 impl Journals<'_> {
     /// Makes the journal of that claim, with all the room that it will need, durably. The caller holds the lock of
-    /// the folder, and the record is `now` there.
+    /// the folder, and `now` is what is there.
     ///
     /// # Errors
     ///
@@ -140,7 +173,7 @@ impl Journals<'_> {
     pub(super) fn reserve(
         &self,
         stamp: Stamp,
-        now: &Stamp,
+        now: &Now,
         tasks: Tasks,
     ) -> Result<Box<dyn Journal>, StoreError> {
         self.sweep(now)?;
@@ -177,23 +210,26 @@ impl Journals<'_> {
                 untidy |= free;
                 continue;
             };
-            if let Some(redeemed) = self.open(&note, &bytes)? {
+            let is_same_claim = note.stamp.is_same_claim(stamp);
+            untidy |= free && !is_same_claim && answer_of(&bytes).is_none();
+            let redeemed = self.open(&note, &bytes)?;
+            if let Some(redeemed) = redeemed.filter(|redeemed| !redeemed.is_in(stamp)) {
                 return Ok((Left::Answer(Box::new(redeemed)), untidy));
             }
-            if free && note.stamp.is_same_claim(stamp) {
+            if free && is_same_claim {
                 left = Left::Abandoned;
             }
         }
         Ok((left, untidy))
     }
 
-    /// Removes those that nobody writes into and that are not of this generation: the one that the record is of, while
-    /// the caller holds the lock of the folder.
-    pub(super) fn sweep(&self, stamp: &Stamp) -> Result<(), StoreError> {
+    /// Removes those that nobody writes into and nobody needs: of another generation than the one that the record is
+    /// of now, or of another claim on it and without an answer. The caller holds the lock of the folder.
+    pub(super) fn sweep(&self, now: &Now) -> Result<(), StoreError> {
         for path in self.paths()? {
             let free = is_free(&path)?;
-            let note = file::read(&path)?.and_then(|bytes| Note::read(&bytes));
-            if free && !note.is_some_and(|note| note.stamp.is_same_generation(stamp)) {
+            let Some(bytes) = file::read(&path)? else { continue };
+            if free && !Note::read(&bytes).is_some_and(|note| now.needs(&note, &bytes)) {
                 file::remove(&path)?;
             }
         }
@@ -201,7 +237,7 @@ impl Journals<'_> {
     }
 
     /// What they tell of a record; those that nobody needs are removed, unless somebody holds the lock of the folder.
-    /// Which these are `now` says, the record as it is under that lock: `stamp` may be of one that was read long ago.
+    /// Which these are `now` says, what is there under that lock: `stamp` may be of a record that was read long ago.
     ///
     /// # Errors
     ///
@@ -209,7 +245,7 @@ impl Journals<'_> {
     pub(super) fn look_and_tidy(
         &self,
         stamp: &Stamp,
-        now: impl FnOnce() -> Result<Stamp, StoreError>,
+        now: impl FnOnce() -> Result<Now, StoreError>,
     ) -> Result<Left, StoreError> {
         let (left, untidy) = self.look(stamp)?;
         if untidy
@@ -222,8 +258,8 @@ impl Journals<'_> {
     }
 
     /// As [`Journals::sweep`], where nothing depends on it.
-    pub(super) fn sweep_after(&self, stamp: &Stamp) {
-        if let Err(error) = self.sweep(stamp) {
+    pub(super) fn sweep_after(&self, now: &Now) {
+        if let Err(error) = self.sweep(now) {
             tracing::warn!(%error, "journals that nobody needs could not be removed");
         }
     }

@@ -13,7 +13,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch::Receiver;
 
-use super::journal::{Journal, Journals, Left, Stamp};
+use super::journal::{Journal, Journals, Left, Now, Stamp};
 use super::keyring::Keyring;
 use super::watch::Watch;
 use super::{Cas, Durability, Header, Record, RecordStore, StoreError, Version, file, journal};
@@ -88,12 +88,12 @@ impl RecordStore for SealedStore {
         let tasks = self.tasks.clone();
         self.run(move |place| {
             let _ours = place.lock()?;
-            place.journals().reserve(stamp, &place.stamp()?, tasks).map(Some)
+            place.journals().reserve(stamp, &place.now()?, tasks).map(Some)
         })
     }
 
     fn look_back(&self, stamp: Stamp) -> BoxFuture<'_, Result<Left, StoreError>> {
-        self.run(move |place| place.journals().look_and_tidy(&stamp, || place.stamp()))
+        self.run(move |place| place.journals().look_and_tidy(&stamp, || place.now()))
     }
 
     fn file(&self) -> Option<PathBuf> {
@@ -181,8 +181,8 @@ impl Place {
         StoreError::Corrupt { place, what, is_replaceable: true }
     }
 
-    fn stamp(&self) -> Result<Stamp, StoreError> {
-        self.read().map(|found| Stamp::of(&found.record))
+    fn now(&self) -> Result<Now, StoreError> {
+        self.read().map(|found| Now::all(Stamp::of(&found.record)))
     }
 
     fn journals(&self) -> Journals<'_> {
@@ -235,7 +235,7 @@ impl Place {
         };
         let record = Record { header, login };
         self.write(&record, form)?;
-        self.journals().sweep_after(&Stamp::of(&record));
+        self.journals().sweep_after(&Now::all(Stamp::of(&record)));
         Ok(())
     }
 

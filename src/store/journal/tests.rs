@@ -36,11 +36,11 @@ impl Scene {
     }
 
     fn reserve(&self, stamp: &Stamp) -> Box<dyn Journal> {
-        self.journals().reserve(stamp.clone(), stamp, Tasks::new()).unwrap()
+        self.journals().reserve(stamp.clone(), &Now::all(stamp.clone()), Tasks::new()).unwrap()
     }
 
     fn left(&self, stamp: &Stamp) -> Left {
-        self.journals().look_and_tidy(stamp, || Ok(stamp.clone())).unwrap()
+        self.journals().look_and_tidy(stamp, || Ok(Now::all(stamp.clone()))).unwrap()
     }
 
     fn files(&self) -> usize {
@@ -180,7 +180,10 @@ async fn sweeps_what_is_superseded_and_nothing_that_is_held_or_of_others() {
     held.keep(&redeemed("r1")).await.unwrap();
     let mut next =
         Stamp { owner: "b".to_owned(), ..Stamp::of(&redeemed("r1").over(&record("a").header)) };
-    let neighbour = scene.named("work.more").reserve(old.clone(), &old, Tasks::new()).unwrap();
+    let neighbour = scene
+        .named("work.more")
+        .reserve(old.clone(), &Now::all(old.clone()), Tasks::new())
+        .unwrap();
     drop(neighbour);
     std::fs::write(scene.journals().path("c"), "garbage").unwrap();
     std::fs::write(scene.root.path().join("notes.txt"), "a person's").unwrap();
@@ -203,6 +206,28 @@ async fn sweeps_what_is_superseded_and_nothing_that_is_held_or_of_others() {
 }
 
 #[tokio::test]
+async fn of_many_that_died_in_one_generation_no_more_is_left_than_somebody_needs() {
+    let scene = Scene::new(false);
+    let first = Stamp::of(&record("a"));
+    let claim = |number: u64| Stamp { owner: format!("{number}"), epoch: number, ..first.clone() };
+    for number in 0..20 {
+        drop(scene.reserve(&claim(number)));
+    }
+    assert_eq!(scene.files(), 1);
+    assert_eq!(word(scene.left(&claim(19))), "abandoned");
+    // Without a claim of anybody's none of them is needed, nor when it is another's.
+    assert_eq!((word(scene.left(&claim(20))), scene.files()), ("nothing".to_owned(), 0));
+    // What is held may still be written into, and an answer is for whoever looks.
+    let held = scene.reserve(&claim(21));
+    let journal = scene.reserve(&claim(22));
+    journal.keep(&redeemed("r1")).await.unwrap();
+    drop(journal);
+    assert_eq!((word(scene.left(&claim(23))), scene.files()), ("r1".to_owned(), 2));
+    drop(held);
+    assert_eq!((word(scene.left(&claim(23))), scene.files()), ("r1".to_owned(), 1));
+}
+
+#[tokio::test]
 async fn an_answer_is_not_swept_by_somebody_who_has_slept() {
     let scene = Scene::new(false);
     let old = Stamp::of(&record("a"));
@@ -212,9 +237,9 @@ async fn an_answer_is_not_swept_by_somebody_who_has_slept() {
     let journal = scene.reserve(&now);
     journal.keep(&redeemed("r2")).await.unwrap();
     drop(journal);
-    let left = scene.journals().look_and_tidy(&old, || Ok(now.clone())).unwrap();
+    let left = scene.journals().look_and_tidy(&old, || Ok(Now::all(now.clone()))).unwrap();
     assert_eq!(word(left), "nothing");
-    let late = scene.journals().reserve(old, &now, Tasks::new()).unwrap();
+    let late = scene.journals().reserve(old, &Now::all(now.clone()), Tasks::new()).unwrap();
     assert_eq!(word(scene.left(&now)), "r2");
     drop(late);
 }
@@ -230,10 +255,14 @@ async fn what_cannot_be_read_is_never_taken_for_nothing() {
     let error = scene.journals().look(&stamp).unwrap_err();
     assert!(matches!(error, StoreError::Locked { .. }), "{error}");
     // Nor is anything reserved that could not be sealed.
-    assert!(scene.journals().reserve(stamp.clone(), &stamp, Tasks::new()).is_err());
+    assert!(
+        scene.journals().reserve(stamp.clone(), &Now::all(stamp.clone()), Tasks::new()).is_err()
+    );
     scene.ring.be(Mood::Willing);
     // Nor over an answer that is there.
-    assert!(scene.journals().reserve(stamp.clone(), &stamp, Tasks::new()).is_err());
+    assert!(
+        scene.journals().reserve(stamp.clone(), &Now::all(stamp.clone()), Tasks::new()).is_err()
+    );
     assert_eq!(word(scene.left(&stamp)), "r1");
     // A link is no journal of ours.
     let link = scene.named("linked").path("b");

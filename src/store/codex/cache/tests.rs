@@ -5,7 +5,7 @@ use std::time::Instant;
 use time::OffsetDateTime;
 
 use super::super::super::keyring::fake::{FakeRing, Mood};
-use super::super::super::{Cas, Phase, Record, RecordStore as _};
+use super::super::super::{Cas, Left, Phase, Record, RecordStore as _, Redeemed, Stamp, put_login};
 use super::super::CodexStore;
 use super::*;
 use crate::credential::TokenSet;
@@ -402,4 +402,45 @@ async fn an_entry_that_makes_no_sense_is_left_alone() {
     assert!(!error.to_string().contains("a-sec"), "{error}");
     scene.ring.clear();
     assert_eq!(scene.current().await, None);
+}
+
+#[tokio::test]
+async fn a_session_without_a_keyring_takes_no_answer_that_was_left() {
+    let scene = Scene::new(Keep::Auto);
+    put_login(&scene.store, Some(login("r1", None))).await.unwrap();
+    let claimed = async |store: &CodexStore, owner: &str| {
+        let mut record = store.get().await.unwrap().1;
+        record.header.owner = owner.to_owned();
+        store.reserve(Stamp::of(&record)).await.unwrap().unwrap()
+    };
+    let journal = claimed(&scene.store, "1").await;
+    let redeemed = Redeemed { login: login("r2", Some(1)), lifetime: None, forced_at: None };
+    journal.keep(&redeemed).await.unwrap();
+    drop(journal);
+    // Somebody looks from where there is no desktop: over SSH, or as a service. There is no login for them, or another.
+    scene.ring.be(Mood::Absent);
+    for in_file in [None, Some(login("r9", None))] {
+        if let Some(login) = &in_file {
+            let text = AuthJson::of(login).unwrap().to_bytes().unwrap();
+            std::fs::write(scene.folder.path().join("auth.json"), text).unwrap();
+        }
+        let elsewhere = Scene::store(&scene.folder, Keep::Auto, &scene.ring);
+        let (_, record) = elsewhere.get().await.unwrap();
+        assert_eq!(record.login.is_some(), in_file.is_some());
+        assert!(matches!(elsewhere.look_back(Stamp::of(&record)).await, Ok(Left::Nothing)));
+        if in_file.is_some() {
+            drop(claimed(&elsewhere, "2").await);
+        }
+    }
+    std::fs::remove_file(scene.folder.path().join("auth.json")).unwrap();
+    for keep in [Keep::File, Keep::Auto] {
+        let elsewhere = Scene::store(&scene.folder, keep, &scene.ring);
+        let (_, record) = elsewhere.get().await.unwrap();
+        drop(elsewhere.look_back(Stamp::of(&record)).await.unwrap());
+    }
+    scene.ring.be(Mood::Willing);
+    let back = Scene::store(&scene.folder, Keep::Auto, &scene.ring);
+    let (_, record) = back.get().await.unwrap();
+    let left = back.look_back(Stamp::of(&record)).await.unwrap();
+    assert!(matches!(left, Left::Answer(_)), "{left:?}");
 }
