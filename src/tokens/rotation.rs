@@ -72,7 +72,6 @@ pub(super) struct Successor {
     /// The record as it stood when the request was sent.
     parent: Record,
     redeemed: Redeemed,
-    access: Option<Fingerprint>,
     /// Where it is written down until it is published.
     journal: Option<Box<dyn Journal>>,
     /// Whether it is.
@@ -297,7 +296,6 @@ impl Rotation {
         let (at, now) = (self.clock.instant(), self.clock.now());
         let skew = answer.date.map(|date| date - now);
         let lifetime = lifetime(&answer, now);
-        let access = Some(answer.access.fingerprint());
         let old = tokens_of(&parent);
         let set = TokenSet {
             access: answer.access,
@@ -317,7 +315,7 @@ impl Rotation {
         };
         let received = Some(Received { at, lifetime });
         let is_kept = AtomicBool::new(false);
-        Successor { redeemed, access, journal, is_kept, received, skew, parent }
+        Successor { redeemed, journal, is_kept, received, skew, parent }
     }
 
     /// Publishes a successor, however long that takes, and answers with what the store holds then:
@@ -353,7 +351,12 @@ impl Rotation {
             tracing::info!("a new token set was superseded by another login");
             return Ok(Some(record));
         }
-        let next = successor.redeemed.over(&record.header);
+        let mut next = successor.redeemed.over(&record.header);
+        if access_of(&next) == successor.follows() {
+            // Nothing is gained by asking again before it is renewed.
+            next.header.attempts = record.header.attempts.saturating_add(1);
+            next.header.retry_at = Some(later(self.clock.now(), backoff(&next.header)));
+        }
         match self.store.cas(version, next.clone()).await? {
             Cas::Done(_) => Ok(Some(next)),
             Cas::Conflict | Cas::Unknown => Ok(None),
@@ -443,9 +446,8 @@ impl Successor {
     /// One that somebody else was given for that record, and has left.
     fn found(parent: Record, redeemed: Redeemed) -> Self {
         tracing::warn!("an answer was found that nobody has saved");
-        let access = redeemed.login.tokens().map(|set| set.access.fingerprint());
         let is_kept = AtomicBool::new(true);
-        Self { redeemed, access, journal: None, is_kept, received: None, skew: None, parent }
+        Self { redeemed, journal: None, is_kept, received: None, skew: None, parent }
     }
 
     /// Writes it down where a crash does not reach it, unless it is. Where that fails it is in memory alone until it
@@ -466,9 +468,11 @@ impl Successor {
         self.redeemed.over(&self.parent.header)
     }
 
-    /// Whether a record holds this very set.
+    /// Whether a record holds this very set, as what follows the one that was redeemed: an issuer may hand out anew what it
+    /// has handed out before.
     pub(super) fn is_in(&self, record: &Record) -> bool {
-        access_of(record) == self.access
+        let number = |record: &Record| (record.header.line, record.header.generation);
+        is_same(record, &self.unsaved()) && number(record) != number(&self.parent)
     }
 
     /// Fingerprint of the access token that this follows.

@@ -415,6 +415,77 @@ async fn what_could_not_be_written_down_is_written_down_while_it_cannot_be_saved
     assert_eq!(world.issuer.posts(), ["r0"]);
 }
 
+/// An issuer that hands out the access token that it has handed out before, as long as that lives.
+struct Thrifty(Arc<StrictIssuer>);
+
+impl Issuer for Thrifty {
+    fn can_renew(&self, old: Option<&TokenSet>) -> bool {
+        self.0.can_renew(old)
+    }
+
+    fn identify<'a>(&'a self, token: &'a Secret) -> BoxFuture<'a, Result<Account, RefreshError>> {
+        self.0.identify(token)
+    }
+
+    fn renew<'a>(
+        &'a self,
+        old: Option<&'a TokenSet>,
+        reason: Reason,
+    ) -> BoxFuture<'a, Result<Answer, RefreshError>> {
+        async move {
+            let answer = self.0.renew(old, reason).await?;
+            Ok(Answer { access: old.unwrap().access.clone(), ..answer })
+        }
+        .boxed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_refresh_token_is_saved_though_the_access_token_is_the_old_one() {
+    let world = World::new();
+    let want = world.want(true).await;
+    let issuer = Arc::new(Thrifty(world.issuer.clone()));
+    let rotation = Rotation::new(world.store.clone(), issuer.clone(), world.clock.clone());
+    let Outcome::Redeemed(successor) = rotation.refresh(&want).await.unwrap() else {
+        panic!("nothing stands in the way")
+    };
+    rotation.publish(&successor).await;
+    drop(successor);
+    let header = world.header().await;
+    assert_eq!((header.generation, &header.phase), (2, &Phase::Idle));
+    assert_eq!(header.refresh, Some(Secret::new("r1").fingerprint()));
+    assert_eq!(world.drawer().count(), 0);
+    // Whoever finds it in a journal saves it too.
+    world.clock.advance(time::Duration::seconds(1));
+    let Outcome::Redeemed(successor) = rotation.refresh(&world.want(true).await).await.unwrap()
+    else {
+        panic!("nothing stands in the way")
+    };
+    drop(successor);
+    let other = Rotation::new(world.store.clone(), issuer, world.clock.clone());
+    assert!(other.recover().await.unwrap());
+    assert_eq!(world.header().await.refresh, Some(Secret::new("r2").fingerprint()));
+    assert!(!other.recover().await.unwrap());
+    assert_eq!(world.issuer.posts(), ["r0", "r1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_access_token_that_is_not_renewed_is_asked_for_ever_more_seldom() {
+    let world = World::new();
+    let issuer = Arc::new(Thrifty(world.issuer.clone()));
+    let rotation = Rotation::new(world.store.clone(), issuer, world.clock.clone());
+    for step in [1, 2, 4, 8] {
+        let want = world.want(true).await;
+        assert_eq!(ended(&rotation, &want).await, "redeemed");
+        assert_eq!(ended(&rotation, &want).await, "later");
+        assert_eq!(world.header().await.phase, Phase::Idle);
+        world.clock.advance(time::Duration::seconds(step));
+    }
+    assert_eq!(world.issuer.posts().len(), 4);
+    assert_eq!(ended(&world.rotation(), &world.want(true).await).await, "redeemed");
+    assert_eq!((world.header().await.attempts, world.header().await.retry_at), (0, None));
+}
+
 /// A store whose calls take their time: each waits for the next delay, in milliseconds, once
 /// before it is done and once after.
 struct Delayed {
