@@ -518,11 +518,12 @@ impl Rotating {
         }
     }
 
-    /// Whether somebody may have sent the refresh token that is held, and nobody knows what was answered.
+    /// Whether somebody may have sent the refresh token that is held, and nobody knows what was answered; or another was
+    /// refused because of that.
     fn is_unsettled(&self) -> bool {
         let held = self.held.load();
         let phase = held.header.as_ref().map(|header| &header.phase);
-        matches!(phase, Some(Phase::Posting | Phase::Unknown))
+        matches!(phase, Some(Phase::Posting | Phase::Unknown | Phase::Dead(_)))
     }
 
     /// Holds what a refresh has brought.

@@ -11,7 +11,7 @@ use crate::decoy::{DecoySet, Tag};
 use crate::oauth::{RefreshError, Trouble};
 use crate::store::codex::CodexStore;
 use crate::store::keyring::Keyring;
-use crate::store::{Header, Phase, Record, put_login};
+use crate::store::{Header, Phase, Record, RecordStore as _, Redeemed, Stamp, put_login};
 
 struct World {
     clock: Clock,
@@ -424,6 +424,28 @@ async fn a_dead_login_is_used_while_its_token_lives_and_healed_by_another() {
     world.settle().await;
     assert_eq!(world.token().await, "a-new");
     assert_eq!(world.source.status().state, State::Ok);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_login_is_healed_by_an_answer_that_somebody_has_left() {
+    let world = World::expiring_in(-10).await;
+    // Whoever has redeemed the token stands still, until others have sent it too, and dies with the answer written down.
+    let record = world.store.record().await;
+    let journal = world.store.reserve(Stamp::of(&record)).await.unwrap().unwrap();
+    let (access, refresh) = world.issuer.redeem_elsewhere();
+    assert!(world.token().await.starts_with("login: Your access token"));
+    let set = TokenSet {
+        access: Secret::new(access),
+        refresh: Some(Secret::new(refresh)),
+        id: None,
+        account_id: None,
+        last_refresh: Some(world.clock.now()),
+    };
+    let redeemed = Redeemed { login: Login::ChatGpt(set), lifetime: Some(HOUR), forced_at: None };
+    journal.keep(&redeemed).await.unwrap();
+    drop(journal);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!((world.token().await.as_str(), world.source.status().state), ("a1", State::Ok));
 }
 
 #[tokio::test(start_paused = true)]
