@@ -9,12 +9,14 @@ pub mod authorize;
 mod call;
 pub mod callback;
 pub mod device;
+pub mod leave;
 mod metadata;
 pub mod page;
 pub mod provider;
 pub mod refresh;
 pub mod wire;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -24,6 +26,8 @@ use crate::credential::{Account, TokenSet};
 use crate::secret::Secret;
 use crate::upstream::UpstreamError;
 
+pub use leave::Leave;
+
 /// Whoever hands out tokens for a login.
 pub trait Issuer: Send + Sync {
     /// Whether there is anything to ask with for the set that follows `old`; `None` is no set at all,
@@ -31,7 +35,8 @@ pub trait Issuer: Send + Sync {
     fn can_renew(&self, old: Option<&TokenSet>) -> bool;
 
     /// Asks for the set that follows `old`, once: an implementation redeems a refresh token at most one
-    /// time, whatever happens, and answers within 25 s of being asked.
+    /// time, whatever happens, and answers within 30 s of being asked. It takes its leave right before anything that
+    /// can redeem the token leaves; without that nothing of the kind does.
     ///
     /// # Errors
     ///
@@ -41,6 +46,7 @@ pub trait Issuer: Send + Sync {
         &'a self,
         old: Option<&'a TokenSet>,
         reason: Reason,
+        leave: &'a Arc<Leave>,
     ) -> BoxFuture<'a, Result<Answer, RefreshError>>;
 
     /// Asks whom a personal access token speaks for.

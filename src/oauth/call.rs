@@ -1,5 +1,7 @@
 //! Says one thing to an issuer and hears its answer: sent once, bounded in time and length.
 
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -8,11 +10,12 @@ use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, USER_AGENT};
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
+use tokio::time::{Instant, timeout};
 use zeroize::Zeroizing;
 
-use super::LoginError;
 use super::refresh::MAX_ANSWER_BYTES;
 use super::wire::{error_code, error_description};
+use super::{Leave, LoginError};
 use crate::origin::Endpoint;
 use crate::secret::Secret;
 use crate::upstream::body::Body;
@@ -54,6 +57,8 @@ pub(super) struct Call<'a> {
     pub(super) authorization: Option<HeaderValue>,
     /// How long all of it may take.
     pub(super) limit: Duration,
+    /// What is needed to send the body, where it redeems something.
+    pub(super) leave: Option<&'a Arc<Leave>>,
 }
 
 impl Call<'_> {
@@ -64,8 +69,7 @@ impl Call<'_> {
     /// [`CallError`], which says whether any of it may have been seen.
     pub(super) async fn say(self, what: Say<'_>) -> Result<Reply, CallError> {
         let limit = self.limit;
-        let answered = tokio::time::timeout(limit, self.send(what));
-        answered.await.unwrap_or(Err(CallError::Late(limit.as_secs())))
+        within(limit, self.send(what)).await.unwrap_or(Err(CallError::Late(limit.as_secs())))
     }
 
     async fn send(self, what: Say<'_>) -> Result<Reply, CallError> {
@@ -74,7 +78,11 @@ impl Call<'_> {
             Say::Json(body) => (Method::POST, Some(JSON), body),
             Say::Nothing => (Method::GET, None, Bytes::new()),
         };
-        let mut request = Request::new(Body::from(body));
+        let body = match self.leave {
+            Some(leave) => leave.body(body),
+            None => Body::from(body),
+        };
+        let mut request = Request::new(body);
         *request.method_mut() = method;
         *request.uri_mut() = self.endpoint.path.parse().map_err(|_| CallError::Path)?;
         let headers = request.headers_mut();
@@ -93,6 +101,24 @@ impl Call<'_> {
         let body = body.map_err(|error| CallError::Broken(error.to_string()))?.to_bytes();
         Ok(Reply { status: parts.status, headers: parts.headers, body })
     }
+}
+
+/// Waits for an outcome as long as this process runs for that time, and not while it stands still: what has come meanwhile
+/// is heard.
+async fn within<T>(limit: Duration, outcome: impl Future<Output = T>) -> Option<T> {
+    let mut outcome = pin!(outcome);
+    let step = limit / LIMIT_STEPS;
+    for taken in 1..=LIMIT_STEPS + 1 {
+        let begun = Instant::now();
+        if let Ok(outcome) = timeout(step, &mut outcome).await {
+            return Some(outcome);
+        }
+        // Whoever stood still in the last of them has one more.
+        if taken == LIMIT_STEPS && begun.elapsed() < step * 2 {
+            break;
+        }
+    }
+    None
 }
 
 /// Why there is no answer.
@@ -159,6 +185,9 @@ fn form(fields: &[(&str, &str)]) -> Bytes {
     Bytes::from_owner(Zeroizing::new(form.finish().into_bytes()))
 }
 
+/// In how many steps a limit runs out. One of them is enough to hear what has come.
+const LIMIT_STEPS: u32 = 15;
+
 const FORM: &str = "application/x-www-form-urlencoded";
 const JSON: &str = "application/json";
 const AGENT: &str = concat!("valetkey/", env!("CARGO_PKG_VERSION"));
@@ -175,6 +204,22 @@ mod tests {
         assert_eq!(value, format!("Basic {}", STANDARD.encode("a+b:c%3Ad")));
         assert_eq!(bearer(&Secret::new("at-1")).unwrap(), "Bearer at-1");
         assert!(bearer(&Secret::new("a\nb")).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_that_a_process_stands_still_does_not_count() {
+        let (limit, begun) = (Duration::from_secs(15), Instant::now());
+        assert!(within(limit, std::future::pending::<()>()).await.is_none());
+        assert_eq!(begun.elapsed(), limit);
+        // The answer comes while it stands still, and takes a moment to be read.
+        for before in [0, 7, 14] {
+            let outcome = async {
+                tokio::time::sleep(Duration::from_millis(before * 1000 + 500)).await;
+                tokio::time::advance(Duration::from_secs(3600)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            };
+            assert!(within(limit, outcome).await.is_some(), "{before}");
+        }
     }
 
     #[test]

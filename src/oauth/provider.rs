@@ -14,7 +14,7 @@ use super::call::{self, Call, CallError, Reply, Say};
 use super::metadata::Endpoints;
 use super::refresh::judge;
 use super::wire::{self, error_code, is_json};
-use super::{Answer, Issuer, LoginError, Reason, RefreshError, Trouble};
+use super::{Answer, Issuer, Leave, LoginError, Reason, RefreshError, Trouble};
 use crate::credential::{Account, CODEX_CLIENT_ID, CODEX_ISSUER, Grant, TokenSet};
 use crate::origin::{Endpoint, Host, Origin, Target};
 use crate::secret::Secret;
@@ -127,6 +127,16 @@ impl Provider {
         endpoint: &Endpoint,
         fields: &[(&str, &str)],
     ) -> Result<Reply, PostError> {
+        self.post_form_on(None, endpoint, fields).await
+    }
+
+    /// As [`Provider::post_form`], with the leave that it takes to send it.
+    async fn post_form_on(
+        &self,
+        leave: Option<&Arc<Leave>>,
+        endpoint: &Endpoint,
+        fields: &[(&str, &str)],
+    ) -> Result<Reply, PostError> {
         let id = self.registration.client_id.as_str();
         let mut all = Vec::with_capacity(fields.len() + 1);
         let proof = match &self.registration.client_secret {
@@ -141,11 +151,11 @@ impl Provider {
             }
         };
         all.extend_from_slice(fields);
-        Ok(self.call(endpoint, proof).say(Say::Form(&all)).await?)
+        Ok(Call { leave, ..self.call(endpoint, proof) }.say(Say::Form(&all)).await?)
     }
 
     fn call<'a>(&'a self, endpoint: &'a Endpoint, authorization: Option<HeaderValue>) -> Call<'a> {
-        Call { upstream: &self.upstream, endpoint, authorization, limit: POST_LIMIT }
+        Call { upstream: &self.upstream, endpoint, authorization, limit: POST_LIMIT, leave: None }
     }
 
     /// Tells the issuer that the tokens of a set are not wanted any more; what it answers does not matter to
@@ -199,7 +209,12 @@ impl Provider {
         }
     }
 
-    async fn next(&self, old: Option<&TokenSet>, reason: Reason) -> Result<Answer, RefreshError> {
+    async fn next(
+        &self,
+        old: Option<&TokenSet>,
+        reason: Reason,
+        leave: &Arc<Leave>,
+    ) -> Result<Answer, RefreshError> {
         // Whatever becomes of this, no token has left.
         let found = tokio::time::timeout(DISCOVERY_LIMIT, self.endpoints()).await;
         let late =
@@ -209,12 +224,12 @@ impl Provider {
         let reply = match (self.dialect(), old.and_then(|old| old.refresh.as_ref())) {
             (Dialect::Codex, Some(token)) => {
                 let body = wire::refresh_request(&self.registration.client_id, reason, token);
-                let reply = self.post_json(&endpoints.token, body).await;
-                reply.map_err(unsent_or_not)?
+                let call = Call { leave: Some(leave), ..self.call(&endpoints.token, None) };
+                call.say(Say::Json(body)).await.map_err(unsent_or_not)?
             }
             (Dialect::Standard, Some(token)) => {
                 let fields = [("grant_type", "refresh_token"), ("refresh_token", token.expose())];
-                self.post_form(&endpoints.token, &fields).await?
+                self.post_form_on(Some(leave), &endpoints.token, &fields).await?
             }
             (Dialect::Standard, None) if self.signs_in_by_itself() => {
                 let scope = self.registration.scopes.join(" ");
@@ -222,7 +237,7 @@ impl Provider {
                 fields.extend((!scope.is_empty()).then_some(("scope", scope.as_str())));
                 let audience = self.registration.audience.as_deref();
                 fields.extend(audience.map(|audience| ("audience", audience)));
-                self.post_form(&endpoints.token, &fields).await?
+                self.post_form_on(Some(leave), &endpoints.token, &fields).await?
             }
             (_, None) => {
                 return Err(RefreshError::NotSent("there is nothing to redeem".into()));
@@ -266,8 +281,9 @@ impl Issuer for Provider {
         &'a self,
         old: Option<&'a TokenSet>,
         reason: Reason,
+        leave: &'a Arc<Leave>,
     ) -> BoxFuture<'a, Result<Answer, RefreshError>> {
-        self.next(old, reason).boxed()
+        self.next(old, reason, leave).boxed()
     }
 
     fn identify<'a>(&'a self, token: &'a Secret) -> BoxFuture<'a, Result<Account, RefreshError>> {

@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::clock::Clock;
 use crate::credential::{Account, Login, TokenSet};
-use crate::oauth::{Answer, Issuer, Reason, RefreshError};
+use crate::oauth::{Answer, Issuer, Leave, Reason, RefreshError};
 use crate::secret::{Fingerprint, Secret};
 use crate::store::memory::MemoryStore;
 use crate::store::{
@@ -155,9 +155,13 @@ impl Issuer for StrictIssuer {
         &'a self,
         old: Option<&'a TokenSet>,
         _: Reason,
+        leave: &'a Arc<Leave>,
     ) -> BoxFuture<'a, Result<Answer, RefreshError>> {
         async move {
             let token = old.unwrap().refresh.as_ref().unwrap();
+            if !leave.take() {
+                return Err(RefreshError::NotSent("too late".into()));
+            }
             let answer = self.inner.lock().unwrap().judge(token.expose());
             self.arrived.send_modify(|count| *count += 1);
             self.answers.acquire().await.unwrap().forget();

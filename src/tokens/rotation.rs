@@ -10,11 +10,8 @@
 #[cfg(test)]
 mod tests;
 
-use std::future::poll_fn;
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
 use std::time::Duration;
 
 use aws_lc_rs::rand;
@@ -26,7 +23,7 @@ use super::expiry::{Received, later, lifetime};
 use crate::clock::Clock;
 use crate::credential::{Login, TokenSet};
 use crate::fault;
-use crate::oauth::{Answer, Issuer, Reason, RefreshError, Trouble};
+use crate::oauth::{Answer, Issuer, Leave, Reason, RefreshError, Trouble};
 use crate::secret::Fingerprint;
 use crate::store::{
     Cas, Header, Journal, Left, Phase, Record, RecordStore, Redeemed, Stamp, StoreError, Version,
@@ -246,26 +243,21 @@ impl Rotation {
         }
     }
 
-    /// Sends the request, and does nothing more for it from that moment on: others may have sent the token since, while
-    /// this process stood still.
+    /// Sends the request, unless this process stood still before that: others may have sent the token since. An answer is
+    /// waited for however long it stands still after it.
     async fn ask(
         &self,
         record: &Record,
         reason: Reason,
         until: Instant,
     ) -> Result<Answer, RefreshError> {
-        let mut asking = pin!(self.issuer.renew(tokens_of(record), reason));
-        let mut has_begun = false;
-        let what = "this process stood still for too long";
-        poll_fn(|context| match (Instant::now() < until, has_begun) {
-            (true, _) => {
-                has_begun = true;
-                asking.as_mut().poll(context)
+        let leave = Leave::until(until);
+        match self.issuer.renew(tokens_of(record), reason, &leave).await {
+            Err(RefreshError::Unknown(why)) if leave.withdraw() => {
+                Err(RefreshError::NotSent(why.into()))
             }
-            (false, false) => Poll::Ready(Err(RefreshError::NotSent(what.to_owned().into()))),
-            (false, true) => Poll::Ready(Err(RefreshError::Unknown(what.to_owned()))),
-        })
-        .await
+            answered => answered,
+        }
     }
 
     /// One arrow: the record with another header. `None` when it is no longer as it was read.

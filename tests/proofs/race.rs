@@ -162,6 +162,40 @@ async fn stands_still(serving: &Serving) {
     tokio::time::timeout(LIMIT, stopped).await.expect("it was not stopped");
 }
 
+/// The token has been redeemed, and who waits for the answer is stopped until others have given it up: it is heard all the
+/// same.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_is_heard_however_long_its_owner_was_stopped() {
+    let place = Place::new(Kept::File).await.unwrap();
+    place.grow_old(DUE).await;
+    let issuer = place.issuer();
+    let (refreshes, posts) = (issuer.refreshes(), issuer.posts());
+    let holder = Serving::start_beside(place.scene(), "holder.json", &[]).await;
+    issuer.script(Fault::Hold);
+    assert_eq!(place.ask(&holder).await.unwrap().status(), 200);
+    tokio::time::timeout(LIMIT, issuer.wait_for_refreshes(refreshes + 1)).await.unwrap();
+    holder.signal(Signal::STOP);
+    issuer.release();
+    // Others see its request stand for longer than one can take.
+    let other = Serving::start_beside(place.scene(), "other.json", &[]).await;
+    assert_eq!(place.ask(&other).await.unwrap().status(), 200);
+    tokio::time::sleep(GIVEN_UP).await;
+    holder.signal(Signal::CONT);
+    let begun = Instant::now();
+    loop {
+        let token = place.token().await;
+        assert!(token.status == 0 && begun.elapsed() < LIMIT, "{token:?}");
+        if place.accepts(&token) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    place.grow_old(EXPIRED).await;
+    assert_signed_in_soon(&place, "stopped while it waited").await;
+    assert_eq!((issuer.reuses(), issuer.refreshes() - refreshes), (0, 2));
+    assert_eq!(issuer.posts() - posts, 2);
+}
+
 /// A request that was given up on counts as a failure, after which all wait for a moment.
 async fn assert_signed_in_soon(place: &Place, case: &str) {
     let begun = Instant::now();
@@ -404,3 +438,6 @@ const MOST_IN_TEN_MINUTES: usize = 20;
 const PROXIES: usize = 8;
 const REQUESTS: usize = 100;
 const CONNECTIONS: usize = 4;
+
+/// Longer than others wait for the end of a request.
+const GIVEN_UP: Duration = Duration::from_secs(33);

@@ -431,9 +431,10 @@ impl Issuer for Thrifty {
         &'a self,
         old: Option<&'a TokenSet>,
         reason: Reason,
+        leave: &'a Arc<Leave>,
     ) -> BoxFuture<'a, Result<Answer, RefreshError>> {
         async move {
-            let answer = self.0.renew(old, reason).await?;
+            let answer = self.0.renew(old, reason, leave).await?;
             Ok(Answer { access: old.unwrap().access.clone(), ..answer })
         }
         .boxed()
@@ -484,6 +485,63 @@ async fn an_access_token_that_is_not_renewed_is_asked_for_ever_more_seldom() {
     assert_eq!(world.issuer.posts().len(), 4);
     assert_eq!(ended(&world.rotation(), &world.want(true).await).await, "redeemed");
     assert_eq!((world.header().await.attempts, world.header().await.retry_at), (0, None));
+}
+
+/// A process that stands still for so long before it sends, or between that and the answer.
+struct Still {
+    inner: Arc<StrictIssuer>,
+    before: Duration,
+    after: Duration,
+}
+
+impl Issuer for Still {
+    fn can_renew(&self, old: Option<&TokenSet>) -> bool {
+        self.inner.can_renew(old)
+    }
+
+    fn identify<'a>(&'a self, token: &'a Secret) -> BoxFuture<'a, Result<Account, RefreshError>> {
+        self.inner.identify(token)
+    }
+
+    fn renew<'a>(
+        &'a self,
+        old: Option<&'a TokenSet>,
+        reason: Reason,
+        leave: &'a Arc<Leave>,
+    ) -> BoxFuture<'a, Result<Answer, RefreshError>> {
+        async move {
+            tokio::time::advance(self.before).await;
+            let answer = self.inner.renew(old, reason, leave).await;
+            tokio::time::advance(self.after).await;
+            answer
+        }
+        .boxed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_standing_still_nothing_is_sent_and_an_answer_is_heard() {
+    let (no, long) = (Duration::ZERO, Duration::from_secs(3600));
+    // How long before and after sending, how it ends, which phase it leaves, requests.
+    let table = [
+        (no, no, "redeemed", Phase::Idle, 1),
+        (Duration::from_secs(29), no, "redeemed", Phase::Idle, 1),
+        (no, long, "redeemed", Phase::Idle, 1),
+        (Duration::from_secs(30), no, "later", Phase::Idle, 0),
+        (long, no, "later", Phase::Idle, 0),
+    ];
+    for (before, after, end, phase, posts) in table {
+        let world = World::new();
+        let issuer = Still { inner: world.issuer.clone(), before, after };
+        let rotation = Rotation::new(world.store.clone(), Arc::new(issuer), world.clock.clone());
+        let case = format!("{before:?} {after:?}");
+        assert_eq!(ended(&rotation, &world.want(true).await).await, end, "{case}");
+        assert_eq!(
+            (world.header().await.phase, world.issuer.posts().len()),
+            (phase, posts),
+            "{case}"
+        );
+    }
 }
 
 /// A store whose calls take their time: each waits for the next delay, in milliseconds, once
@@ -570,10 +628,11 @@ impl Issuer for Slow {
         &'a self,
         old: Option<&'a TokenSet>,
         reason: Reason,
+        leave: &'a Arc<Leave>,
     ) -> BoxFuture<'a, Result<Answer, RefreshError>> {
         async move {
             sleep(Duration::from_millis(self.delay / 2)).await;
-            let answer = self.inner.renew(old, reason).await;
+            let answer = self.inner.renew(old, reason, leave).await;
             sleep(Duration::from_millis(self.delay / 2)).await;
             answer
         }

@@ -426,9 +426,13 @@ impl Issuer for Strict {
         &'a self,
         old: Option<&'a TokenSet>,
         _: Reason,
+        leave: &'a Arc<Leave>,
     ) -> BoxFuture<'a, Result<Answer, RefreshError>> {
         async move {
             self.life.at().await;
+            if !leave.take() {
+                return Err(RefreshError::NotSent("too late".into()));
+            }
             let shown = old.unwrap().refresh.as_ref().unwrap().fingerprint();
             if !self.world.store.drawer.is_held(shown) {
                 self.world.seen.lock().unwrap().unjournaled = true;
