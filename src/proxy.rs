@@ -72,6 +72,10 @@ pub type Look = Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
 #[derive(Clone)]
 pub struct Proxy(Arc<Shared>);
 
+/// How long somebody waits for a place before a stranger gives its own up: a holder of a pass has shown it by then, and
+/// nobody gives up for that.
+const PATIENCE_WITH_STRANGERS: Duration = Duration::from_secs(1);
+
 /// What every connection shares. Nothing here changes but the snapshot of what is in force.
 struct Shared {
     now: ArcSwap<Now>,
@@ -235,13 +239,19 @@ impl Shared {
     }
 
     /// Waits until there is room for one more client: accepting pauses meanwhile, and clients wait in the system's queue.
+    /// A stranger holds no place for long that somebody else waits for.
     async fn place(&self) -> Place {
         let most = || self.limits.load().connections;
         if let Some(place) = self.places.try_take(most()) {
             return place;
         }
         tracing::debug!(clients = most(), "as many clients as there may be: the next one waits");
-        self.places.take(most).await
+        loop {
+            match tokio::time::timeout(PATIENCE_WITH_STRANGERS, self.places.take(most)).await {
+                Ok(place) => return place,
+                Err(_late) => self.strangers.make_room(),
+            }
+        }
     }
 
     fn follow_logins(&self) {

@@ -87,6 +87,13 @@ impl Strangers {
         Waiting { strangers: self.clone(), number, given_up }
     }
 
+    /// Has the one that has waited longest give its place to somebody who has none.
+    pub(super) fn make_room(&self) {
+        if let Some((_, oldest)) = self.queue().waiting.pop_front() {
+            oldest.cancel();
+        }
+    }
+
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

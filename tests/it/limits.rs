@@ -137,6 +137,26 @@ async fn strangers_who_hold_places_make_room_for_one_with_a_pass() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn strangers_keep_nobody_out_when_every_place_is_taken() {
+    let scene = Scene::usual().await;
+    let (address, _) = scene.strict().await;
+    let head_time = Duration::from_secs(3600);
+    scene.proxy.limit(Limits { connections: 3, strangers: 1, head_time, ..Limits::USUAL });
+    let tunnels =
+        [scene.client.tunnel(OTHER).await.unwrap(), scene.client.tunnel(OTHER).await.unwrap()];
+    let mut stranger = TcpStream::connect(address).await.unwrap();
+    assert_eq!(status(&ask(&mut stranger, "GET / HTTP/1.1\r\nHost: a\r\n\r\n").await), 407);
+    let mut more = Vec::new();
+    for _ in 0..3 {
+        more.push(TcpStream::connect(address).await.unwrap());
+    }
+    let asking = scene.client.get(Visit::to(EXAMPLE, HTTP1), "/v1/x");
+    assert_eq!(within(asking).await.unwrap().status(), 200);
+    cut(&mut stranger).await;
+    drop(tunnels);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn wrong_passes_are_counted_and_a_right_one_counts_all_the_same() {
     let scene = Scene::usual().await;
     let (address, _) = scene.strict().await;
