@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use http::{Request, Response};
+use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -20,10 +20,10 @@ use super::Shared;
 use super::admit::Admitted;
 use super::exchange;
 use super::explained::Explained;
+use super::note::Note;
 use super::reject::Rejection;
 use crate::limits::Limits;
 use crate::origin::{Host, Origin, Target};
-use crate::upstream::body::Body;
 use crate::upstream::calm::Calm;
 use crate::upstream::early::Early;
 
@@ -85,7 +85,9 @@ pub(super) async fn serve<S>(
     let is_tls = first[0] == TLS_HANDSHAKE;
     let stream = Early::new(first.freeze(), stream);
     if !is_tls {
-        return explain_cleartext(&shared, &admitted, stream).await;
+        let origin = Origin::https(target);
+        let connection = Intercepted { shared, origin, admitted, greeted_another: false };
+        return explain_cleartext(Arc::new(connection), stream).await;
     }
     let accepting = tokio::time::timeout(limits.handshake_time, accept(&shared, &target, stream));
     match accepting.await {
@@ -181,12 +183,24 @@ where
 }
 
 /// A client that speaks plain HTTP in a tunnel to an intercepted host gets told so.
-async fn explain_cleartext<S>(shared: &Shared, admitted: &Admitted, stream: S)
+async fn explain_cleartext<S>(connection: Arc<Intercepted>, stream: S)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let service = service_fn(|_: Request<Incoming>| async {
-        Ok::<Response<Body>, Infallible>(Rejection::CleartextRefused.into_response())
+    let (shared, ended) = (connection.shared.clone(), connection.admitted.ended());
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        let is_noted = connection.shared.audit.is_on();
+        let note = is_noted.then(|| Note::of_exchange(&connection, &mut request));
+        let refusal = Rejection::CleartextRefused;
+        if let Some(note) = &note {
+            note.refused(&refusal);
+        }
+        let response = refusal.into_response();
+        let response = match note {
+            Some(note) => note.follow(response),
+            None => response,
+        };
+        async { Ok::<_, Infallible>(response) }
     });
     let limits = shared.limits.load_full();
     let serving = http1::Builder::new()
@@ -196,5 +210,5 @@ where
         .keep_alive(false)
         .auto_date_header(false)
         .serve_connection(TokioIo::new(Explained::new(stream)), service);
-    shared.drive(serving, &admitted.ended(), |serving| serving.graceful_shutdown()).await;
+    shared.drive(serving, &ended, |serving| serving.graceful_shutdown()).await;
 }

@@ -8,6 +8,7 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use http_body_util::BodyExt as _;
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
 use tokio_tungstenite::tungstenite::Message;
 use valetkey::sandbox::client::{HTTP1, HTTP2, Visit, get, post};
 
@@ -104,6 +105,15 @@ async fn every_exchange_has_its_line() {
     assert_eq!(none["status"], 502, "{none:#}");
     assert!(none["outcome"].as_str().unwrap().starts_with("upstream_"), "{none:#}");
 
+    // Plain HTTP in a tunnel that is looked into.
+    let mut tunnel = client.tunnel(EXAMPLE).await.unwrap();
+    tunnel.write_all(b"GET /v1/cleartext HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let cleartext = line(&audit, |line| line["path"] == "/v1/cleartext").await;
+    assert_has(
+        &cleartext,
+        json!({ "uid": uid, "host": EXAMPLE, "status": 403, "outcome": "cleartext_refused" }),
+    );
+
     // The login has expired: one refresh for the first that asks.
     client.get(Visit::to("chatgpt.com:443", HTTP1), "/backend-api/codex/models").await.unwrap();
     let ended = line(&audit, |line| line["event"] == "refresh_ended").await;
@@ -115,7 +125,7 @@ async fn every_exchange_has_its_line() {
     assert_eq!(serving.ended().await, Some(0));
     let all = lines(&audit);
     let exchanges = all.iter().filter(|line| line["event"] == "exchange").count();
-    assert_eq!(exchanges, 8, "{all:#?}");
+    assert_eq!(exchanges, 9, "{all:#?}");
     scene.assert_no_secret("the audit", &fs::read_to_string(&audit).unwrap());
     assert!(!fs::read_to_string(&audit).unwrap().contains("in-the-query"));
 }
