@@ -27,9 +27,22 @@ pub(super) fn ask(headers: &mut HeaderMap) {
 }
 
 /// Fields that ask for parts, which a client could cut out of a secret and put together; for what differs from
-/// something else (RFC 3229); and for messages that are compressed.
-const ASK_FOR_LESS: [HeaderName; 4] =
-    [RANGE, IF_RANGE, HeaderName::from_static("a-im"), SEC_WEBSOCKET_EXTENSIONS];
+/// something else (RFC 3229); and for messages that are compressed, of WebSockets, of gRPC and of Connect.
+const ASK_FOR_LESS: [HeaderName; 6] = [
+    RANGE,
+    IF_RANGE,
+    HeaderName::from_static("a-im"),
+    SEC_WEBSOCKET_EXTENSIONS,
+    HeaderName::from_static("grpc-accept-encoding"),
+    HeaderName::from_static("connect-accept-encoding"),
+];
+
+/// Fields that name a coding: of the body, and of each message in it.
+const CODINGS: [HeaderName; 3] = [
+    CONTENT_ENCODING,
+    HeaderName::from_static("grpc-encoding"),
+    HeaderName::from_static("connect-content-encoding"),
+];
 
 /// The same answer without what the scrubber knows, in its head, its body and its trailers.
 ///
@@ -64,8 +77,8 @@ fn is_coded(response: &Response<Body>) -> bool {
         !first || values.next().is_some()
     };
     let hides_messages = opens && headers.contains_key(SEC_WEBSOCKET_EXTENSIONS);
-    let hides_body =
-        is_other_than(CONTENT_ENCODING, "identity") || is_other_than(TRANSFER_ENCODING, "chunked");
+    let hides_body = CODINGS.into_iter().any(|name| is_other_than(name, "identity"))
+        || is_other_than(TRANSFER_ENCODING, "chunked");
     hides_messages || (has_body && hides_body)
 }
 

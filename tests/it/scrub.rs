@@ -211,6 +211,8 @@ async fn what_is_asked_for_is_whole_and_not_coded() {
             ("range", "bytes=0-9"),
             ("if-range", "\"x\""),
             ("a-im", "gzip"),
+            ("grpc-accept-encoding", "gzip"),
+            ("connect-accept-encoding", "gzip"),
         ];
         for (name, value) in fields {
             request.headers_mut().append(name, value.parse().unwrap());
@@ -226,7 +228,8 @@ async fn what_is_asked_for_is_whole_and_not_coded() {
         let codings: Vec<_> = seen.headers.get_all("accept-encoding").iter().collect();
         let expected = if is_scrubbed { &["identity"][..] } else { &["gzip, br", "zstd"] };
         assert_eq!(codings, expected);
-        for name in ["range", "if-range", "a-im"] {
+        for name in ["range", "if-range", "a-im", "grpc-accept-encoding", "connect-accept-encoding"]
+        {
             assert_eq!(seen.headers.contains_key(name), !is_scrubbed, "{name}");
         }
     }
@@ -298,6 +301,9 @@ async fn an_answer_that_cannot_be_looked_into_is_refused() {
         ),
         ("GET", "transfer-encoding: gzip, chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n", &refused),
         ("GET", "transfer-encoding: gzip\r\nconnection: close\r\n\r\nbody", &refused),
+        ("GET", "grpc-encoding: gzip\r\ncontent-length: 4\r\n\r\nbody", &refused),
+        ("GET", "grpc-encoding: identity\r\ncontent-length: 4\r\n\r\nbody", &None),
+        ("GET", "connect-content-encoding: br\r\ncontent-length: 4\r\n\r\nbody", &refused),
         ("GET", "content-encoding: Identity\r\ncontent-length: 4\r\n\r\nbody", &None),
         ("GET", "transfer-encoding: Chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n", &None),
         ("GET", "connection: close\r\n\r\nbody", &None),
