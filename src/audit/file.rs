@@ -1,6 +1,6 @@
 //! The file of the audit: lines are only ever added, by one process at a time, and old files are kept for a while.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::OFlags;
 use time::OffsetDateTime;
 
-use super::line::{Chain, TORN};
+use super::line::{Chain, FILE, TORN};
 use super::{Entry, What};
 use crate::secret::Fingerprint;
 use crate::sink::Writer;
@@ -167,7 +167,7 @@ impl AuditFile {
     /// The first line of a file, which names the last one of the file before.
     fn begin(&mut self, time: OffsetDateTime) -> Result<(), AuditError> {
         let what = What::File { version: env!("CARGO_PKG_VERSION") };
-        self.put_behind(Vec::new(), &Entry { time, event: "file", what })
+        self.put_behind(Vec::new(), &Entry { time, event: FILE, what })
     }
 
     /// What a process has left unfinished stays, and the next line says so.
@@ -229,6 +229,7 @@ impl AuditFile {
             self.last = open.chain;
             open.file.sync_data().map_err(|error| self.trouble(error))?;
         }
+        self.drop_beyond();
         for number in (1..=self.keep).rev() {
             let from = match number {
                 1 => self.path.clone(),
@@ -245,6 +246,16 @@ impl AuditFile {
         let id = id_of(&file).map_err(|error| self.trouble(error))?;
         self.open = Some(Open { file, id, len: 0, chain: self.last.clone() });
         self.begin(time)
+    }
+
+    /// Deletes what was put aside when more files were kept: between it and the others one would be missing.
+    fn drop_beyond(&self) {
+        let beyond = (self.keep.saturating_add(1)..).map(|number| numbered(&self.path, number));
+        for path in beyond {
+            if fs::remove_file(path).is_err() {
+                return;
+            }
+        }
     }
 
     fn chain_of_the_file_before(&self) -> Chain {
@@ -444,6 +455,14 @@ fn lock_of(path: &Path) -> PathBuf {
 /// The file that was put aside so many files ago.
 pub(super) fn numbered(path: &Path, number: u32) -> PathBuf {
     with(path, &format!(".{number}"))
+}
+
+/// The number of a file that was put aside, of which this is the name.
+pub(super) fn number_of(path: &Path, name: &OsStr) -> Option<u32> {
+    let rest = name.to_str()?.strip_prefix(path.file_name()?.to_str()?)?.strip_prefix('.')?;
+    let number = rest.parse().ok()?;
+    // `+1` and `01` are names of something else.
+    (number > 0 && numbered(path, number).file_name() == Some(name)).then_some(number)
 }
 
 fn with(path: &Path, end: &str) -> PathBuf {

@@ -90,6 +90,9 @@ impl Read {
     }
 }
 
+/// The event of the line that a file begins with.
+pub(super) const FILE: &str = "file";
+
 /// The event of a line that follows what a process did not finish.
 pub(super) const TORN: &str = "torn";
 

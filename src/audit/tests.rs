@@ -230,6 +230,11 @@ fn files_are_put_aside_and_go_on_from_one_another() {
     let mut some = files();
     some.remove(1);
     assert!(verify(some, None).unwrap().broken.is_some());
+    // So it is when it is gone from the disk.
+    let (second, kept) = (numbered(&audit.0, 1), folder.path().join("kept"));
+    fs::rename(&second, &kept).unwrap();
+    assert!(audit.report().broken.is_some(), "nobody has looked beyond the gap");
+    fs::rename(&kept, &second).unwrap();
     // All that was there is deleted, and the process goes on: it does not begin anew.
     let last = report.head.unwrap();
     for (path, _) in files() {
@@ -237,6 +242,38 @@ fn files_are_put_aside_and_go_on_from_one_another() {
     }
     assert_eq!(file.write(entries(1), 0), 0);
     assert_eq!(audit.report().follows, Some(last));
+}
+
+#[test]
+fn fewer_files_may_be_kept_than_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let audit = OnDisk(folder.path().join("audit.jsonl"));
+    let write = |keep, rounds| {
+        let mut file = AuditFile::open(&audit.0, 2000, keep).unwrap();
+        (0..rounds).for_each(|_| assert_eq!(file.write(entries(5), 0), 0));
+    };
+    write(6, 10);
+    assert!(numbered(&audit.0, 6).exists());
+    write(2, 3);
+    let report = audit.report();
+    assert_eq!(report.broken, None);
+    assert_eq!(report.sound.len(), 3);
+    assert!(!numbered(&audit.0, 6).exists());
+}
+
+#[test]
+fn a_file_whose_first_lines_are_gone_shows_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let audit = OnDisk(folder.path().join("audit.jsonl"));
+    let mut file = AuditFile::open(&audit.0, 2000, 1).unwrap();
+    (0..5).for_each(|_| assert_eq!(file.write(entries(5), 0), 0));
+    let report = audit.report();
+    assert!(report.follows.is_some() && report.begins_a_file, "{report:?}");
+    let oldest = OnDisk(numbered(&audit.0, 1));
+    let lines = oldest.lines();
+    oldest.put(&lines[1..]);
+    let report = audit.report();
+    assert!(report.broken.is_none() && !report.begins_a_file, "{report:?}");
 }
 
 #[test]

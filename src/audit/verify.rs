@@ -1,11 +1,11 @@
 //! Checks that every line of an audit follows on the one before it.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 
-use super::file::{Locked, numbered};
-use super::line::{Chain, NOTHING, Read, TORN};
+use super::file::{Locked, number_of, numbered};
+use super::line::{Chain, FILE, NOTHING, Read, TORN};
 use crate::secret::Fingerprint;
 
 /// What was found.
@@ -21,6 +21,8 @@ pub struct Report {
     pub head: Option<(u64, String)>,
     /// Number and SHA-256 of the line before the first, where that is not the beginning of all.
     pub follows: Option<(u64, String)>,
+    /// Whether the first line is one that a file, or a chain, begins with.
+    pub begins_a_file: bool,
     /// Whether the head that was asked for is there; `None` where none was.
     pub has_kept_head: Option<bool>,
 }
@@ -54,17 +56,19 @@ pub struct Broken {
 /// Those of opening one.
 pub fn files_of(path: &Path) -> io::Result<Vec<(PathBuf, File)>> {
     let _locked = Locked::to_read(path);
-    let mut files = Vec::new();
-    let aside = (1..).map(|number| numbered(path, number));
-    for path in std::iter::once(path.to_owned()).chain(aside) {
-        match File::open(&path) {
-            Ok(file) => files.push((path, file)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !files.is_empty() => break,
-            Err(error) => return Err(error),
-        }
+    let mut aside = Vec::new();
+    // All that are there: one that is missing between two others must show.
+    for found in fs::read_dir(folder_of(path))? {
+        aside.extend(number_of(path, &found?.file_name()));
     }
-    files.reverse();
-    Ok(files)
+    aside.sort_unstable_by(|one, other| other.cmp(one));
+    let aside = aside.into_iter().map(|number| numbered(path, number));
+    let open = |path: PathBuf| Ok((path.clone(), File::open(path)?));
+    aside.chain([path.to_owned()]).map(open).collect()
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Checks these files, of which each must go on where the one before it ends. `kept` is the SHA-256 of a line that was
@@ -162,8 +166,11 @@ impl Walk<'_> {
     }
 
     fn take(&mut self, found: &Read, line: &[u8]) {
-        if self.chain.is_none() && found.prev != NOTHING {
-            self.report.follows = Some((found.seq.saturating_sub(1), found.prev.clone()));
+        if self.chain.is_none() {
+            let begins_a_chain = found.prev == NOTHING;
+            self.report.begins_a_file = begins_a_chain || [FILE, TORN].contains(&&*found.event);
+            let before = (found.seq.saturating_sub(1), found.prev.clone());
+            self.report.follows = Some(before).filter(|_| !begins_a_chain);
         }
         let hash = Fingerprint::of(line).to_hex();
         if self.kept == Some(hash.as_str()) {

@@ -47,7 +47,7 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
     }
     let report = verify::verify(files(arguments, typed)?, kept.as_deref())?;
     show(&report);
-    judge(report)?;
+    judge(report, arguments.files.is_empty())?;
     output::words(
         "every line follows on the one before it. What was cut off behind the last one, or changed in it, no chain can show:",
     );
@@ -103,12 +103,19 @@ fn show(report: &Report) {
     }
 }
 
-fn judge(report: Report) -> Result<(), Failure> {
+/// `is_all` says that these are the files as they are written, and no parts of one.
+fn judge(report: Report, is_all: bool) -> Result<(), Failure> {
     if let Some(broken) = report.broken {
         let at = format!("{}, line {}", broken.path.display(), broken.line);
         return Err(Failure::new(format!("{at}: {}", broken.why)).hint(
             "the lines before it are as they were written; what comes after it was not looked at",
         ));
+    }
+    if is_all && report.follows.is_some() && !report.begins_a_file {
+        return Err(Failure::new(
+            "the first line is none that a file begins with: lines before it were taken out",
+        )
+        .hint("what comes after it is as it was written"));
     }
     if report.has_kept_head == Some(false) {
         return Err(Failure::new(
