@@ -1,7 +1,7 @@
 //! The file of the audit: lines are only ever added, by one process at a time, and old files are kept for a while.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{
     DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
@@ -95,7 +95,9 @@ impl AuditFile {
         let (path, keep) = (path.to_owned(), keep.max(1));
         let mut file =
             Self { path, most, keep, lock, open: None, last: Chain::default(), failed: None };
-        let _locked = Locked::wait(file.lock.try_clone().map_err(at)?).map_err(at)?;
+        // Whoever is served meanwhile waits, and whoever holds it may stand still.
+        let _locked = Locked::wait_at_most(LOCK_LIMIT, file.lock.try_clone().map_err(at)?)
+            .map_err(|error| AuditError::Io { path: lock_of(&file.path), error })?;
         file.look()?;
         Ok(file)
     }
@@ -139,7 +141,7 @@ impl AuditFile {
         let found = End::of(&mut file).map_err(|error| self.trouble(error))?;
         let before = match (&found.chain, found.len) {
             (Some(chain), _) => chain.clone(),
-            (None, 0) => self.chain_of_the_file_before(),
+            (None, len) if len == 0 || found.torn.is_some() => self.chain_of_the_file_before(),
             (None, _) => return Err(self.unfit("it is there already, and is no audit")),
         };
         // One that says less than was written was cut: the next line will not follow on it, and shows that.
@@ -344,7 +346,7 @@ struct End {
     len: u64,
     /// After its last whole line; `None` where there is none.
     chain: Option<Chain>,
-    /// What stands behind that.
+    /// What stands behind that; where there is none, what of the first line there is.
     torn: Option<Vec<u8>>,
 }
 
@@ -361,7 +363,12 @@ impl End {
                 return Ok(Self { len, chain: Some(chain), torn });
             }
         }
-        Ok(Self { len, chain: None, torn: None })
+        // No line is as long as what is read at once.
+        let mut start = Vec::new();
+        file.seek(SeekFrom::Start(0))?;
+        file.take(TAIL).read_to_end(&mut start)?;
+        let is_torn = len > 0 && len < TAIL && Chain::may_begin_with(&start);
+        Ok(Self { len, chain: None, torn: is_torn.then_some(start) })
     }
 }
 
@@ -433,6 +440,22 @@ impl Locked {
         Ok(Self(lock))
     }
 
+    fn wait_at_most(limit: Duration, lock: File) -> io::Result<Self> {
+        let began = Instant::now();
+        loop {
+            match lock.try_lock() {
+                Ok(()) => return Ok(Self(lock)),
+                Err(TryLockError::Error(error)) => return Err(error),
+                Err(TryLockError::WouldBlock) if began.elapsed() < limit => {
+                    std::thread::sleep(LOCK_RETRY);
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(io::Error::other("another process holds it and does not let go"));
+                }
+            }
+        }
+    }
+
     /// That of an audit which is only read; `None` where nobody has written one.
     pub(super) fn to_read(path: &Path) -> Option<Self> {
         let lock = File::open(lock_of(path)).ok()?;
@@ -473,6 +496,12 @@ fn with(path: &Path, end: &str) -> PathBuf {
 
 /// What of a file is read to find its last line: far more than a line has.
 const TAIL: u64 = 64 * 1024;
+
+/// How long whoever begins waits for the lock: others hold it for a moment.
+const LOCK_LIMIT: Duration = Duration::from_secs(2);
+
+/// The system tells nobody when a lock is free unless they wait for ever.
+const LOCK_RETRY: Duration = Duration::from_millis(10);
 
 /// How long a file that cannot be written is left alone.
 const PAUSE: Duration = Duration::from_secs(1);

@@ -25,6 +25,9 @@ impl Default for Chain {
 /// What stands for the line before the first one.
 pub(super) const NOTHING: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
+/// What every line begins with.
+const START: &[u8] = b"{\"seq\":";
+
 #[derive(Serialize)]
 struct Line<'a> {
     seq: u64,
@@ -54,6 +57,13 @@ impl Chain {
         let chain = Self { seq, hash: Fingerprint::of(&line).to_hex() };
         line.push(b'\n');
         (line, chain)
+    }
+
+    /// Whether this may be what is left of the first line of a file: what a line begins with, or the room for it, of
+    /// which the disk has got nothing more.
+    pub(super) fn may_begin_with(torn: &[u8]) -> bool {
+        let is_room = torn.iter().all(|byte| *byte == 0);
+        is_room || (torn.starts_with(START) && !torn.contains(&b'\n'))
     }
 
     /// The chain after this line, which is whole; `None` for what is no line of the audit.

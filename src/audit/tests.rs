@@ -277,6 +277,35 @@ fn a_file_whose_first_lines_are_gone_shows_it() {
 }
 
 #[test]
+fn a_first_line_that_a_power_cut_has_torn_is_gone_on_after() {
+    for torn in [&b"{\"seq\":1,\"prev\":\"00"[..], &[0; 300]] {
+        let folder = tempfile::tempdir().unwrap();
+        let audit = OnDisk(folder.path().join("audit.jsonl"));
+        fs::write(&audit.0, torn).unwrap();
+        audit.more(2);
+        let report = audit.report();
+        assert_sound(&report, 3);
+        assert_eq!(report.sound[0].torn, 1);
+        assert!(report.begins_a_file);
+    }
+}
+
+#[test]
+fn whoever_holds_the_lock_for_ever_holds_up_nobody_that_begins() {
+    let (_folder, audit) = written(1);
+    let lock = fs::File::open(audit.0.with_extension("jsonl.lock")).unwrap();
+    lock.lock().unwrap();
+    let (sender, opened) = std::sync::mpsc::channel();
+    let path = audit.0.clone();
+    let opening = move || sender.send(AuditFile::open(&path, LARGE, 3).map(drop));
+    let _waits = std::thread::spawn(opening);
+    let opened = opened.recv_timeout(FLUSH_LIMIT * 10).expect("it waits for ever");
+    assert!(opened.unwrap_err().to_string().contains("another process"));
+    lock.unlock().unwrap();
+    audit.more(1);
+}
+
+#[test]
 fn any_number_of_writers_make_one_chain() {
     let folder = tempfile::tempdir().unwrap();
     let audit = OnDisk(folder.path().join("audit.jsonl"));
