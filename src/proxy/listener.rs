@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use rustix::net::sockopt::{set_socket_keepalive, set_tcp_keepidle};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
@@ -44,6 +45,10 @@ pub(super) enum Client {
 /// spinning loop: long enough for some connection to end, short enough to go unnoticed.
 const REST: Duration = Duration::from_millis(50);
 
+/// When a client of another machine is asked whether it is still there that has been silent: as upstreams are
+/// (`upstream/dial.rs`). One that has lost its network would keep its place, and what is open for it, for ever.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
 impl Socket {
     /// The address, where it has one.
     pub fn address(&self) -> Option<SocketAddr> {
@@ -76,9 +81,8 @@ impl Socket {
         match self {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                // Without it every new connection waits 40 ms for a delayed acknowledgement.
-                if let Err(error) = stream.set_nodelay(true) {
-                    tracing::debug!(%error, "nodelay");
+                if let Err(error) = prepare(&stream, peer) {
+                    tracing::debug!(%error, "options of a socket");
                 }
                 // The listener may be at any address of this machine, the client has come to one.
                 let own = stream.local_addr()?;
@@ -93,12 +97,52 @@ impl Socket {
     }
 }
 
+fn prepare(stream: &TcpStream, peer: SocketAddr) -> io::Result<()> {
+    // Without it every new connection waits 40 ms for a delayed acknowledgement.
+    stream.set_nodelay(true)?;
+    // Nobody on this machine goes without the system's saying so.
+    if !peer.ip().to_canonical().is_loopback() {
+        set_socket_keepalive(stream, true)?;
+        set_tcp_keepidle(stream, KEEPALIVE)?;
+    }
+    Ok(())
+}
+
 impl Client {
     /// The address of ours that it has connected to.
     pub(super) fn own(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp { own, .. } => Some(*own),
             Self::Unix { .. } => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::sockopt::{socket_keepalive, tcp_keepidle};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_comes_from_another_machine_is_asked_whether_it_is_there() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let own = listener.local_addr().unwrap();
+        for (peer, is_asked) in [
+            ("127.0.0.1:4000", false),
+            ("[::1]:4000", false),
+            ("[::ffff:127.0.0.1]:4000", false),
+            ("192.0.2.1:4000", true),
+            ("[2001:db8::1]:4000", true),
+        ] {
+            let stream = std::net::TcpStream::connect(own).unwrap();
+            stream.set_nonblocking(true).unwrap();
+            let stream = TcpStream::from_std(stream).unwrap();
+            prepare(&stream, peer.parse().unwrap()).unwrap();
+            assert_eq!(socket_keepalive(&stream).unwrap(), is_asked, "{peer}");
+            let has_time = tcp_keepidle(&stream).unwrap() == KEEPALIVE;
+            assert_eq!(has_time, is_asked, "{peer}");
+            assert!(stream.nodelay().unwrap(), "{peer}");
         }
     }
 }
