@@ -76,12 +76,16 @@ fn folder_of(path: &Path) -> &Path {
 ///
 /// # Errors
 ///
-/// Those of reading.
-pub fn verify(files: Vec<(PathBuf, File)>, kept: Option<&str>) -> io::Result<Report> {
+/// Those of reading, with the file.
+pub fn verify(
+    files: Vec<(PathBuf, File)>,
+    kept: Option<&str>,
+) -> Result<Report, (PathBuf, io::Error)> {
     let mut walk = Walk { kept, report: Report::default(), chain: None };
     walk.report.has_kept_head = kept.map(|_| false);
     for (path, file) in files {
-        if !walk.file(path, BufReader::new(file))? {
+        let is_sound = walk.file(path.clone(), BufReader::new(file));
+        if !is_sound.map_err(|error| (path, error))? {
             break;
         }
     }

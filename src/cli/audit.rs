@@ -1,6 +1,7 @@
 //! `valetkey audit`: looks whether an audit is as it was written; and where one is written, for whoever writes it.
 
 use std::fs::File;
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -43,17 +44,20 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
     let Command::Verify(arguments) = &arguments.command;
     let kept = arguments.head.as_deref().map(str::to_lowercase);
     if kept.as_deref().is_some_and(|hash| Fingerprint::from_hex(hash).is_none()) {
-        return Err(Failure::new("a head is 64 hexadecimal digits").status(WRONG_USE));
+        return Err(Failure::new("a head is 64 hexadecimal digits")
+            .status(WRONG_USE)
+            .hint("as it was printed by: valetkey audit verify"));
     }
-    let report = verify::verify(files(arguments, typed)?, kept.as_deref())?;
+    let report = verify::verify(files(arguments, typed)?, kept.as_deref())
+        .map_err(|(path, error)| Failure::at(&path, error))?;
     show(&report);
     judge(report, arguments.files.is_empty())?;
-    output::words(
-        "every line follows on the one before it. What was cut off behind the last one, or changed in it, no chain can show:",
-    );
-    output::words(
-        "keep the head elsewhere, and ask for it later: valetkey audit verify --head HASH",
-    );
+    output::words("every line follows on the one before it");
+    if kept.is_some() {
+        output::words("the head that you have kept is there: nothing up to its line was changed");
+    }
+    output::words("what was cut off behind the last line, or changed in it, no chain can show:");
+    output::words("  keep the head elsewhere, and later: valetkey audit verify --head HASH");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -70,7 +74,15 @@ fn files(arguments: &Verify, typed: &Typed) -> Result<Vec<(PathBuf, File)>, Fail
         return Err(Failure::new("no audit is written into a file")
             .hint("name the files, the oldest first; or switch it on: [audit] to = \"file\""));
     };
-    verify::files_of(path).map_err(|error| Failure::at(path, error))
+    verify::files_of(path).map_err(|error| {
+        let failure = Failure::at(path, &error);
+        match error.kind() {
+            io::ErrorKind::NotFound => failure
+                .hint("it begins when a proxy starts, or a command has something to write down")
+                .hint("if it was moved: name the files, the oldest first"),
+            _ => failure,
+        }
+    })
 }
 
 fn show(report: &Report) {
@@ -91,7 +103,7 @@ fn show(report: &Report) {
     }
     if let Some((seq, _)) = &report.follows {
         output::words(format_args!(
-            "line {seq}, which the first one follows on, is not here any more"
+            "nothing up to line {seq} is here: it is not kept any more, was taken out, or its file was not named"
         ));
     }
     if report.lost > 0 {
@@ -108,8 +120,12 @@ fn judge(report: Report, is_all: bool) -> Result<(), Failure> {
     if let Some(broken) = report.broken {
         let at = format!("{}, line {}", broken.path.display(), broken.line);
         return Err(Failure::new(format!("{at}: {}", broken.why)).hint(
-            "the lines before it are as they were written; what comes after it was not looked at",
+            "but for the last one, the lines before it are as they were written; what comes after it was not looked at",
         ));
+    }
+    if report.head.is_none() {
+        return Err(Failure::new("there is no line")
+            .hint("every audit has one from its beginning: this was emptied, or is none"));
     }
     if is_all && report.follows.is_some() && !report.begins_a_file {
         return Err(Failure::new(

@@ -214,7 +214,11 @@ async fn it_says_who_signed_in_and_out_and_that_nothing_was_changed() {
     let expected = format!("sound   {}  lines 1 to 4\nhead    line 4  ", audit.display());
     assert!(well.out.starts_with(&expected), "{well:#?}");
     let head = well.out.trim().rsplit(' ').next().unwrap();
-    assert_eq!(scene.typed(&["audit", "verify", "--head", head]).await.status, 0);
+    let kept = scene.typed(&["audit", "verify", "--head", head]).await;
+    assert!(
+        kept.status == 0 && kept.err.contains("the head that you have kept is there"),
+        "{kept:#?}"
+    );
     let text = fs::read_to_string(&audit).unwrap();
     let name = audit.to_str().unwrap();
     // What no chain shows.
@@ -232,6 +236,19 @@ async fn it_says_who_signed_in_and_out_and_that_nothing_was_changed() {
     );
     assert!(changed.err.contains(&expected), "{changed:#?}");
     assert!(changed.out.contains("broken  "), "{changed:#?}");
+    // The line before it may be the one.
+    assert!(
+        changed.err.contains("hint: but for the last one, the lines before it"),
+        "{changed:#?}"
+    );
+    fs::write(&audit, "").unwrap();
+    let emptied = scene.typed(&["audit", "verify"]).await;
+    assert!(
+        emptied.status == 1 && emptied.err.contains("error: there is no line\nhint: "),
+        "{emptied:#?}"
+    );
+    let folder = scene.typed(&["audit", "verify", "."]).await;
+    assert!(folder.status == 1 && folder.err.starts_with("error: .: "), "{folder:#?}");
     let wrong = scene.typed(&["audit", "verify", "--head", "nonsense"]).await;
     assert_eq!(wrong.status, 2, "{wrong:#?}");
 
