@@ -231,7 +231,7 @@ impl AuditFile {
             self.last = open.chain;
             open.file.sync_data().map_err(|error| self.trouble(error))?;
         }
-        self.drop_beyond();
+        self.delete_what_is_kept_no_more()?;
         for number in (1..=self.keep).rev() {
             let from = match number {
                 1 => self.path.clone(),
@@ -250,14 +250,16 @@ impl AuditFile {
         self.begin(time)
     }
 
-    /// Deletes what was put aside when more files were kept: between it and the others one would be missing.
-    fn drop_beyond(&self) {
+    /// Deletes what was put aside while more were kept: the one after which it stands is about to go. The oldest first,
+    /// so that there is no gap at any time.
+    fn delete_what_is_kept_no_more(&self) -> Result<(), AuditError> {
         let beyond = (self.keep.saturating_add(1)..).map(|number| numbered(&self.path, number));
-        for path in beyond {
-            if fs::remove_file(path).is_err() {
-                return;
-            }
+        let is_file = |path: &PathBuf| fs::symlink_metadata(path).is_ok_and(|it| it.is_file());
+        let there: Vec<_> = beyond.take_while(is_file).collect();
+        for path in there.into_iter().rev() {
+            fs::remove_file(&path).map_err(|error| AuditError::Io { path, error })?;
         }
+        Ok(())
     }
 
     fn chain_of_the_file_before(&self) -> Chain {

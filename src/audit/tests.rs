@@ -245,20 +245,17 @@ fn files_are_put_aside_and_go_on_from_one_another() {
 }
 
 #[test]
-fn fewer_files_may_be_kept_than_before() {
+fn fewer_files_than_before_are_a_chain_without_gaps() {
     let folder = tempfile::tempdir().unwrap();
     let audit = OnDisk(folder.path().join("audit.jsonl"));
-    let write = |keep, rounds| {
+    for (keep, files) in [(4, 5), (2, 3), (1, 2), (3, 4)] {
         let mut file = AuditFile::open(&audit.0, 2000, keep).unwrap();
-        (0..rounds).for_each(|_| assert_eq!(file.write(entries(5), 0), 0));
-    };
-    write(6, 10);
-    assert!(numbered(&audit.0, 6).exists());
-    write(2, 3);
-    let report = audit.report();
-    assert_eq!(report.broken, None);
-    assert_eq!(report.sound.len(), 3);
-    assert!(!numbered(&audit.0, 6).exists());
+        for _ in 0..8 {
+            assert_eq!(file.write(entries(5), 0), 0);
+            assert_eq!(audit.report().broken, None, "{keep} are kept");
+        }
+        assert_eq!(audit.report().sound.len(), files);
+    }
 }
 
 #[test]
