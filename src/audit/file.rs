@@ -9,7 +9,7 @@ use std::os::unix::fs::{
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::OFlags;
+use rustix::fs::{Access, OFlags};
 use time::OffsetDateTime;
 
 use super::line::{Chain, FILE, TORN};
@@ -102,6 +102,37 @@ impl AuditFile {
         Ok(file)
     }
 
+    /// Looks whether [`AuditFile::open`] could do what it does, and makes nothing.
+    ///
+    /// # Errors
+    ///
+    /// As that of [`AuditFile::open`].
+    pub fn look_ahead(path: &Path) -> Result<(), AuditError> {
+        let at = |error| AuditError::Io { path: path.to_owned(), error };
+        let is_there = |path: &Path| fs::symlink_metadata(path).is_ok();
+        if is_there(path) {
+            let end = End::of(&mut open(path)?).map_err(at)?;
+            if end.chain.is_none() && end.len > 0 {
+                return Err(AuditError::Unfit { path: path.to_owned(), why: NO_AUDIT });
+            }
+        }
+        let lock = lock_of(path);
+        if is_there(&lock) {
+            open(&lock)?;
+        }
+        if is_there(path) && is_there(&lock) {
+            return Ok(());
+        }
+        let Some(folder) = path.ancestors().skip(1).find(|folder| is_there(folder)) else {
+            return Ok(());
+        };
+        if !folder.is_dir() {
+            return Err(at(io::ErrorKind::NotADirectory.into()));
+        }
+        let to_add = Access::WRITE_OK | Access::EXEC_OK;
+        rustix::fs::access(folder, to_add).map_err(|error| at(error.into()))
+    }
+
     /// Adds these, after a line that says how many were lost, if any were.
     ///
     /// # Errors
@@ -142,7 +173,7 @@ impl AuditFile {
         let before = match (&found.chain, found.len) {
             (Some(chain), _) => chain.clone(),
             (None, len) if len == 0 || found.torn.is_some() => self.chain_of_the_file_before(),
-            (None, _) => return Err(self.unfit("it is there already, and is no audit")),
+            (None, _) => return Err(self.unfit(NO_AUDIT)),
         };
         // One that says less than was written was cut: the next line will not follow on it, and shows that.
         let chain = if before.seq < self.last.seq { self.last.clone() } else { before };
@@ -495,6 +526,9 @@ fn with(path: &Path, end: &str) -> PathBuf {
     name.push(end);
     name.into()
 }
+
+/// What is wrong with a file of somebody else's.
+const NO_AUDIT: &str = "it is there already, and is no audit";
 
 /// What of a file is read to find its last line: far more than a line has.
 const TAIL: u64 = 64 * 1024;

@@ -338,10 +338,20 @@ fn one_that_is_cut_while_it_is_written_shows_it() {
 fn only_a_file_of_ours_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
-    let open = |path: &Path| AuditFile::open(path, LARGE, 3).map(drop);
+    let open = |path: &Path| {
+        let ahead = AuditFile::look_ahead(path);
+        let opened = AuditFile::open(path, LARGE, 3).map(drop);
+        assert_eq!(ahead.is_ok(), opened.is_ok(), "{ahead:?}, {opened:?}");
+        opened
+    };
     fs::write(path("other"), "precious\n").unwrap();
     assert!(matches!(open(&path("other")), Err(file::AuditError::Unfit { .. })));
     assert_eq!(fs::read_to_string(path("other")).unwrap(), "precious\n");
+    AuditFile::look_ahead(&path("new/audit.jsonl")).unwrap();
+    assert!(!path("new").exists(), "whoever only looks makes nothing");
+    open(&path("new/audit.jsonl")).unwrap();
+    open(&path("new/audit.jsonl")).unwrap();
+    open(&path("other/audit.jsonl")).unwrap_err();
     symlink(path("target"), path("link")).unwrap();
     open(&path("link")).unwrap_err();
     assert!(!path("target").exists());

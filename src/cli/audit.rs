@@ -153,6 +153,18 @@ pub(super) fn open(config: &Config) -> Result<Audit, Failure> {
     Ok(audit)
 }
 
+/// Looks whether it could be opened, and makes nothing.
+///
+/// # Errors
+///
+/// As [`open`].
+pub(super) fn look_ahead(config: &Config) -> Result<(), Failure> {
+    match &config.audit {
+        AuditConfig::Off | AuditConfig::Stderr => Ok(()),
+        AuditConfig::File { path, .. } => AuditFile::look_ahead(path).map_err(unwritable),
+    }
+}
+
 /// Has it written as this configuration says.
 ///
 /// # Errors

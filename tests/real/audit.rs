@@ -253,8 +253,16 @@ async fn it_says_who_signed_in_and_out_and_that_nothing_was_changed() {
     assert_eq!(wrong.status, 2, "{wrong:#?}");
 
     // A file that cannot be written keeps a proxy from starting, and undoes nothing that a command has done.
+    assert_eq!(scene.typed(&["check"]).await.status, 0);
     fs::remove_file(&audit).unwrap();
+    let none = scene.typed(&["audit", "verify"]).await;
+    assert!(none.status == 1 && none.err.contains("hint: it begins when"), "{none:#?}");
+    assert_eq!(scene.typed(&["check"]).await.status, 0);
+    assert!(!audit.exists(), "whoever checks makes nothing");
     fs::create_dir(&audit).unwrap();
+    let checked = scene.typed(&["check"]).await;
+    assert_eq!(checked.status, 1, "{checked:#?}");
+    assert!(checked.err.contains("error: the audit cannot be written: "), "{checked:#?}");
     let refused = scene.typed(&["serve", "--listen", "127.0.0.1:0"]).await;
     assert_eq!(refused.status, 1, "{refused:#?}");
     assert!(refused.err.contains("error: the audit cannot be written: "), "{refused:#?}");
