@@ -8,11 +8,13 @@ use url::Url;
 
 use super::output::{self, Failure, WRONG_USE};
 use super::status::{self, Shown};
-use super::{Typed, past, process};
+use super::{Typed, credentials, past, process};
+use crate::config::CredentialKind;
 use crate::credential::{CredentialName, Field};
 use crate::inject::Injection;
 use crate::origin::{Host, Origin, Scheme, Target};
 use crate::rules::{Action, Decision, Found, Plain, Rules, Unmatched, Use};
+use crate::scrub::{Scrubber, TooShort};
 use crate::tokens::State;
 
 /// What `explain` takes.
@@ -32,7 +34,12 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
     let shown = process::runtime()?.block_on(status::read(typed, &config))?;
     let kinds = shown.iter().filter_map(|it| Some((it.name.clone(), it.status.kind?))).collect();
     let rules = config.rules.with_kinds(kinds);
-    let explaining = Explaining { rules: &rules, shown: &shown };
+    let short = |(name, kind): (&CredentialName, &CredentialKind)| {
+        let secret = credentials::source_of(kind.source()?, &typed.env).load().ok()?;
+        Some((name.clone(), Scrubber::new(&secret).err()?))
+    };
+    let unscrubbed = config.credentials.iter().filter_map(short).collect();
+    let explaining = Explaining { rules: &rules, shown: &shown, unscrubbed: &unscrubbed };
     output::data(format_args!("{} {}{path}", arguments.method, origin));
     explaining.explain(&origin, &arguments.method, &path);
     Ok(ExitCode::SUCCESS)
@@ -65,6 +72,8 @@ fn parse(text: &str) -> Result<(Origin, String), Failure> {
 struct Explaining<'a> {
     rules: &'a Rules,
     shown: &'a [Shown],
+    /// Those that no rule could scrub from answers.
+    unscrubbed: &'a BTreeMap<CredentialName, TooShort>,
 }
 
 impl Explaining<'_> {
@@ -150,7 +159,7 @@ impl Explaining<'_> {
             Action::Inject { uses, injection } => {
                 self.explain_injection(uses, injection);
                 if rule.scrub {
-                    say("scrubs", "the credential from what the upstream answers");
+                    self.explain_scrubbing(&uses.credential);
                 }
                 if rule.websocket_fallback {
                     say("websocket", "where none can be had: 426, on which Codex uses HTTP");
@@ -206,6 +215,16 @@ impl Explaining<'_> {
                 say("answer", "refused (403 policy_forbids): see valetkey check --managed")
             }
             State::Unreadable(_) => say("answer", credential.unreadable()),
+        }
+    }
+
+    fn explain_scrubbing(&self, name: &CredentialName) {
+        match self.unscrubbed.get(name) {
+            Some(why) => say("answer", format!("refused (403 target_forbidden): {why}")),
+            None => {
+                let what = "the credential from what the upstream answers, which is asked for";
+                say("scrubs", format!("{what} uncompressed and whole"));
+            }
         }
     }
 

@@ -180,6 +180,9 @@ async fn what_is_scrubbed_is_said_and_what_cannot_be() {
         "credential `odd`: it is shorter than 8 characters, too short to be scrubbed from answers";
     assert!(done.err.contains(words), "{done:?}");
     assert!(done.err.contains("take `scrub = true` out of the rule `quiet`"), "{done:?}");
+    let done = typed(&scene, "explain https://other.example.com/", "").await;
+    let words = "answer      refused (403 target_forbidden): it is shorter than 8 characters";
+    assert!(done.out.contains(words) && !done.out.contains("scrubs"), "{done:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
