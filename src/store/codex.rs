@@ -126,9 +126,24 @@ impl Home {
         self.cache.home.join(".valetkey")
     }
 
-    /// The record's file, named as the keyring entry of this home is, so that both are one record.
+    /// The record's file.
     fn sidecar(&self) -> PathBuf {
-        self.ours().join(format!("{}.json", self.cache.hash()))
+        self.ours().join(format!("{}.json", self.name()))
+    }
+
+    /// What record and journals are named by: as the keyring entry of this home, so that both are one record. A home that is
+    /// mounted elsewhere too, or was moved, has the record that is there: what one path knows of a token, all must.
+    fn name(&self) -> String {
+        let own = self.cache.hash();
+        let names = std::fs::read_dir(self.ours()).into_iter().flatten().flatten();
+        let names = names.filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let name = name.strip_suffix(".json")?;
+            let is_hash = name.len() == own.len() && name.bytes().all(|it| it.is_ascii_hexdigit());
+            is_hash.then(|| name.to_owned())
+        });
+        // Its own before all others; of several others the same for whoever looks.
+        names.min_by_key(|name| (*name != own, name.clone())).unwrap_or(own)
     }
 
     fn now(&self) -> Result<Now, StoreError> {
@@ -151,7 +166,7 @@ impl Home {
     fn journals(&self) -> Journals<'_> {
         Journals {
             folder: self.ours(),
-            name: self.cache.hash(),
+            name: self.name(),
             keyring: &self.cache.keyring,
             in_keyring: *self.found_in() == Some(Spot::Entry),
         }

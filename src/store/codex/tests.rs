@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::MetadataExt as _;
 
-use super::super::{Phase, put_login};
+use super::super::{Phase, Redeemed, put_login};
 use super::*;
 use crate::credential::TokenSet;
 use crate::secret::{Fingerprint, Secret};
@@ -108,6 +108,32 @@ async fn names_the_record_as_the_keyring_entry() {
     assert_eq!(std::fs::metadata(&sidecar).unwrap().mode() & 0o777, 0o600);
     let text = std::fs::read_to_string(sidecar).unwrap();
     assert!(!text.contains("a-r1") && !text.contains("\"r1\"") && !text.contains("\"x\""));
+}
+
+#[tokio::test]
+async fn a_home_that_is_seen_under_another_path_has_the_same_record() {
+    let root = tempfile::tempdir().unwrap();
+    let (here, there) = (root.path().join("here"), root.path().join("there"));
+    std::fs::create_dir(&here).unwrap();
+    std::fs::write(here.join("auth.json"), cache("r1", "x")).unwrap();
+    let store = file_store(&here);
+    let (version, mut record) = store.get().await.unwrap();
+    record.header.phase = Phase::Posting;
+    record.header.owner = "1".to_owned();
+    assert!(matches!(store.cas(version, record.clone()).await, Ok(Cas::Done(_))));
+    let journal = store.reserve(Stamp::of(&record)).await.unwrap().unwrap();
+    let login = rotated(&record, "r2").login.unwrap();
+    journal.keep(&Redeemed { login, lifetime: None, forced_at: None }).await.unwrap();
+    drop(journal);
+    // A container has it mounted elsewhere, or it was moved.
+    std::fs::rename(&here, &there).unwrap();
+    let store = file_store(&there);
+    let (version, record) = store.get().await.unwrap();
+    assert_eq!(record.header.phase, Phase::Posting);
+    assert!(matches!(store.look_back(Stamp::of(&record)).await, Ok(Left::Answer(_))));
+    assert!(matches!(store.cas(version, rotated(&record, "r2")).await, Ok(Cas::Done(_))));
+    std::fs::rename(&there, &here).unwrap();
+    assert_eq!(file_store(&here).get().await.unwrap().1.header.generation, 2);
 }
 
 #[tokio::test]
@@ -319,7 +345,7 @@ async fn a_journal_is_beside_the_record_and_goes_with_the_login() {
     }
     let next =
         Login::ChatGpt(TokenSet { refresh: Some(Secret::new("r2")), ..set(&record).clone() });
-    let redeemed = crate::store::Redeemed { login: next, lifetime: None, forced_at: None };
+    let redeemed = Redeemed { login: next, lifetime: None, forced_at: None };
     journal.keep(&redeemed).await.unwrap();
     drop(journal);
     // Another process finds it; the owner's logout leaves nothing of it.
