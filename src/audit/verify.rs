@@ -68,7 +68,7 @@ pub fn files_of(path: &Path) -> io::Result<Vec<(PathBuf, File)>> {
 }
 
 fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."))
 }
 
 /// Checks these files, of which each must go on where the one before it ends. `kept` is the SHA-256 of a line that was
