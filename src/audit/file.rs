@@ -112,7 +112,7 @@ impl AuditFile {
         let is_there = |path: &Path| fs::symlink_metadata(path).is_ok();
         if is_there(path) {
             let end = End::of(&mut open(path)?).map_err(at)?;
-            if end.chain.is_none() && end.len > 0 {
+            if end.chain.is_none() && end.len > 0 && end.torn.is_none() {
                 return Err(AuditError::Unfit { path: path.to_owned(), why: NO_AUDIT });
             }
         }

@@ -279,6 +279,7 @@ fn a_first_line_that_a_power_cut_has_torn_is_gone_on_after() {
         let folder = tempfile::tempdir().unwrap();
         let audit = OnDisk(folder.path().join("audit.jsonl"));
         fs::write(&audit.0, torn).unwrap();
+        AuditFile::look_ahead(&audit.0).unwrap();
         audit.more(2);
         let report = audit.report();
         assert_sound(&report, 3);
