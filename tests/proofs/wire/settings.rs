@@ -10,6 +10,7 @@ use valetkey::config::{Config, MachineFiles, Overrides};
 use super::attack::{Attack, Verdict};
 use crate::rounds;
 
+/// Twenty thousand and not a million: each is a file that is written and read, and rules with all their presets.
 #[test]
 fn a_configuration_is_taken_or_explained() {
     let attack = Attack { name: "config", rounds: rounds(20_000, 2_000_000), words: WORDS };
