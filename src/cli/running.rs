@@ -164,11 +164,17 @@ pub(super) fn sweep(runtime_dir: &Path) {
     }
 }
 
-/// When a process started: field 22 of `/proc/PID/stat` (proc(5)), in clock ticks since boot.
+/// When a process started: field 22 of `/proc/PID/stat` (proc(5)), in clock ticks since boot. `None` for one that has
+/// ended, also while nobody has asked how: in a container without an init that may be for ever.
 fn started(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the command's name in parentheses and may hold anything.
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    let state = fields.next()?;
+    if matches!(state, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -182,6 +188,24 @@ mod tests {
             started: started(pid),
             ..ServerInfo::of_this_process(proxy, "ca.pem".into())
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn one_that_has_ended_and_was_not_waited_for_does_not_count() {
+        use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE);
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let pid = child.id();
+        info(pid).write(&path).unwrap();
+        assert!(ServerInfo::read(&path).is_some());
+        drop(child.stdin.take());
+        let ended = WaitId::Pid(Pid::from_raw(pid.cast_signed()).unwrap());
+        waitid(ended, WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).unwrap();
+        assert!(ServerInfo::read(&path).is_none());
+        child.wait().unwrap();
     }
 
     #[cfg(target_os = "linux")]
