@@ -93,7 +93,7 @@ impl Port {
         // It may be of an earlier one.
         got.retain(|got| !matches!(got, Got::Cut(..)));
         let said = match strict::read(input) {
-            Reading::Whole { message, .. } => Some(message),
+            Reading::Whole { message, .. } | Reading::Frayed(message) => Some(message),
             _ => None,
         };
         let shown =
