@@ -34,12 +34,15 @@ async fn eight_proxies_refresh_once(kept: Kept) {
     let Some(place) = Place::new(kept).await else { return };
     let (rounds, issuer) = (rounds(5, 100), place.issuer());
     let (refreshes, posts) = (issuer.refreshes(), issuer.posts());
-    let (mut proxies, mut waited) = (Vec::new(), 0);
+    let (mut proxies, mut waited) = (Vec::<Serving>::new(), 0);
     for round in 0..rounds {
         place.expired_login().await;
         // Every other round they have run for long, and hear of the new login; a keyring tells nobody of a change.
         if round % 2 == 0 || kept == Kept::Entry {
-            proxies.clear();
+            for mut proxy in proxies.drain(..) {
+                proxy.signal(Signal::KILL);
+                proxy.ended().await;
+            }
             for number in 0..PROXIES {
                 let info = format!("proxy-{number}.json");
                 proxies.push(Serving::start_beside(place.scene(), &info, &[]).await);
