@@ -45,8 +45,9 @@ mod wire;
 
 /// How many rounds: the first number in every run of the tests, the second with `--long`.
 fn rounds(usual: usize, long: usize) -> usize {
-    match support::option_env_now("VALETKEY_PROOFS").as_deref() {
-        Some("long") => long,
-        _ => usual,
-    }
+    if is_long() { long } else { usual }
+}
+
+fn is_long() -> bool {
+    support::option_env_now("VALETKEY_PROOFS").as_deref() == Some("long")
 }
