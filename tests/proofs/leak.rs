@@ -605,6 +605,10 @@ mod seen_by_others {
         let mut child = command.spawn().unwrap();
         let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
         let pid = tokio::time::timeout(LIMIT, out.next_line()).await.unwrap().unwrap().unwrap();
+        // What says this again is the program that it has become, which is given all by then.
+        child.stdin.as_mut().unwrap().write_all(b"there\n").await.unwrap();
+        let said = tokio::time::timeout(LIMIT, out.next_line()).await.unwrap().unwrap().unwrap();
+        assert_eq!(said, "there");
         // It goes on writing there.
         child.stdout = Some(out.into_inner().into_inner());
         (child, pid.parse().unwrap())

@@ -36,13 +36,17 @@ async fn eight_proxies_refresh_once(kept: Kept) {
     let (refreshes, posts) = (issuer.refreshes(), issuer.posts());
     let (mut proxies, mut waited) = (Vec::<Serving>::new(), 0);
     for round in 0..rounds {
-        place.expired_login().await;
         // Every other round they have run for long, and hear of the new login; a keyring tells nobody of a change.
-        if round % 2 == 0 || kept == Kept::Entry {
+        let are_new = round % 2 == 0 || kept == Kept::Entry;
+        if are_new {
+            // Before there is a token to refresh: a kill in the course of that is for the proof of crashes.
             for mut proxy in proxies.drain(..) {
                 proxy.signal(Signal::KILL);
                 proxy.ended().await;
             }
+        }
+        place.expired_login().await;
+        if are_new {
             for number in 0..PROXIES {
                 let info = format!("proxy-{number}.json");
                 proxies.push(Serving::start_beside(place.scene(), &info, &[]).await);
