@@ -224,24 +224,26 @@ async fn killed_at_random_it_loses_nothing_that_could_be_kept() {
     });
     let all = join_all(each).await;
     let sum = |of: fn(&Count) -> usize| all.iter().map(of).sum::<usize>();
-    let unavoidable = sum(|count| count.unavoidable);
+    let (unavoidable, late) = (sum(|count| count.unavoidable), sum(|count| count.late));
     println!(
         "{} kills: {} before a POST had an effect, {} after the issuer had redeemed, of which {} with the successor in \
-         the store and {} in the journal alone; {unavoidable} logins lost with an answer that was nowhere, {} of them \
+         the store and {} in the journal alone; {unavoidable} logins lost with an answer that was nowhere, {late} of them \
          redeemed when the program was dead already",
         sum(|count| count.kills),
         sum(|count| count.kills - count.redeemed),
         sum(|count| count.redeemed),
         sum(|count| count.stored),
         sum(|count| count.journaled),
-        sum(|count| count.late),
     );
     let avoidable: Vec<_> = all.iter().flat_map(|count| &count.avoidable).collect();
     assert!(avoidable.is_empty(), "{avoidable:#?}");
     assert_eq!(sum(|count| count.kills), kills);
     // Sixty kills cannot tell of a hundredth, least of all on a machine that does other things too.
     let most = if kills < 1000 { kills / 10 } else { kills / 100 };
-    assert!(unavoidable <= most, "{unavoidable} of {kills}");
+    // What was on its way when the program died, and was redeemed after that, nobody can help: how often it happens is a
+    // matter of how long the issuer takes.
+    let in_the_window = unavoidable - late;
+    assert!(in_the_window <= most, "{in_the_window} of {kills}");
 }
 
 /// One place that is attacked again and again.
