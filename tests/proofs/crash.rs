@@ -197,7 +197,9 @@ impl Place {
         let mut journals = self.files().into_iter().filter(|name| name.ends_with(".journal"));
         journals.any(|name| {
             let page = std::fs::read(self.folder().join(name)).unwrap();
-            page[JOURNAL_NOTE..].iter().any(|byte| !byte.is_ascii_whitespace() && *byte != 0)
+            // One that was just made has no note yet.
+            let answer = page.get(JOURNAL_NOTE..).unwrap_or_default();
+            answer.iter().any(|byte| !byte.is_ascii_whitespace() && *byte != 0)
         })
     }
 }
