@@ -1,6 +1,7 @@
 //! The data path: accepts clients, and gives each connection the road that the rules decide.
 
 mod admit;
+mod closing;
 mod connection;
 mod decoys;
 mod exchange;
@@ -14,6 +15,7 @@ mod note;
 mod places;
 mod reject;
 mod replay;
+mod resting;
 mod scrubbed;
 mod tunnel;
 mod upgrade;
@@ -38,6 +40,7 @@ use crate::tls::leaf::Leaves;
 use crate::tokens::Tokens;
 use crate::upstream::Upstream;
 pub use admit::Door;
+use closing::Closing;
 use decoys::Decoys;
 use guesses::Guesses;
 pub use listener::Socket;
@@ -93,10 +96,7 @@ struct Shared {
     replay: replay::Budget,
     /// Connections, tunnels and WebSockets.
     connections: Tasks,
-    /// Asks connections to end after the exchange that they are in, and closes WebSockets.
-    draining: CancellationToken,
-    /// Ends what has not ended by itself.
-    cut: CancellationToken,
+    closing: Closing,
 }
 
 /// What is in force at one moment; an exchange goes by one of these to its end.
@@ -127,8 +127,7 @@ impl Proxy {
             audit: parts.audit,
             replay: replay::Budget::default(),
             connections: Tasks::new(),
-            draining: CancellationToken::new(),
-            cut: CancellationToken::new(),
+            closing: Closing::default(),
         }))
     }
 
@@ -155,7 +154,7 @@ impl Proxy {
         }
         let entrance = Entrance {
             door: Arc::new(ArcSwap::from_pointee(door)),
-            closed: self.0.draining.child_token(),
+            closed: self.0.closing.draining.child_token(),
         };
         let (shared, socket, kept) = (self.0.clone(), Arc::new(socket), entrance.clone());
         let accepting = move || shared.clone().accept(socket.clone(), kept.clone());
@@ -166,11 +165,11 @@ impl Proxy {
     /// Ends serving: no new clients, WebSockets are closed (1001), exchanges may end until `deadline` from
     /// now, then all is cut.
     pub async fn shut_down(&self, deadline: Duration) {
-        self.0.draining.cancel();
+        self.0.closing.draining.cancel();
         if tokio::time::timeout(deadline, self.0.connections.finished()).await.is_err() {
             tracing::info!(left = self.0.connections.count(), "cutting connections");
         }
-        self.0.cut.cancel();
+        self.0.closing.cut.cancel();
         self.0.connections.finished().await;
     }
 }

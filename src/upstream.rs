@@ -15,6 +15,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -94,35 +95,34 @@ impl Upstream {
         origin: &Origin,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, UpstreamError> {
+        // What is rare is boxed here, as every request has room for all of it.
         if Gate::is_wanted(&request) {
-            // Only on HTTP/1.1 does hyper hear a 100, and a body that nobody wanted ends the connection.
-            let dialer = self.dialer.load_full();
-            match Box::pin(dialer.dial_http1(origin, Scope::Anywhere)).await {
-                Ok(stream) => {
-                    let gate = Gate::before(&mut request);
-                    let sent = self.send_on(stream, origin, request, HEAD_LIMIT);
-                    let response = Box::pin(sent).await?;
-                    expect_http(origin, response.status())?;
-                    return Ok(response.map(|body| gate.until_end_of(body)));
-                }
-                // It may speak HTTP/2 alone. There the body may come at once: a stream can be refused at any time.
-                Err(error) if error.stage == Stage::Tls => request.headers_mut().remove(EXPECT),
-                Err(error) => return Err(error),
-            };
+            match Box::pin(self.send_gated(origin, request)).await {
+                Ok(response) => return response,
+                Err(ungated) => request = ungated,
+            }
         }
         let mut attempt = 1;
         let dialer = self.dialer.load_full();
         loop {
-            let dial = || -> BoxFuture<'_, _> { Box::pin(dialer.dial(origin)) };
             let place = (origin, dialer.trust_version());
-            let mut lease = self.pool.checkout(place, dial).await?;
+            let mut lease = match self.pool.take(place) {
+                Some(lease) => lease,
+                None => {
+                    let dial = || -> BoxFuture<'_, _> { Box::pin(dialer.dial(origin)) };
+                    Box::pin(self.pool.checkout(place, dial)).await?
+                }
+            };
+            lease.ready().await;
             shape(&mut request, origin, lease.version());
-            request.extensions_mut().insert(self.most_interim());
             // Only HTTP/2 can tell of a request that left that it was not processed.
             let repeat =
                 (lease.version() == Version::HTTP_2).then(|| Repeat::of(&request)).flatten();
             let over = request.body_mut().over();
-            let sent = deadline::head(over, HEAD_LIMIT, lease.try_send(request)).await;
+            let sent = {
+                let sending = pin!(lease.try_send(request, self.most_interim()));
+                deadline::head(over, HEAD_LIMIT, sending).await
+            };
             let failed = match sent.ok_or_else(|| UpstreamError::no_head(origin))? {
                 Ok(response) => {
                     expect_http(origin, response.status())?;
@@ -141,6 +141,38 @@ impl Upstream {
             }
             attempt += 1;
         }
+    }
+
+    /// Sends a request whose body waits for a 100. On HTTP/1.1, as only there hyper hears of one, and on a connection of its
+    /// own, as a body that nobody wanted ends that. `Err` with the request, which has no gate then, for an upstream that may
+    /// speak HTTP/2 alone: there the body may come at once, as a stream can be refused at any time.
+    async fn send_gated(
+        &self,
+        origin: &Origin,
+        mut request: Request<Body>,
+    ) -> Result<Result<Response<Body>, UpstreamError>, Request<Body>> {
+        let stream = match self.dialer.load_full().dial_http1(origin, Scope::Anywhere).await {
+            Ok(stream) => stream,
+            Err(error) if error.stage == Stage::Tls => {
+                request.headers_mut().remove(EXPECT);
+                return Err(request);
+            }
+            Err(error) => return Ok(Err(error)),
+        };
+        let gate = Gate::before(&mut request);
+        let sent = self.send_on(stream, origin, request, HEAD_LIMIT).await;
+        Ok(sent.and_then(|response| {
+            expect_http(origin, response.status())?;
+            Ok(response.map(|body| gate.until_end_of(body)))
+        }))
+    }
+
+    /// Has a connection open, or on its way, for a request to this origin that is likely to come. What goes wrong is told
+    /// to nobody: the request will find it out by itself.
+    pub fn dial_ahead(&self, origin: &Origin) {
+        let dialer = self.dialer.load_full();
+        let place = (origin.clone(), dialer.trust_version());
+        self.pool.dial_ahead(place, |origin| Box::pin(async move { dialer.dial(&origin).await }));
     }
 
     /// Sends a request on a fresh HTTP/1.1 connection of its own, once: for a token request, which no layer
@@ -221,9 +253,9 @@ impl Upstream {
             .map_err(|error| UpstreamError::http(origin, error, false))?;
         self.tasks.spawn(connection.with_upgrades());
         shape(&mut request, origin, Version::HTTP_11);
-        request.extensions_mut().insert(self.most_interim());
         let over = request.body_mut().over();
-        let sent = deadline::head(over, limit, interim::send(&mut sender, request)).await;
+        let sending = pin!(interim::send(&mut sender, request, self.most_interim()));
+        let sent = deadline::head(over, limit, sending).await;
         sent.ok_or_else(|| UpstreamError::no_head(origin))?
             .map(|response| response.map(Body::from))
             .map_err(|failed| UpstreamError::http(origin, failed.error, !failed.unprocessed))

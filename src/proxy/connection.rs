@@ -3,7 +3,6 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, ORIGIN, REFERER, TRANSFER_ENCODING};
 use http::{Method, Request, Response};
@@ -26,13 +25,10 @@ use crate::access::Refused;
 use crate::audit::Kind;
 use crate::headers::{VALETKEY_VIA, strip_hop_by_hop};
 use crate::origin::{Origin, Scheme, Target};
-use crate::rules::{Decision, Plain};
+use crate::rules::{Action, Decision, Plain, Rule};
 use crate::upstream::body::{Body, Inbound};
 use crate::upstream::dial::Scope;
 use crate::upstream::early::Early;
-
-/// How long the connection of a client that is not let in any more has for its goodbyes.
-const PARTING: Duration = Duration::from_secs(1);
 
 /// Serves one client until it goes, its tunnel takes over, or the proxy shuts down.
 pub(super) async fn serve(
@@ -73,11 +69,11 @@ async fn converse(shared: Arc<Shared>, door: Arc<Door>, guest: Arc<Guest>, strea
         .header_read_timeout(limits.head_time)
         .max_buf_size(limits.head_size as usize)
         .auto_date_header(false)
-        .serve_connection(TokioIo::new(Explained::new(stream)), service)
+        .serve_connection(TokioIo::new(Explained::new(stream, Arc::default())), service)
         .with_upgrades();
     let never = CancellationToken::new();
     let finish = |connection: Pin<&mut _>| UpgradeableConnection::graceful_shutdown(connection);
-    shared.drive(connection, &never, finish).await;
+    shared.closing.drive(std::pin::pin!(connection), &never, finish).await;
 }
 
 /// The stream in which the client speaks HTTP: inside TLS, where it is to speak that.
@@ -162,6 +158,7 @@ async fn connect(
         Decision::Intercept => {
             // Each of the exchanges in it is written down by itself.
             note.leave_to_others();
+            shared.dial_ahead(&target);
             shared.take_over(hyper::upgrade::on(&mut request), |stream, shared| async move {
                 intercept::serve(shared, (target, admitted), stream).await;
             });
@@ -229,43 +226,12 @@ fn refuse_ourselves(client: Client, target: &Target) -> Result<(), Rejection> {
 }
 
 impl Shared {
-    /// Runs a connection to its end; asks it to finish when the proxy drains, drops it when it cuts. When the client
-    /// is not let in any more (`ended`) it has a moment to finish, in which its WebSockets are closed.
-    pub(super) async fn drive<C, E>(
-        &self,
-        connection: C,
-        ended: &CancellationToken,
-        finish: impl Fn(Pin<&mut C>),
-    ) where
-        C: Future<Output = Result<(), E>>,
-        E: std::fmt::Display,
-    {
-        let mut connection = std::pin::pin!(connection);
-        let mut asked = false;
-        let last_moment = async {
-            ended.cancelled().await;
-            tokio::time::sleep(PARTING).await;
-        };
-        let mut last_moment = std::pin::pin!(last_moment);
-        loop {
-            tokio::select! {
-                outcome = connection.as_mut() => {
-                    if let Err(error) = outcome {
-                        tracing::debug!(%error, "connection ended");
-                    }
-                    return;
-                }
-                () = self.draining.cancelled(), if !asked => {
-                    asked = true;
-                    finish(connection.as_mut());
-                }
-                () = ended.cancelled(), if !asked => {
-                    asked = true;
-                    finish(connection.as_mut());
-                }
-                () = last_moment.as_mut() => return,
-                () = self.cut.cancelled() => return,
-            }
+    /// Has the upstream dialled while the client shakes hands, where its requests are likely to be signed in.
+    fn dial_ahead(&self, target: &Target) {
+        let now = self.now.load();
+        let signs_in = |rule: &Arc<Rule>| matches!(rule.action, Action::Inject { .. });
+        if now.rules.on_host(target).any(signs_in) {
+            self.upstream.dial_ahead(&Origin::https(target.clone()));
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures_util::future::{Either, TryFutureExt as _};
 use http::header::{
     CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderValue, TRANSFER_ENCODING, UPGRADE,
 };
@@ -13,8 +14,9 @@ use super::decoys::{self, Misplaced};
 use super::intercept::Intercepted;
 use super::note::{Count, Note};
 use super::reject::Rejection;
+use super::replay::{self, Replay};
 use super::upgrade::Upgrade;
-use super::{issuer, replay, scrubbed};
+use super::{issuer, scrubbed};
 use crate::credential::Credential;
 use crate::fault;
 use crate::headers::{VALETKEY_ERROR, strip_hop_by_hop, trim_values};
@@ -95,7 +97,9 @@ async fn answer(
     let holds_decoy = now.decoys.check(&request, covering)?;
     let rule = match found {
         Found::Rule(rule) => rule,
-        Found::Unmatched(Unmatched::Forward) => return forward(connection, request, upgrade).await,
+        Found::Unmatched(Unmatched::Forward) => {
+            return Box::pin(forward(connection, request, upgrade)).await;
+        }
         Found::Unmatched(Unmatched::Refuse) => {
             return Err(Rejection::Target("no rule allows this request on this host"));
         }
@@ -116,9 +120,10 @@ async fn answer(
             let signed = Signed::new(connection, &now.tokens, (rule, holds_decoy))?;
             signed.send(request, upgrade).await
         }
-        Action::Issuer { uses } => issuer::answer(connection, &now, uses, request).await,
+        // Boxed here and above, because every exchange has room for each of its ways.
+        Action::Issuer { uses } => Box::pin(issuer::answer(connection, &now, uses, request)).await,
         Action::Refuse => Err(Rejection::Target("a rule refuses this path")),
-        Action::Tunnel => forward(connection, request, upgrade).await,
+        Action::Tunnel => Box::pin(forward(connection, request, upgrade)).await,
     }
 }
 
@@ -128,7 +133,7 @@ pub(super) async fn forward(
     request: Request<Incoming>,
     upgrade: Option<Upgrade>,
 ) -> Result<Response<Body>, Rejection> {
-    let (mut head, body) = Head::of(request);
+    let (mut head, body) = Head::of(connection, request);
     strip_hop_by_hop(&mut head.headers);
     let (body, replay) = replay::keep(body, &connection.shared.replay, replay::MOST_OTHER);
     let body = body.map_trailers(decoys::strip_trailers);
@@ -147,10 +152,11 @@ pub(super) struct Head {
 
 impl Head {
     /// Takes a request apart.
-    pub(super) fn of(request: Request<Incoming>) -> (Self, Inbound) {
+    pub(super) fn of(connection: &Intercepted, request: Request<Incoming>) -> (Self, Inbound) {
         let (mut parts, body) = request.into_parts();
         let count = parts.extensions.remove::<Count>().map(|count| count.0);
         let body = Inbound::new(body, parts.version).counted_in(count);
+        let body = body.holding(connection.activity.part());
         (Self { method: parts.method, uri: parts.uri, headers: parts.headers }, body)
     }
 }
@@ -162,6 +168,14 @@ struct Signed<'a> {
     source: &'a Arc<TokenSource>,
     /// Whether the client stands behind a decoy, which speaks for the login's own account alone.
     holds_decoy: bool,
+}
+
+/// A request that was refused with a 401, and what it takes to send it once more.
+struct Again {
+    head: Head,
+    replay: Replay,
+    response: Response<Body>,
+    scrubber: Option<Arc<Scrubber>>,
 }
 
 impl<'a> Signed<'a> {
@@ -180,7 +194,7 @@ impl<'a> Signed<'a> {
         request: Request<Incoming>,
         mut upgrade: Option<Upgrade>,
     ) -> Result<Response<Body>, Rejection> {
-        let (mut head, body) = Head::of(request);
+        let (mut head, body) = Head::of(self.connection, request);
         // Before injection, so that `Connection: authorization` cannot drop what we set.
         strip_hop_by_hop(&mut head.headers);
         if let (Some(upgrade), true) = (&mut upgrade, self.rule.websocket_fallback) {
@@ -199,16 +213,34 @@ impl<'a> Signed<'a> {
         {
             return Err(Misplaced::Moved(uses.credential.clone()).into());
         }
-        let mut scrubber = self.scrubber(&credential)?;
+        let scrubber = self.scrubber(&credential)?;
         let (body, replay) =
             replay::keep(body, &self.connection.shared.replay, replay::MOST_SIGNED);
-        let mut response = self.attempt(head.clone(), body, &credential, upgrade.as_ref()).await?;
-        if response.status() != StatusCode::UNAUTHORIZED || !self.source.can_refresh() {
-            replay.give_up();
-            return self.connection.finish(response, upgrade, scrubber);
+        let kept = self.source.can_refresh().then(|| head.clone());
+        let (head, body) = self.sign(head, body, &credential)?;
+        let response = self.connection.send(head, body, upgrade.as_ref()).await?;
+        match kept {
+            Some(head) if response.status() == StatusCode::UNAUTHORIZED => {
+                let again = Again { head, replay, response, scrubber };
+                // Boxed, as few come here.
+                Box::pin(self.refused(&credential, again, upgrade)).await
+            }
+            _ => {
+                replay.give_up();
+                self.connection.finish(response, upgrade, scrubber)
+            }
         }
+    }
+
+    /// Goes on after a 401: with a newer value, once, where there is one and the body can be had again.
+    async fn refused(
+        &self,
+        credential: &Credential,
+        Again { head, replay, mut response, mut scrubber }: Again,
+        mut upgrade: Option<Upgrade>,
+    ) -> Result<Response<Body>, Rejection> {
         self.watch(upgrade.as_mut());
-        let newer = match self.source.after_401(&self.rule.name, &credential).await {
+        let newer = match self.source.after_401(&self.rule.name, credential).await {
             Ok(newer) => newer,
             Err(error @ (TokenError::LoginRequired { .. } | TokenError::Forbidden { .. })) => {
                 return Err(error.into());
@@ -221,7 +253,8 @@ impl<'a> Signed<'a> {
         {
             let both = |newer: Arc<Scrubber>| scrubber.map(|older| newer.and(&older).into());
             scrubber = self.scrubber(&newer)?.and_then(both);
-            response = self.attempt(head, body, &newer, upgrade.as_ref()).await?;
+            let (head, body) = self.sign(head, body, &newer)?;
+            response = self.connection.send(head, body, upgrade.as_ref()).await?;
             if response.status() == StatusCode::UNAUTHORIZED {
                 self.source.refused_again(&self.rule.name, &newer);
             }
@@ -242,13 +275,13 @@ impl<'a> Signed<'a> {
         }
     }
 
-    async fn attempt(
+    /// Puts the credential into a request.
+    fn sign(
         &self,
         mut head: Head,
         body: Body,
         credential: &Credential,
-        upgrade: Option<&Upgrade>,
-    ) -> Result<Response<Body>, Rejection> {
+    ) -> Result<(Head, Body), Rejection> {
         let Action::Inject { injection, .. } = &self.rule.action else {
             return Err(Rejection::Target("the rule injects nothing"));
         };
@@ -263,18 +296,18 @@ impl<'a> Signed<'a> {
             }
             decoys::strip_trailers(trailers);
         });
-        self.connection.send(head, body, upgrade).await
+        Ok((head, body))
     }
 }
 
 impl Intercepted {
-    /// The last step of every request.
-    pub(super) async fn send(
-        &self,
+    /// The last step of every request. No async function, which would have room for the request twice.
+    pub(super) fn send<'a>(
+        &'a self,
         mut head: Head,
         body: Body,
-        upgrade: Option<&Upgrade>,
-    ) -> Result<Response<Body>, Rejection> {
+        upgrade: Option<&'a Upgrade>,
+    ) -> impl Future<Output = Result<Response<Body>, Rejection>> + 'a {
         if let Some(upgrade) = upgrade {
             upgrade.dress(&mut head.headers);
         }
@@ -283,14 +316,14 @@ impl Intercepted {
         *request.uri_mut() = head.uri;
         *request.headers_mut() = head.headers;
         let upstream = &self.shared.upstream;
-        Ok(match upgrade {
-            Some(upgrade) => {
-                // Boxed, as what no warm request takes.
-                let answered = Box::pin(upstream.upgrade(&self.origin, request)).await;
-                answered.map_err(|error| upgrade.unanswered(error))?
-            }
-            None => upstream.send(&self.origin, request).await?,
-        })
+        match upgrade {
+            // Boxed, as what no warm request takes.
+            Some(upgrade) => Either::Left(Box::pin(async move {
+                let answered = upstream.upgrade(&self.origin, request).await;
+                answered.map_err(|error| upgrade.unanswered(error))
+            })),
+            None => Either::Right(upstream.send(&self.origin, request).map_err(Rejection::from)),
+        }
     }
 
     fn finish(
@@ -386,4 +419,19 @@ pub(super) fn check_target(request: &Request<Incoming>) -> Result<(), Rejection>
         _ => path.starts_with('/'),
     };
     if is_fit { Ok(()) } else { Err(Rejection::BadRequest("the request names no path".into())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exchange_is_small() {
+        fn size<A, F>(_: impl FnOnce(A) -> F) -> usize {
+            size_of::<F>()
+        }
+        // It is moved when it is boxed, for every request: what is rare is boxed by itself.
+        let exchange = size(|(connection, request)| exchange(connection, request));
+        assert!(exchange <= 5 * 1024, "{exchange} bytes");
+    }
 }

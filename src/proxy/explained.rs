@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
@@ -9,6 +10,7 @@ use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::reject::Rejection;
+use super::resting::Activity;
 
 /// The statuses of hyper's own answers (hyper 1.12, `proto/h1/role.rs`, `on_error`).
 const BARE: [StatusCode; 3] = [
@@ -21,13 +23,14 @@ const BARE: [StatusCode; 3] = [
 /// answers have no other field than these two, which no answer of an upstream is like.
 pub(super) struct Explained<S> {
     stream: S,
+    activity: Arc<Activity>,
     /// What is written in the place of a bare answer, as far as it is not out yet.
     explanation: Option<Bytes>,
 }
 
 impl<S> Explained<S> {
-    pub(super) fn new(stream: S) -> Self {
-        Self { stream, explanation: None }
+    pub(super) fn new(stream: S, activity: Arc<Activity>) -> Self {
+        Self { stream, activity, explanation: None }
     }
 
     pub(super) fn into_inner(self) -> S {
@@ -52,6 +55,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Explained<S> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        this.activity.writes();
         if this.explanation.is_none() {
             this.explanation = explain(buf);
         }
@@ -70,7 +74,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Explained<S> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        let this = self.get_mut();
+        ready!(Pin::new(&mut this.stream).poll_flush(cx))?;
+        this.activity.has_flushed();
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -86,7 +93,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Explained<S> {
         // A bare answer is written alone, in one piece.
         match (filled.next(), filled.next()) {
             (Some(only), None) => self.poll_write(cx, only),
-            _ => Pin::new(&mut self.stream).poll_write_vectored(cx, bufs),
+            _ => {
+                self.activity.writes();
+                Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+            }
         }
     }
 
@@ -146,9 +156,10 @@ mod tests {
                     crate::upstream::body::Body::empty(),
                 ))
             });
-            let serving = http1::Builder::new()
-                .auto_date_header(false)
-                .serve_connection(hyper_util::rt::TokioIo::new(Explained::new(server)), service);
+            let serving = http1::Builder::new().auto_date_header(false).serve_connection(
+                hyper_util::rt::TokioIo::new(Explained::new(server, Arc::default())),
+                service,
+            );
             client.write_all(request.as_bytes()).await.unwrap();
             let _parse_error = serving.await;
             let mut answer = String::new();

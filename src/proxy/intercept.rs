@@ -3,16 +3,14 @@
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::BytesMut;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -22,14 +20,11 @@ use super::exchange;
 use super::explained::Explained;
 use super::note::Note;
 use super::reject::Rejection;
+use super::resting::{self, Activity};
 use crate::limits::Limits;
 use crate::origin::{Host, Origin, Target};
 use crate::upstream::calm::Calm;
 use crate::upstream::early::Early;
-
-/// Longest idle time of a client's HTTP/1.1 connection. Above the keep-alive limits of common clients
-/// (curl 118 s, Node 5 s, Go 90 s), so that they close first and no request meets a closing connection.
-const IDLE_LIMIT: Duration = Duration::from_secs(180);
 
 /// What of a response's body waits beside the socket's buffer for the client's window.
 const SEND_BUFFER: usize = 128 * 1024;
@@ -64,36 +59,43 @@ pub(super) struct Intercepted {
     pub(super) origin: Origin,
     /// Who the client is.
     pub(super) admitted: Admitted,
+    /// What goes on in it, as HTTP/1.1 needs to know.
+    pub(super) activity: Arc<Activity>,
     /// The client greeted another host than it asked the tunnel for: every request gets 421.
     pub(super) greeted_another: bool,
+}
+
+impl Intercepted {
+    fn new(shared: Arc<Shared>, origin: Origin, admitted: Admitted) -> Self {
+        Self { shared, origin, admitted, activity: Arc::default(), greeted_another: false }
+    }
 }
 
 /// Serves the client of a tunnel to `target`, in the place of the target.
 pub(super) async fn serve<S>(
     shared: Arc<Shared>,
     (target, admitted): (Target, Admitted),
-    mut stream: S,
+    mut stream: Early<S>,
 ) where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let mut first = BytesMut::with_capacity(1024);
     let limits = shared.limits.load_full();
-    let reading = tokio::time::timeout(limits.handshake_time, stream.read_buf(&mut first));
-    if !matches!(reading.await, Ok(Ok(1..))) {
-        return;
-    }
-    let is_tls = first[0] == TLS_HANDSHAKE;
-    let stream = Early::new(first.freeze(), stream);
-    if !is_tls {
+    let reading = tokio::time::timeout(limits.handshake_time, stream.peek());
+    let Ok(Ok(Some(first))) = reading.await else { return };
+    if first != TLS_HANDSHAKE {
         let origin = Origin::https(target);
-        let connection = Intercepted { shared, origin, admitted, greeted_another: false };
+        let connection = Intercepted::new(shared, origin, admitted);
         return explain_cleartext(Arc::new(connection), stream).await;
     }
-    let accepting = tokio::time::timeout(limits.handshake_time, accept(&shared, &target, stream));
+    let accepting = tokio::time::timeout(
+        limits.handshake_time,
+        accept(&shared, &target, stream.reading_ahead()),
+    );
     match accepting.await {
         Ok(Ok((stream, greeted_another))) => {
             let origin = Origin::https(target);
-            let connection = Intercepted { shared, origin, admitted, greeted_another };
+            let connection =
+                Intercepted { greeted_another, ..Intercepted::new(shared, origin, admitted) };
             converse(Arc::new(connection), &limits, stream).await;
         }
         Ok(Err(error)) => tracing::debug!(%error, "client handshake failed"),
@@ -148,38 +150,39 @@ async fn converse<S>(connection: Arc<Intercepted>, limits: &Limits, stream: TlsS
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+        return http1(connection, limits, stream).await;
+    }
     let (shared, ended) = (connection.shared.clone(), connection.admitted.ended());
-    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let service = service_fn(move |request: Request<Incoming>| {
-        // Boxed, because hyper keeps room for this future beside every idle connection.
+        // Boxed, because hyper and tokio move this future about before it begins.
         let exchange = Box::pin(exchange::exchange(connection.clone(), request));
         async move { Ok::<_, Infallible>(exchange.await) }
     });
-    if is_http2 {
-        let serving = http2::Builder::new(shared.connections.clone())
-            .timer(TokioTimer::new())
-            .enable_connect_protocol()
-            .max_concurrent_streams(limits.streams)
-            .max_pending_accept_reset_streams(MOST_RESET_UNSEEN)
-            .max_local_error_reset_streams(MOST_BROKEN_STREAMS)
-            .max_header_list_size(limits.head_size)
-            .max_frame_size(MOST_FRAME)
-            .max_send_buf_size(SEND_BUFFER)
-            .initial_stream_window_size(limits.stream_window)
-            .initial_connection_window_size(connection_window(limits))
-            .serve_connection(TokioIo::new(Calm::of_client(stream)), service);
-        shared.drive(serving, &ended, |serving| serving.graceful_shutdown()).await;
-    } else {
-        let serving = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(IDLE_LIMIT)
-            // A head, the next requests of a pipeline, and what comes before a WebSocket is open.
-            .max_buf_size(limits.head_size as usize)
-            .auto_date_header(false)
-            .serve_connection(TokioIo::new(Explained::new(stream)), service)
-            .with_upgrades();
-        shared.drive(serving, &ended, |serving| serving.graceful_shutdown()).await;
-    }
+    let serving = http2::Builder::new(shared.connections.clone())
+        .timer(TokioTimer::new())
+        .enable_connect_protocol()
+        .max_concurrent_streams(limits.streams)
+        .max_pending_accept_reset_streams(MOST_RESET_UNSEEN)
+        .max_local_error_reset_streams(MOST_BROKEN_STREAMS)
+        .max_header_list_size(limits.head_size)
+        .max_frame_size(MOST_FRAME)
+        .max_send_buf_size(SEND_BUFFER)
+        .initial_stream_window_size(limits.stream_window)
+        .initial_connection_window_size(connection_window(limits))
+        .serve_connection(TokioIo::new(Calm::of_client(stream)), service);
+    let serving = std::pin::pin!(serving);
+    shared.closing.drive(serving, &ended, |serving| serving.graceful_shutdown()).await;
+}
+
+async fn http1<S>(connection: Arc<Intercepted>, limits: &Limits, stream: TlsStream<S>)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (shared, ended) = (connection.shared.clone(), connection.admitted.ended());
+    let served = (connection.activity.clone(), stream);
+    let answer = move |request| exchange::exchange(connection.clone(), request);
+    resting::serve(&shared.closing, (&ended, limits), served, answer).await;
 }
 
 /// A client that speaks plain HTTP in a tunnel to an intercepted host gets told so.
@@ -209,6 +212,7 @@ where
         .max_buf_size(limits.head_size as usize)
         .keep_alive(false)
         .auto_date_header(false)
-        .serve_connection(TokioIo::new(Explained::new(stream)), service);
-    shared.drive(serving, &ended, |serving| serving.graceful_shutdown()).await;
+        .serve_connection(TokioIo::new(Explained::new(stream, Arc::default())), service);
+    let serving = std::pin::pin!(serving);
+    shared.closing.drive(serving, &ended, |serving| serving.graceful_shutdown()).await;
 }

@@ -43,7 +43,7 @@ pub(super) async fn answer(
             "a token request is sent without Content-Encoding".into(),
         ));
     }
-    let (mut head, body) = Head::of(request);
+    let (mut head, body) = Head::of(connection, request);
     let body = gather(body).await?;
     let asked = Asked::read(head.headers.get(CONTENT_TYPE), &body);
     let shown = asked.as_ref().map(|asked| decoy::tags_in_secret(asked.token()));

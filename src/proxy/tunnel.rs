@@ -47,7 +47,7 @@ pub(super) async fn carry<A, B>(
             tracing::debug!("the pass of a tunnel counts no more");
             note::SHUT_OUT
         }
-        () = shared.cut.cancelled() => note::CUT,
+        () = shared.closing.cut.cancelled() => note::CUT,
     };
     note.ended(outcome, (up.written(), down.written()));
 }

@@ -162,10 +162,10 @@ impl Upgrade {
             headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
         }
         let ends = Ends {
-            draining: shared.draining.clone(),
+            draining: shared.closing.draining.clone(),
             forbidden: self.forbidden,
             shut_out: admitted.ended(),
-            cut: shared.cut.clone(),
+            cut: shared.closing.cut.clone(),
         };
         let (client, admitted, note) = (self.client, admitted.clone(), self.note);
         note.goes_on_as(Kind::WebSocket);

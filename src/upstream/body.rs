@@ -3,7 +3,7 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -26,6 +26,26 @@ pub struct Body {
     kind: Kind,
     /// Goes with the body, which tells who waits at the other end.
     over: Option<oneshot::Sender<()>>,
+    /// Is there as long as the body.
+    _going: Option<Going>,
+}
+
+/// Counts as going on until it is dropped.
+#[derive(Debug)]
+pub struct Going(Arc<AtomicUsize>);
+
+impl Going {
+    /// One more of what this counts.
+    pub fn counted_in(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Going {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 enum Kind {
@@ -36,7 +56,7 @@ enum Kind {
 
 impl Body {
     fn of(kind: Kind) -> Self {
-        Self { kind, over: None }
+        Self { kind, over: None, _going: None }
     }
 
     /// Resolves when this body has been sent, or was given up; `None` for one that has ended already.
@@ -47,6 +67,12 @@ impl Body {
         let (goes_with_it, over) = oneshot::channel();
         self.over = Some(goes_with_it);
         Some(over)
+    }
+
+    /// The same body, which counts as going on until it is dropped.
+    #[must_use]
+    pub fn holding(self, going: Going) -> Self {
+        Self { _going: Some(going), ..self }
     }
 
     /// No body at all.
@@ -180,22 +206,30 @@ pub struct Inbound {
     is_http2: bool,
     /// Counts its bytes, where somebody wants to know.
     count: Option<Arc<AtomicU64>>,
+    /// Is there as long as the body.
+    _going: Option<Going>,
 }
 
 #[derive(Debug, thiserror::Error)]
 #[error("the body broke off")]
-struct BrokenOff;
+pub(super) struct BrokenOff;
 
 impl Inbound {
     /// The body of a message that came in this version of HTTP.
     pub fn new(body: Incoming, version: Version) -> Self {
-        Self { body, is_http2: version == Version::HTTP_2, count: None }
+        Self { body, is_http2: version == Version::HTTP_2, count: None, _going: None }
     }
 
     /// The same body, whose bytes are counted in this.
     #[must_use]
     pub fn counted_in(self, count: Option<Arc<AtomicU64>>) -> Self {
         Self { count, ..self }
+    }
+
+    /// The same body, which counts as going on until it is dropped.
+    #[must_use]
+    pub fn holding(self, going: Going) -> Self {
+        Self { _going: Some(going), ..self }
     }
 }
 

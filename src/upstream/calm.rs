@@ -2,6 +2,8 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -21,8 +23,30 @@ pub struct Calm<S> {
     /// Bytes both ways, but for those frames.
     moved: u64,
     since: Instant,
+    /// Whether the current frame changes what the peer takes.
+    is_news: bool,
+    signs: Arc<Signs>,
     /// What is read in the place of what comes, and how much of it was.
     last_words: Option<(Vec<u8>, usize)>,
+}
+
+/// What comes from a peer.
+#[derive(Debug, Default)]
+pub struct Signs {
+    life: AtomicBool,
+    news: AtomicBool,
+}
+
+impl Signs {
+    /// Whether anything has come since this was asked last.
+    pub fn take_life(&self) -> bool {
+        self.life.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether a frame has come since this was asked last that changes what the peer takes: SETTINGS or GOAWAY.
+    pub fn take_news(&self) -> bool {
+        self.news.swap(false, Ordering::Relaxed)
+    }
 }
 
 impl<S> Calm<S> {
@@ -40,18 +64,30 @@ impl<S> Calm<S> {
             questions: 0,
             moved: 0,
             since: Instant::now(),
+            is_news: false,
+            signs: Arc::default(),
             last_words: None,
         }
+    }
+
+    /// The same, which says here what comes.
+    #[must_use]
+    pub fn telling(self, signs: Arc<Signs>) -> Self {
+        Self { signs, ..self }
     }
 
     /// Looks through what has come, and gives how much of it h2 may see: all, or up to the end of the frame with which it
     /// is too much.
     fn look(&mut self, mut come: &[u8]) -> usize {
         let all = come.len();
+        self.signs.life.store(true, Ordering::Relaxed);
         loop {
             let of_frame = self.left.min(come.len());
             self.left -= of_frame;
             come = &come[of_frame..];
+            if self.left == 0 && std::mem::take(&mut self.is_news) {
+                self.signs.news.store(true, Ordering::Relaxed);
+            }
             if self.left == 0 && self.is_too_much() {
                 self.last_words = Some((flood(), 0));
                 return all - come.len();
@@ -66,6 +102,7 @@ impl<S> Calm<S> {
                 && self.head.len() == HEAD
             {
                 self.left = u32::from_be_bytes([0, a, b, c]) as usize;
+                self.is_news = [SETTINGS, GOAWAY].contains(&kind);
                 if [SETTINGS, PING].contains(&kind) && flags & ACK == 0 {
                     self.questions += 1;
                 } else {
@@ -101,6 +138,7 @@ const PREFACE: usize = 24;
 const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
+const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
 const ACK: u8 = 1;
 
@@ -230,6 +268,28 @@ mod tests {
         let mut read = Vec::new();
         calm.read_to_end(&mut read).await.unwrap();
         assert_eq!((read, calm.questions, calm.moved), (sent, 1, 0));
+    }
+
+    #[tokio::test]
+    async fn news_are_told_when_all_of_the_frame_has_come() {
+        for (kind, is_news) in
+            [(0, false), (1, false), (SETTINGS, true), (PING, false), (GOAWAY, true)]
+        {
+            let sent = frame(kind, 0, 20);
+            let signs = Arc::<Signs>::default();
+            let mut calm = Calm::of_server(&sent[..]).telling(signs.clone());
+            let mut all_but_one = vec![0; sent.len() - 1];
+            calm.read_exact(&mut all_but_one).await.unwrap();
+            assert!(!signs.take_news(), "{kind}");
+            assert_eq!(calm.read(&mut [0]).await.unwrap(), 1);
+            assert_eq!(signs.take_news(), is_news, "{kind}");
+        }
+        let signs = Arc::<Signs>::default();
+        let sent = frame(SETTINGS, ACK, 0);
+        let mut calm = Calm::of_server(&sent[..]).telling(signs.clone());
+        calm.read_exact(&mut [0; HEAD]).await.unwrap();
+        assert!(signs.take_news(), "one without a payload");
+        assert!(signs.take_life() && !signs.take_life());
     }
 
     #[tokio::test(start_paused = true)]

@@ -17,7 +17,7 @@ pub(super) const UPGRADE_LIMIT: Duration = Duration::from_secs(60);
 pub(super) async fn head<T>(
     over: Option<oneshot::Receiver<()>>,
     limit: Duration,
-    sending: impl Future<Output = T>,
+    sending: impl Future<Output = T> + Unpin,
 ) -> Option<T> {
     let late = async {
         if let Some(over) = over {
@@ -36,6 +36,7 @@ pub(super) async fn head<T>(
 #[cfg(test)]
 mod tests {
     use std::future::{pending, ready};
+    use std::pin::pin;
 
     use tokio::time::{Instant, advance};
 
@@ -46,11 +47,12 @@ mod tests {
     async fn the_wait_begins_when_the_body_is_over() {
         assert_eq!(head(None, HEAD_LIMIT, ready(1)).await, Some(1));
         let began = Instant::now();
-        assert_eq!(head(None, HEAD_LIMIT, pending::<()>()).await, None);
+        assert_eq!(head(None, HEAD_LIMIT, pin!(pending::<()>())).await, None);
         assert_eq!(began.elapsed(), HEAD_LIMIT);
 
         let (body, over) = oneshot::channel::<()>();
-        let (began, waiting) = (Instant::now(), head(Some(over), HEAD_LIMIT, pending::<()>()));
+        let (began, waiting) =
+            (Instant::now(), head(Some(over), HEAD_LIMIT, Box::pin(pending::<()>())));
         let waiting = Tasks::new().spawn(waiting);
         // A long upload is no fault of the upstream.
         advance(HEAD_LIMIT * 10).await;

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use rustix::net::sockopt::set_tcp_keepidle;
 use rustls::ClientConfig;
 use rustls_pki_types::CertificateDer;
@@ -196,7 +195,8 @@ impl Dialer {
             return Ok(Either::Left(transport));
         }
         let config = self.trust.now().client_config(alpn);
-        Ok(Either::Right(Box::new(handshake(config, &origin.target, transport).await?)))
+        let tls = handshake(config, &origin.target, transport.reading_ahead()).await?;
+        Ok(Either::Right(Box::new(tls)))
     }
 
     /// Refuses a CONNECT that has come through this very proxy before.
@@ -458,7 +458,7 @@ async fn open(address: SocketAddr) -> io::Result<TcpStream> {
 }
 
 fn direct(tcp: TcpStream) -> Transport {
-    Early::new(Bytes::new(), Either::Left(tcp))
+    Early::new([], Either::Left(tcp))
 }
 
 /// Whether the upstream chose HTTP/2.

@@ -11,13 +11,8 @@ use tokio::sync::Notify;
 
 use super::body::{Body, BodyError};
 use super::expect::Gate;
-use crate::limits::INTERIM_RESPONSES;
 
-/// How many interim responses a request's final one may have before it, as an extension of the request. Without it, as
-/// for a proxy in front of us that is asked for a tunnel, [`INTERIM_RESPONSES`].
-///
-/// On HTTP/2 hyper tells nothing of them. There each is thrown away before the next turn of reading
-/// (`pool/paced.rs`), and the client waits as it does for any slow answer.
+/// How many interim responses a request's final one may have before it. On HTTP/2 `pool/stream.rs` counts them.
 #[derive(Clone, Copy)]
 pub(super) struct MostInterim(pub(super) u32);
 
@@ -30,27 +25,42 @@ pub(super) struct Unanswered {
     pub(super) error: BodyError,
 }
 
+impl Unanswered {
+    /// Interim responses came, and no end of them.
+    pub(super) fn too_many(most: MostInterim) -> Self {
+        let MostInterim(most) = most;
+        Self { unsent: None, unprocessed: false, error: TooMany(most).into() }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 #[error("the upstream sent more than {0} interim responses")]
 struct TooMany(u32);
 
-/// Sends a request whose [`Gate`], where it has one, is among its extensions.
+/// Counts interim responses until they are too many.
+#[derive(Default)]
+struct Count {
+    seen: AtomicU32,
+    overflow: Notify,
+}
+
+/// Sends a request whose [`Gate`], where it has one, is among its extensions. It is on its way when this returns, before
+/// the outcome is asked for.
 ///
 /// # Errors
 ///
 /// [`Unanswered`]; then the connection is of no use.
-pub(super) async fn send(
+pub(super) fn send(
     sender: &mut SendRequest<Body>,
     mut request: Request<Body>,
-) -> Result<Response<Incoming>, Unanswered> {
+    MostInterim(most): MostInterim,
+) -> impl Future<Output = Result<Response<Incoming>, Unanswered>> + use<> {
     let gate = request.extensions_mut().remove::<Gate>();
-    let most = request.extensions_mut().remove::<MostInterim>();
-    let most = most.map_or(INTERIM_RESPONSES, |MostInterim(most)| most);
-    let flood = Arc::new(Notify::new());
-    let (seen, overflow) = (AtomicU32::new(0), flood.clone());
+    let count = Arc::<Count>::default();
+    let counting = count.clone();
     hyper::ext::on_informational(&mut request, move |interim| {
-        if seen.fetch_add(1, Ordering::Relaxed) == most {
-            overflow.notify_one();
+        if counting.seen.fetch_add(1, Ordering::Relaxed) == most {
+            counting.overflow.notify_one();
         }
         if let Some(gate) = &gate
             && interim.status() == StatusCode::CONTINUE
@@ -58,15 +68,18 @@ pub(super) async fn send(
             gate.open();
         }
     });
-    tokio::select! {
-        biased;
-        () = flood.notified() => {
-            Err(Unanswered { unsent: None, unprocessed: false, error: TooMany(most).into() })
+    let sending = sender.try_send_request(request);
+    async move {
+        tokio::select! {
+            biased;
+            () = count.overflow.notified() => {
+                Err(Unanswered::too_many(MostInterim(most)))
+            }
+            response = sending => response.map_err(|mut failed| {
+                let unsent = failed.take_message();
+                let unprocessed = unsent.is_some();
+                Unanswered { unsent, unprocessed, error: failed.into_error().into() }
+            }),
         }
-        response = sender.try_send_request(request) => response.map_err(|mut failed| {
-            let unsent = failed.take_message();
-            let unprocessed = unsent.is_some();
-            Unanswered { unsent, unprocessed, error: failed.into_error().into() }
-        }),
     }
 }

@@ -3,6 +3,7 @@
 
 mod http2;
 mod paced;
+mod stream;
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -11,7 +12,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, Either, TryFutureExt as _};
 use http::{Request, Response, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -23,11 +24,12 @@ use tokio::sync::futures::Notified;
 use super::UpstreamError;
 use super::body::{Body, BodyError, Inbound};
 use super::dial::{Stream, is_http2};
-use super::interim::{self, Unanswered};
+use super::interim::{self, MostInterim, Unanswered};
 use crate::clock;
 use crate::origin::Origin;
 use crate::tasks::Tasks;
-use http2::{Http2, Http2Lease, Window, is_unprocessed};
+use http2::{Http2, Http2Lease, Window};
+use stream::Received;
 
 /// All pooled connections, by origin.
 pub(super) struct Pool {
@@ -66,11 +68,21 @@ struct State {
     dialled_at: Option<tokio::time::Instant>,
     /// The last dial gave HTTP/1.1 or failed, so one dial serves one request: do not wait for others'.
     each_for_itself: bool,
+    /// The last dial failed.
+    has_failed: bool,
+    /// One of those dials was begun before there was a request, and no request waits for it yet.
+    is_ahead: bool,
 }
 
 struct Idle {
     sender: http1::SendRequest<Body>,
     since: Instant,
+}
+
+impl Idle {
+    fn is_of_use(&self, now: Instant) -> bool {
+        !self.sender.is_closed() && now - self.since < IDLE_LIMIT
+    }
 }
 
 /// How long a connection may idle: below nginx's 75 s and the 60 s of common load balancers. A server
@@ -106,6 +118,13 @@ impl Pool {
         pool
     }
 
+    /// As [`Pool::checkout`], where that has neither to look nor to wait: one that was used just now.
+    pub(super) fn take(&self, (origin, trust): (&Origin, u64)) -> Option<Lease> {
+        let pool = self.of(origin, trust);
+        let lease = lock(&pool.state).take_used(&pool);
+        lease
+    }
+
     /// A connection with room for one more request: an open one that was verified under this version of
     /// the roots or a later one, else one made by `dial`, which must use such roots. While the origin may
     /// turn out to speak HTTP/2, one dial serves all who come meanwhile.
@@ -126,11 +145,29 @@ impl Pool {
                 Step::Dial => break,
             }
         }
-        let mut dialling = Dialling { pool: &pool, each_for_itself: true };
-        let opened = pool.open(dial().await?).await;
-        let opened = opened.map_err(|error| UpstreamError::http(origin, error, false))?;
-        dialling.each_for_itself = matches!(opened, Opened::Http1(_));
-        Ok(pool.lease(opened))
+        Dialling::new(&pool).finish(origin, dial()).await
+    }
+
+    /// Has a connection open, or on its way, for a request that is likely to come: one at most, and none to an origin that
+    /// could not be reached the last time. `dial` is as for [`Pool::checkout`].
+    pub(super) fn dial_ahead(
+        &self,
+        (origin, trust): (Origin, u64),
+        dial: impl FnOnce(Origin) -> BoxFuture<'static, Result<Stream, UpstreamError>>,
+    ) {
+        let pool = self.of(&origin, trust);
+        if !pool.begins_ahead() {
+            return;
+        }
+        let dialling = dial(origin.clone());
+        self.tasks.spawn(async move {
+            let mut counted = Dialling::new(&pool);
+            match counted.finish(&origin, dialling).await {
+                // Before the dial is over, so that whoever waits for it finds the connection.
+                Ok(lease) => lease.give_back(),
+                Err(error) => tracing::debug!(%error, "a dial ahead of any request failed"),
+            }
+        });
     }
 }
 
@@ -143,8 +180,29 @@ enum Step<'a> {
 
 /// Counts a dial, and ends the count however the dial ends.
 struct Dialling<'a> {
-    pool: &'a OriginPool,
-    each_for_itself: bool,
+    pool: &'a Arc<OriginPool>,
+    /// The protocol that was found.
+    found: Option<Version>,
+}
+
+impl<'a> Dialling<'a> {
+    /// For a dial that [`OriginPool::next_step`] or [`OriginPool::begins_ahead`] has counted.
+    fn new(pool: &'a Arc<OriginPool>) -> Self {
+        Self { pool, found: None }
+    }
+
+    /// Dials, and starts HTTP. The connection is in the pool's lists, or leased, before the dial counts as over.
+    async fn finish(
+        &mut self,
+        origin: &Origin,
+        dial: BoxFuture<'_, Result<Stream, UpstreamError>>,
+    ) -> Result<Lease, UpstreamError> {
+        let opened = self.pool.open(dial.await?).await;
+        let opened = opened.map_err(|error| UpstreamError::http(origin, error, false))?;
+        let lease = self.pool.lease(opened);
+        self.found = Some(lease.version());
+        Ok(lease)
+    }
 }
 
 impl Drop for Dialling<'_> {
@@ -152,7 +210,9 @@ impl Drop for Dialling<'_> {
         let mut state = lock(&self.pool.state);
         state.dialling -= 1;
         // Another may have found HTTP/2 meanwhile.
-        state.each_for_itself = self.each_for_itself && state.http2.is_empty();
+        state.each_for_itself = self.found != Some(Version::HTTP_2) && state.http2.is_empty();
+        state.has_failed = self.found.is_none();
+        state.is_ahead = false;
         drop(state);
         self.pool.dialled.notify_waiters();
     }
@@ -194,16 +254,30 @@ impl OriginPool {
         if let Some(lease) = state.take(self) {
             return Step::Take(lease);
         }
+        if std::mem::take(&mut state.is_ahead) {
+            return Step::Wait(self.dialled.notified());
+        }
         if state.is_worth_waiting() {
             return Step::Wait(self.dialled.notified());
         }
-        state.dialling += 1;
-        state.dialled_at = Some(tokio::time::Instant::now());
+        state.begin_dial();
         Step::Dial
     }
 
+    /// Whether a dial is to be made that no request waits for yet; it is counted then.
+    fn begins_ahead(&self) -> bool {
+        let mut state = lock(&self.state);
+        let is_open = !state.tidy(clock::instant());
+        let begins = !is_open && state.dialling == 0 && !state.has_failed;
+        if begins {
+            state.begin_dial();
+            state.is_ahead = true;
+        }
+        begins
+    }
+
     /// Starts HTTP on a stream.
-    async fn open(self: &Arc<Self>, stream: Stream) -> hyper::Result<Opened> {
+    async fn open(self: &Arc<Self>, stream: Stream) -> Result<Opened, BodyError> {
         if is_http2(&stream) {
             let pool = Arc::downgrade(self);
             let told = move || {
@@ -212,7 +286,7 @@ impl OriginPool {
                 }
             };
             let window = lock(&self.state).next_window();
-            return http2::open(stream, window, &self.tasks, told).await.map(Opened::Http2);
+            return Ok(Opened::Http2(http2::open(stream, window, &self.tasks, told).await?));
         }
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         self.tasks.spawn(connection);
@@ -248,6 +322,24 @@ impl State {
         Some(Lease::Http1(Http1Lease { sender, pool: pool.clone() }))
     }
 
+    fn begin_dial(&mut self) {
+        self.dialling += 1;
+        self.dialled_at = Some(tokio::time::Instant::now());
+    }
+
+    /// The same, where it was used just now, without a look at any other.
+    fn take_used(&mut self, pool: &Arc<OriginPool>) -> Option<Lease> {
+        let now = clock::instant();
+        let has_room = |open: &&Arc<Http2>| open.has_room() && !open.is_over(now);
+        if let Some(connection) = self.http2.iter().find(has_room) {
+            return connection
+                .was_used(now)
+                .then(|| Lease::Http2(Http2Lease::new(connection.clone())));
+        }
+        let Idle { sender, .. } = self.http1.pop_if(|idle| idle.is_of_use(now))?;
+        Some(Lease::Http1(Http1Lease { sender, pool: pool.clone() }))
+    }
+
     /// For a connection that is about to be opened.
     fn next_window(&self) -> Window {
         let is_wide = |open: &Arc<Http2>| open.window == Window::Wide;
@@ -264,7 +356,7 @@ impl State {
     /// Lets go of what is closed or has idled for too long; whether nothing is left.
     fn tidy(&mut self, now: Instant) -> bool {
         self.http2.retain(|connection| !connection.is_over(now));
-        self.http1.retain(|idle| !idle.sender.is_closed() && now - idle.since < IDLE_LIMIT);
+        self.http1.retain(|idle| idle.is_of_use(now));
         self.http2.is_empty() && self.http1.is_empty()
     }
 }
@@ -290,6 +382,13 @@ impl Lease {
         }
     }
 
+    /// Gives the room back without having used it.
+    fn give_back(self) {
+        if let Self::Http1(Http1Lease { sender, pool }) = self {
+            pool.put_back(sender);
+        }
+    }
+
     pub(super) fn version(&self) -> Version {
         match self {
             Self::Http1(_) => Version::HTTP_11,
@@ -297,35 +396,45 @@ impl Lease {
         }
     }
 
-    pub(super) async fn try_send(
+    /// Waits until the connection takes a request.
+    pub(super) async fn ready(&mut self) {
+        if let Self::Http1(lease) = self {
+            // An idle one may still be tidying up after its last response. That one is closed is found by sending.
+            let _closed_is_found_by_sending = lease.sender.ready().await;
+        }
+    }
+
+    /// Sends a request, which is on its way when this returns, before the outcome is asked for.
+    pub(super) fn try_send(
         &mut self,
         request: Request<Body>,
-    ) -> Result<Response<Incoming>, Unanswered> {
+        most_interim: MostInterim,
+    ) -> impl Future<Output = Result<Response<Answer>, Unanswered>> {
         match self {
             Self::Http1(lease) => {
-                // An idle connection may still be tidying up after its last response.
-                let _closed_is_found_by_sending = lease.sender.ready().await;
-                interim::send(&mut lease.sender, request).await
+                let sending = interim::send(&mut lease.sender, request, most_interim);
+                Either::Left(sending.map_ok(|response| response.map(Answer::Http1)))
             }
             Self::Http2(lease) => {
-                let sent = lease.sender().try_send_request(request).await;
-                sent.map_err(|mut failed| {
-                    let unsent = failed.take_message();
-                    let error = failed.into_error();
-                    let unprocessed = unsent.is_some() || is_unprocessed(&error);
-                    if unprocessed {
-                        lease.retire();
-                    }
-                    Unanswered { unsent, unprocessed, error: error.into() }
-                })
+                let sending = lease.send(request, most_interim);
+                Either::Right(sending.map_ok(|response| response.map(Answer::Http2)))
             }
         }
     }
 
     /// The response's body, which gives the room back when it ends and closes an HTTP/1.1 connection,
     /// or cancels an HTTP/2 stream, when it is dropped before.
-    pub(super) fn into_body(self, body: Incoming) -> Body {
-        let body = Inbound::new(body, self.version());
+    pub(super) fn into_body(self, answer: Answer) -> Body {
+        match answer {
+            Answer::Http1(body) => self.lend(Inbound::new(body, Version::HTTP_11)),
+            Answer::Http2(body) => self.lend(body),
+        }
+    }
+
+    fn lend<B>(self, body: B) -> Body
+    where
+        B: HttpBody<Data = Bytes, Error = BodyError> + Send + Unpin + 'static,
+    {
         let mut leased = Leased { body, lease: Some(self) };
         if leased.body.is_end_stream() {
             leased.end();
@@ -335,12 +444,18 @@ impl Lease {
     }
 }
 
-struct Leased {
-    body: Inbound,
+/// The body of a response as it comes.
+pub(super) enum Answer {
+    Http1(Incoming),
+    Http2(Received),
+}
+
+struct Leased<B> {
+    body: B,
     lease: Option<Lease>,
 }
 
-impl Leased {
+impl<B> Leased<B> {
     fn end(&mut self) {
         let Some(Lease::Http1(Http1Lease { mut sender, pool })) = self.lease.take() else {
             return;
@@ -358,7 +473,10 @@ impl Leased {
     }
 }
 
-impl HttpBody for Leased {
+impl<B> HttpBody for Leased<B>
+where
+    B: HttpBody<Data = Bytes, Error = BodyError> + Unpin,
+{
     type Data = Bytes;
     type Error = BodyError;
 
@@ -415,6 +533,49 @@ mod tests {
         // One of newer roots in its place is looked after by another.
         let newer = pool.of(&origin, 1);
         assert!(forgotten(now) && Arc::ptr_eq(&newer, &pool.of(&origin, 1)));
+    }
+
+    /// A dial whose outcome the test sends, and how many there were.
+    fn told(
+        outcomes: &Arc<Mutex<Vec<tokio::sync::oneshot::Sender<Result<Stream, UpstreamError>>>>>,
+    ) -> impl Fn() -> BoxFuture<'static, Result<Stream, UpstreamError>> + use<> {
+        let outcomes = outcomes.clone();
+        move || {
+            let (sender, outcome) = tokio::sync::oneshot::channel();
+            lock(&outcomes).push(sender);
+            Box::pin(async { outcome.await.unwrap() })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_waits_for_the_dial_that_was_made_ahead_of_it() {
+        let pool = Pool::new(Tasks::new());
+        let origin = Origin::https(Target::parse("api.example.com:443").unwrap());
+        let dials = Arc::default();
+        let (dial, count) = (told(&dials), || lock(&dials).len());
+        let ahead = || pool.dial_ahead((origin.clone(), 0), |_| dial());
+        ahead();
+        ahead();
+        assert_eq!(count(), 1, "one is enough");
+        let mut first = Box::pin(pool.checkout((&origin, 0), &dial));
+        assert!(futures_util::poll!(&mut first).is_pending());
+        assert_eq!(count(), 1, "it waits");
+        let mut second = Box::pin(pool.checkout((&origin, 0), &dial));
+        assert!(futures_util::poll!(&mut second).is_pending());
+        let failed = || Err(UpstreamError::new(super::super::Stage::Tcp, &"here"));
+        let next = || lock(&dials).remove(0);
+        next().send(failed()).map_err(drop).unwrap();
+        // What failed ahead is found out again, and told then.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert!(futures_util::poll!(&mut first).is_pending());
+        while count() > 0 {
+            next().send(failed()).map_err(drop).unwrap();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(first.await.is_err());
+        drop(second);
+        ahead();
+        assert_eq!(count(), 0, "none to where nothing could be reached");
     }
 
     #[tokio::test(start_paused = true)]

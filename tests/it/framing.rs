@@ -107,11 +107,14 @@ async fn an_upstream_has_sixteen_interim_responses() {
                 }
                 scene.client.send(Visit::to(PEER, alpn), request)
             };
-            let (answer, ()) = tokio::join!(within(request()), async {
+            let (answer, _ahead) = tokio::join!(within(request()), async {
+                let ahead = if expects { Some(peer.accept().await) } else { None };
                 let mut stream = peer.accept().await;
                 read_head(&mut stream).await;
                 let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
                 stream.write_all(&[&HINTS.repeat(16)[..], answer].concat()).await.unwrap();
+                // What was dialled ahead stays open: what expects a 100 gets a connection of its own.
+                ahead
             });
             assert_eq!(answer.unwrap().status(), 200, "{alpn:?} {expects}");
 

@@ -155,8 +155,10 @@ async fn what_expects_a_100_reaches_an_upstream_that_speaks_only_http2() {
     let mut request = client::post("/v1/x", "a body");
     request.headers_mut().insert("expect", http::HeaderValue::from_static("100-continue"));
     let playing = async {
+        // Dialled ahead.
+        let stream = peer.accept().await;
         peer.disagree().await;
-        let mut connection = h2::server::handshake(peer.accept().await).await.unwrap();
+        let mut connection = h2::server::handshake(stream).await.unwrap();
         let (request, mut respond) = connection.accept().await.unwrap().unwrap();
         let had_expectation = request.headers().contains_key("expect");
         let reading = async {

@@ -19,10 +19,11 @@ use zeroize::Zeroizing;
 use super::Hop;
 use super::auth::Refused;
 use crate::headers::VALETKEY_VIA;
+use crate::limits::INTERIM_RESPONSES;
 use crate::origin::Target;
 use crate::quote::quoted;
 use crate::upstream::body::{Body, BodyError};
-use crate::upstream::interim::{self, Unanswered};
+use crate::upstream::interim::{self, MostInterim, Unanswered};
 use crate::upstream::{Stage, UpstreamError};
 
 /// What has been said to the proxy about who we are. Outlives a connection that the proxy closes in between.
@@ -124,7 +125,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Asking<S> {
         &mut self,
         request: Request<Body>,
     ) -> Option<Result<Response<Incoming>, Unanswered>> {
-        let answer = interim::send(&mut self.sender, request);
+        let answer = interim::send(&mut self.sender, request, MostInterim(INTERIM_RESPONSES));
         along(&mut self.connection, &mut self.is_over, answer).await
     }
 

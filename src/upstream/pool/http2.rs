@@ -1,25 +1,30 @@
 //! One HTTP/2 connection to an origin: how many streams it takes now, and whether it takes any more.
 
-use std::error::Error;
+use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use futures_util::future::poll_fn;
+use bytes::Bytes;
 use futures_util::task::AtomicWaker;
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use h2::client::{Builder, Connection, SendRequest};
+use h2::{Ping, PingPong};
+use http::{Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
+use tokio::time::{Sleep, sleep};
 
 use super::paced::Paced;
+use super::stream::{self, Received};
 use super::{IDLE_LIMIT, lock};
 use crate::clock;
 use crate::limits::HEAD_SIZE;
 use crate::tasks::Tasks;
-use crate::upstream::body::Body;
-use crate::upstream::calm::Calm;
+use crate::upstream::body::{Body, BodyError};
+use crate::upstream::calm::{Calm, Signs};
+use crate::upstream::interim::{MostInterim, Unanswered};
 
 /// Above this number of streams a further connection is opened, whatever the peer allows: 100 is the
 /// least that RFC 9113 section 6.5.2 recommends to allow, and what common servers do.
@@ -67,8 +72,8 @@ const MOST_FRAME: u32 = 16 * 1024;
 /// a cost of half the connection's window; then it ends the connection.
 const MOST_BROKEN_STREAMS: usize = 64;
 
-/// How often a connection in use is asked whether it lives, so that a stream on a dead one ends; and how
-/// long the answer may take.
+/// How often a connection in use from which nothing comes is asked whether it lives, so that a stream on a dead one ends;
+/// and how long the answer may take.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_LIMIT: Duration = Duration::from_secs(15);
 
@@ -82,11 +87,12 @@ const UNTOLD: usize = usize::MAX - 1;
 
 /// One connection, shared by its streams.
 pub(in crate::upstream) struct Http2 {
-    pub(super) sender: http2::SendRequest<Body>,
+    sender: SendRequest<Bytes>,
+    tasks: Tasks,
     streams: AtomicUsize,
     /// The peer's SETTINGS_MAX_CONCURRENT_STREAMS; [`UNTOLD`] before the first SETTINGS.
     most: AtomicUsize,
-    /// The peer refused a stream: those that it has may end, and it gets no other.
+    /// The peer refused a stream, or goes away, or has gone: the streams that it has may end, and it gets no other.
     refuses: AtomicBool,
     opened: tokio::time::Instant,
     /// The same, in the count that goes on while the machine sleeps.
@@ -118,10 +124,12 @@ impl Http2 {
         let idle = || {
             self.streams.load(Ordering::Relaxed) == 0 && now - *lock(&self.last_used) >= IDLE_LIMIT
         };
-        self.sender.is_closed()
-            || self.refuses.load(Ordering::Relaxed)
-            || idle()
-            || self.has_slept(now)
+        self.refuses.load(Ordering::Relaxed) || idle() || self.has_slept(now)
+    }
+
+    /// Whether it is in use, or was within the last [`REST`].
+    pub(super) fn was_used(&self, now: Instant) -> bool {
+        self.streams.load(Ordering::Relaxed) > 0 || now - *lock(&self.last_used) < REST
     }
 
     fn has_slept(&self, now: Instant) -> bool {
@@ -132,85 +140,142 @@ impl Http2 {
 /// How long to wait for another's connection before looking again.
 pub(super) const PATIENCE: Duration = SETTINGS_LIMIT;
 
-/// Starts HTTP/2 on a stream. `told` is called when the peer's first SETTINGS have come, and when the
+/// Starts HTTP/2 on a stream. `told` is called when the peer's first SETTINGS have come, when it goes away, and when the
 /// connection has ended.
 pub(super) async fn open<S>(
     stream: S,
     window: Window,
     tasks: &Tasks,
     told: impl Fn() + Send + Sync + 'static,
-) -> hyper::Result<Arc<Http2>>
+) -> Result<Arc<Http2>, h2::Error>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let stirred = Arc::new(AtomicWaker::new());
-    let reading = Arc::<Reading>::default();
-    let executor = Executor {
-        tasks: tasks.clone(),
-        first: Arc::default(),
-        stirred: stirred.clone(),
-        reading: reading.clone(),
-    };
-    let (sender, mut connection) = http2::Builder::new(executor)
-        .timer(TokioTimer::new())
+    let (reading, signs) = (Arc::<Reading>::default(), Arc::<Signs>::default());
+    let stream = Calm::of_server(Paced::new(stream)).telling(signs.clone());
+    let (sender, mut connection) = Builder::new()
         .initial_max_send_streams(UNTOLD)
-        .initial_stream_window_size(window.of_a_stream())
+        .initial_window_size(window.of_a_stream())
         .initial_connection_window_size(window.of_the_connection())
         .max_frame_size(MOST_FRAME)
         .max_header_list_size(HEAD_SIZE)
-        .max_send_buf_size(SEND_BUFFER)
-        .max_local_error_reset_streams(MOST_BROKEN_STREAMS)
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_LIMIT)
-        .handshake(TokioIo::new(Calm::of_server(Paced::new(stream))))
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_local_error_reset_streams(Some(MOST_BROKEN_STREAMS))
+        .enable_push(false)
+        .handshake(stream)
         .await?;
+    let pulse = connection.ping_pong().map(Pulse::new);
     let now = clock::instant();
     let shared = Arc::new(Http2 {
         sender,
+        tasks: tasks.clone(),
         streams: AtomicUsize::new(0),
         most: AtomicUsize::new(UNTOLD),
         refuses: AtomicBool::new(false),
         opened: tokio::time::Instant::now(),
         opened_at: now,
         last_used: Mutex::new(now),
-        reading,
+        reading: reading.clone(),
         window,
     });
-    let mirror = Arc::downgrade(&shared);
+    let mut driver = Driver { connection, shared: Arc::downgrade(&shared), reading, signs, pulse };
     tasks.spawn(async move {
-        let ended = poll_fn(|cx| {
-            stirred.register(cx.waker());
-            let outcome = Pin::new(&mut connection).poll(cx);
-            if let Some(shared) = mirror.upgrade() {
-                let most = connection.current_max_send_streams();
-                if shared.most.swap(most, Ordering::AcqRel) == UNTOLD && most != UNTOLD {
-                    told();
-                }
-            }
-            outcome
-        });
-        if let Err(error) = ended.await {
+        if let Err(error) = poll_fn(|cx| driver.poll(cx, &told)).await {
             tracing::debug!(%error, "connection to an upstream ended");
         }
-        drop(connection);
+        drop(driver);
         told();
     });
     Ok(shared)
 }
 
-/// Starts hyper's tasks for one connection.
-///
-/// The first is the one that reads frames, and hyper does not tell the connection's own future what
-/// they said: without a stir, a GOAWAY or new SETTINGS would be noticed only by the next request.
-#[derive(Clone)]
-struct Executor {
-    tasks: Tasks,
-    first: Arc<AtomicBool>,
-    stirred: Arc<AtomicWaker>,
+/// What reads and writes the frames of one connection, and notices what they say of it. It ends with the last stream once
+/// the pool has let go of the connection.
+struct Driver<S: AsyncRead + AsyncWrite + Unpin> {
+    connection: Connection<Calm<Paced<S>>, Bytes>,
+    shared: Weak<Http2>,
     reading: Arc<Reading>,
+    signs: Arc<Signs>,
+    /// `None` where it cannot be asked.
+    pulse: Option<Pulse>,
 }
 
-/// The task that reads the frames of one connection.
+impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
+    fn poll(&mut self, cx: &mut Context<'_>, told: &impl Fn()) -> Poll<Result<(), BodyError>> {
+        self.reading.waker.register(cx.waker());
+        let outcome = Pin::new(&mut self.connection).poll(cx);
+        self.reading.has_ended.store(outcome.is_ready(), Ordering::Release);
+        self.reading.turn.notify_waiters();
+        let shared = self.shared.upgrade();
+        if self.signs.take_news() || outcome.is_ready() {
+            let is_news = shared.as_ref().is_some_and(|shared| {
+                shared.take_note(self.connection.max_concurrent_send_streams(), cx)
+            });
+            if is_news {
+                told();
+            }
+        }
+        let is_used = shared.is_none_or(|shared| shared.streams.load(Ordering::Relaxed) > 0);
+        if let Some(pulse) = &mut self.pulse
+            && pulse.poll_dead(cx, is_used, &self.signs).is_ready()
+        {
+            return Poll::Ready(Err("it has not answered a PING in time".into()));
+        }
+        outcome.map_err(Into::into)
+    }
+}
+
+/// Asks a connection that is silent whether it lives.
+struct Pulse {
+    pings: PingPong,
+    timer: Pin<Box<Sleep>>,
+    was_asked: bool,
+}
+
+impl Pulse {
+    fn new(pings: PingPong) -> Self {
+        Self { pings, timer: Box::pin(sleep(PING_INTERVAL)), was_asked: false }
+    }
+
+    /// Ready when it has not answered in time.
+    fn poll_dead(&mut self, cx: &mut Context<'_>, is_used: bool, signs: &Signs) -> Poll<()> {
+        loop {
+            if self.was_asked {
+                match self.pings.poll_pong(cx) {
+                    Poll::Ready(Ok(_)) => self.look_again_in(PING_INTERVAL),
+                    // The connection ends by itself.
+                    Poll::Ready(Err(_)) => return Poll::Pending,
+                    Poll::Pending => return self.timer.as_mut().poll(cx),
+                }
+            }
+            ready!(self.timer.as_mut().poll(cx));
+            let is_silent = !signs.take_life();
+            if is_used && is_silent && self.pings.send_ping(Ping::opaque()).is_ok() {
+                self.look_again_in(PING_LIMIT);
+                self.was_asked = true;
+            } else {
+                self.look_again_in(PING_INTERVAL);
+            }
+        }
+    }
+
+    fn look_again_in(&mut self, time: Duration) {
+        self.was_asked = false;
+        self.timer.as_mut().reset(tokio::time::Instant::now() + time);
+    }
+}
+
+impl Http2 {
+    /// Takes in what the peer's last frames say; whether that is of interest to those who wait for room.
+    fn take_note(&self, most: usize, cx: &mut Context<'_>) -> bool {
+        let is_first = self.most.swap(most, Ordering::AcqRel) == UNTOLD && most != UNTOLD;
+        let goes_away = matches!(self.sender.clone().poll_ready(cx), Poll::Ready(Err(_)));
+        let is_new = goes_away && !self.refuses.swap(true, Ordering::Relaxed);
+        is_first || is_new
+    }
+}
+
+/// The reading of the frames of one connection.
 #[derive(Default)]
 struct Reading {
     /// Has it look at the socket once more.
@@ -231,31 +296,6 @@ impl Reading {
     }
 }
 
-impl<F> hyper::rt::Executor<F> for Executor
-where
-    F: Future<Output: Send> + Send + 'static,
-{
-    fn execute(&self, future: F) {
-        if self.first.swap(true, Ordering::Relaxed) {
-            self.tasks.spawn(future);
-            return;
-        }
-        let (stirred, turns) = (self.stirred.clone(), self.reading.clone());
-        self.tasks.spawn(async move {
-            let mut reading = pin!(future);
-            poll_fn(|cx| {
-                turns.waker.register(cx.waker());
-                let outcome = reading.as_mut().poll(cx);
-                turns.has_ended.store(outcome.is_ready(), Ordering::Release);
-                turns.turn.notify_waiters();
-                stirred.wake();
-                outcome
-            })
-            .await
-        });
-    }
-}
-
 /// Room for one stream.
 pub(in crate::upstream) struct Http2Lease {
     connection: Arc<Http2>,
@@ -270,8 +310,8 @@ const REST: Duration = Duration::from_secs(1);
 
 impl Http2Lease {
     pub(super) fn new(connection: Arc<Http2>) -> Self {
-        let is_first = connection.streams.fetch_add(1, Ordering::Relaxed) == 0;
-        let has_rested = is_first && clock::instant() - *lock(&connection.last_used) >= REST;
+        let has_rested = !connection.was_used(clock::instant());
+        connection.streams.fetch_add(1, Ordering::Relaxed);
         Self { connection, has_rested }
     }
 
@@ -284,12 +324,25 @@ impl Http2Lease {
         is_there
     }
 
-    pub(super) fn sender(&self) -> http2::SendRequest<Body> {
-        self.connection.sender.clone()
+    /// Sends a request as a stream of this connection, which is asked for no other when it has not processed this one.
+    ///
+    /// # Errors
+    ///
+    /// [`Unanswered`].
+    pub(super) async fn send(
+        &self,
+        request: Request<Body>,
+        most_interim: MostInterim,
+    ) -> Result<Response<Received>, Unanswered> {
+        let Http2 { sender, tasks, .. } = &*self.connection;
+        let sent = stream::send(sender.clone(), request, (most_interim, tasks)).await;
+        if sent.as_ref().is_err_and(|failed| failed.unprocessed) {
+            self.retire();
+        }
+        sent
     }
 
-    /// Asks this connection for no stream any more.
-    pub(super) fn retire(&self) {
+    fn retire(&self) {
         self.connection.refuses.store(true, Ordering::Relaxed);
     }
 }
@@ -301,23 +354,8 @@ impl Drop for Http2Lease {
     }
 }
 
-/// Whether an error proves that the upstream has not processed the request (RFC 9113 section 8.7): its
-/// stream is above the last one of a graceful GOAWAY, or was reset with REFUSED_STREAM.
-///
-/// h2 gives the error of a GOAWAY of the peer's to those streams alone (0.4.20, `proto/streams/
-/// streams.rs`, `recv_go_away`); the others go on, and end with an error of another kind.
-pub(super) fn is_unprocessed(error: &hyper::Error) -> bool {
-    let Some(error) = error.source().and_then(|source| source.downcast_ref::<h2::Error>()) else {
-        return false;
-    };
-    let graceful = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
-    let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
-    error.is_remote() && (graceful || refused)
-}
-
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use tokio::io::DuplexStream;
 
     use super::*;
@@ -394,11 +432,10 @@ mod tests {
         });
         heard(&told).await;
         let lease = Http2Lease::new(connection.clone());
-        let mut request = http::Request::new(Body::empty());
+        let mut request = Request::new(Body::empty());
         *request.uri_mut() = http::Uri::from_static("https://api.example.com/");
-        let mut sender = lease.sender();
         let answer =
-            Tasks::new().spawn(async move { sender.try_send_request(request).await.is_ok() });
+            Tasks::new().spawn(async move { lease.send(request, MostInterim(1)).await.is_ok() });
         // Nobody sends another request: that no other is taken is noticed nevertheless.
         heard(&told).await;
         assert!(connection.is_over(clock::instant()));
