@@ -1,8 +1,10 @@
 //! Decides, for each target, whether to tunnel, intercept or refuse, and for each request which rule
 //! covers it. Pure: a snapshot that is replaced as a whole, never changed.
 
+mod hosts;
 pub mod pattern;
 
+use std::cell::LazyCell;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,6 +14,7 @@ use http::Method;
 use crate::credential::{CredentialName, LoginKind};
 use crate::inject::Injection;
 use crate::origin::{Host, Origin, Scheme, Target};
+use hosts::Hosts;
 use pattern::{CanonicalPath, HostPattern, PathPrefix};
 
 /// One rule of the configuration.
@@ -140,10 +143,17 @@ pub enum Found<'a> {
 /// longest literal path; then a rule with methods; then declaration order.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
-    /// One entry for each path of each rule, the one that is looked at first in front.
-    entries: Arc<[Entry]>,
+    ordered: Arc<Ordered>,
     default: DefaultAction,
     kinds: Arc<BTreeMap<CredentialName, LoginKind>>,
+}
+
+#[derive(Debug, Default)]
+struct Ordered {
+    /// One entry for each path of each rule, the one that is looked at first in front.
+    entries: Vec<Entry>,
+    /// Where among them those of a host are.
+    hosts: Hosts,
 }
 
 #[derive(Debug)]
@@ -158,7 +168,8 @@ impl Rules {
     pub fn new(rules: Vec<Rule>, default: DefaultAction) -> Self {
         let mut entries: Vec<Entry> = rules.into_iter().flat_map(entries_of).collect();
         entries.sort_by(Entry::by_precedence);
-        Self { entries: entries.into(), default, kinds: Arc::default() }
+        let hosts = Hosts::of(entries.iter().map(|entry| &entry.rule.host));
+        Self { ordered: Arc::new(Ordered { entries, hosts }), default, kinds: Arc::default() }
     }
 
     /// The same rules under other logins. A credential without an entry has no login, or one of no
@@ -189,8 +200,7 @@ impl Rules {
 
     /// What to do with a plain `http://` request to a target, at whatever port its host is ruled.
     pub fn decide_plain(&self, target: &Target) -> Plain {
-        let speaks_of = |rule: &Arc<Rule>| rule.host.matches_host(&target.host);
-        match self.iter().find(|rule| rule.action.intercepts() && speaks_of(rule)) {
+        match self.of_host(&target.host).find(|entry| entry.rule.action.intercepts()) {
             Some(_) => Plain::OnlyTls,
             None if self.decide(target) == Decision::Refuse => Plain::NoRule,
             None => Plain::Forward,
@@ -203,15 +213,16 @@ impl Rules {
         if origin.scheme != Scheme::Https {
             return Found::Unmatched(Unmatched::Forward);
         }
-        let path = CanonicalPath::of(path);
+        // Most rules have no paths.
+        let path = LazyCell::new(|| CanonicalPath::of(path));
         let (mut unmatched, mut has_paths) = (Unmatched::Forward, false);
-        for entry in self.entries.iter().filter(|entry| entry.rule.host.matches(&origin.target)) {
+        for entry in self.of_target(&origin.target) {
             if !self.is_in_force(&entry.rule) {
                 continue;
             }
-            if entry.covers(method, path.as_ref()) {
+            if entry.covers(method, || path.as_ref()) {
                 // The upstream may read a path of two readings as one that goes before.
-                let is_certain = path.is_some() || !has_paths;
+                let is_certain = !has_paths || path.is_some();
                 return if is_certain {
                     Found::Rule(&entry.rule)
                 } else {
@@ -243,12 +254,22 @@ impl Rules {
 
     /// All rules, first the ones that are looked at first; one with several paths comes several times.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Rule>> {
-        self.entries.iter().map(|entry| &entry.rule)
+        self.ordered.entries.iter().map(|entry| &entry.rule)
     }
 
     /// The rules that speak of a target, in force or not, first the ones that are looked at first.
     pub fn on_host(&self, target: &Target) -> impl Iterator<Item = &Arc<Rule>> {
-        self.iter().filter(|rule| rule.host.matches(target))
+        self.of_target(target).map(|entry| &entry.rule)
+    }
+
+    fn of_target(&self, target: &Target) -> impl Iterator<Item = &Entry> {
+        self.of_host(&target.host).filter(|entry| entry.rule.host.is_at(target.port))
+    }
+
+    /// The entries that speak of a host, at whatever port. What it takes does not grow with the number of rules for others.
+    fn of_host(&self, host: &Host) -> impl Iterator<Item = &Entry> {
+        let Ordered { entries, hosts } = &*self.ordered;
+        hosts.places(host).map(|place| &entries[place])
     }
 }
 
@@ -262,12 +283,17 @@ fn entries_of(rule: Rule) -> Vec<Entry> {
 }
 
 impl Entry {
-    fn covers(&self, method: &Method, path: Option<&CanonicalPath<'_>>) -> bool {
+    /// `path` is asked for only where the entry has one.
+    fn covers<'a>(
+        &self,
+        method: &Method,
+        path: impl FnOnce() -> Option<&'a CanonicalPath<'a>>,
+    ) -> bool {
         let methods = &self.rule.methods;
         (methods.is_empty() || methods.contains(method))
             && match &self.path {
                 None => true,
-                Some(prefix) => path.is_some_and(|path| prefix.covers(path)),
+                Some(prefix) => path().is_some_and(|path| prefix.covers(path)),
             }
     }
 
@@ -283,6 +309,8 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::inject::Template;
 
@@ -453,5 +481,109 @@ mod tests {
             .map(Host::to_string)
             .collect();
         assert_eq!(hosts, ["127.0.0.1", "example.com"]);
+    }
+
+    #[test]
+    fn of_ten_thousand_rules_those_of_the_host_are_looked_at() {
+        let other = |number: usize| match number % 2 {
+            0 => rule("", &format!("*.w{number}.example.com"), &[], &[]),
+            _ => rule("", &format!("h{number}.example.com"), &[], &[]),
+        };
+        let asked = [
+            rule("", "*.b.example.com", &["/v1/", "/v2/"], &[]),
+            rule("", "a.b.example.com", &[], &[]),
+        ];
+        let rules: Vec<_> = (0..10_000).map(other).chain(asked).collect();
+        let rules = Rules::new(rules, DefaultAction::Tunnel);
+        let table = [
+            ("a.b.example.com", 3),
+            ("x.b.example.com", 2),
+            ("h1.example.com", 1),
+            ("x.w2.example.com", 1),
+            ("x.h1.example.com", 0),
+            ("w2.example.com", 0),
+            ("127.0.0.1", 0),
+        ];
+        for (host, expected) in table {
+            let host = Host::parse(host).unwrap();
+            assert_eq!(rules.of_host(&host).count(), expected, "{host}");
+        }
+    }
+
+    /// What is said of a target and of a request, by a walk over all rules.
+    fn walked(rules: &Rules, target: &Target, method: &Method, path: &str) -> (bool, String) {
+        let is_only_tls =
+            rules.iter().any(|it| it.action.intercepts() && it.host.matches_host(&target.host));
+        let path = CanonicalPath::of(path);
+        let (mut unmatched, mut has_paths) = (Unmatched::Forward, false);
+        for entry in rules.ordered.entries.iter().filter(|it| it.rule.host.matches(target)) {
+            if !rules.is_in_force(&entry.rule) {
+                continue;
+            }
+            if entry.covers(method, || path.as_ref()) {
+                let is_certain = path.is_some() || !has_paths;
+                let name = if is_certain { entry.rule.name.clone() } else { "Refuse".to_owned() };
+                return (is_only_tls, name);
+            }
+            has_paths |= entry.path.is_some();
+            if entry.rule.unmatched == Unmatched::Refuse {
+                unmatched = Unmatched::Refuse;
+            }
+        }
+        (is_only_tls, format!("{unmatched:?}"))
+    }
+
+    const ANY_HOST: &str = "127\\.0\\.0\\.[12]|[ab](\\.[ab]){1,3}";
+
+    prop_compose! {
+        fn any_rule()(
+            host in "127\\.0\\.0\\.1|(\\*\\.)?[ab](\\.[ab]){1,2}", port in "(:8443)?",
+            paths in prop::collection::vec("/[ab]?|/[ab]/[ab]", 0..3), is_for_post: bool,
+            login in prop::option::of(prop::bool::ANY), tunnels in prop::bool::weighted(0.2),
+            refuses: bool, pinned: bool,
+        ) -> Rule {
+            let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+            let methods = if is_for_post { vec![Method::POST] } else { Vec::new() };
+            let mut rule = Rule { pinned, ..rule("", &format!("{host}{port}"), &paths, &methods) };
+            if let Some(is_chatgpt) = login {
+                let kind = if is_chatgpt { LoginKind::ChatGpt } else { LoginKind::ApiKey };
+                rule = with_login(rule, kind);
+            }
+            if tunnels {
+                rule.action = Action::Tunnel;
+            }
+            if refuses {
+                rule.unmatched = Unmatched::Refuse;
+            }
+            rule
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_found_is_what_a_walk_over_all_rules_finds(
+            written in prop::collection::vec(any_rule(), 0..40),
+            asked in prop::collection::vec(
+                (ANY_HOST, any::<bool>(), any::<bool>(), "/|(/[ab]){1,3}|/a/\\.\\./b"), 20,
+            ),
+        ) {
+            let named = |(at, rule)| Rule { name: format!("rule {at}"), ..rule };
+            let rules = written.into_iter().enumerate().map(named).collect();
+            let kinds = [("openai".parse().unwrap(), LoginKind::ChatGpt)].into_iter().collect();
+            let rules = Rules::new(rules, DefaultAction::Tunnel).with_kinds(kinds);
+            for (host, is_usual_port, is_post, path) in asked {
+                let port = if is_usual_port { 443 } else { 8443 };
+                let host = format!("{host}:{port}");
+                let method = if is_post { Method::POST } else { Method::GET };
+                let target = target(&host);
+                let all: Vec<_> = rules.iter().filter(|it| it.host.matches(&target)).collect();
+                let on_host: Vec<_> = rules.on_host(&target).collect();
+                prop_assert_eq!(on_host.len(), all.len());
+                prop_assert!(on_host.iter().zip(&all).all(|(one, other)| Arc::ptr_eq(one, other)));
+                let is_only_tls = rules.decide_plain(&target) == Plain::OnlyTls;
+                let got = (is_only_tls, found(&rules, &host, &method, &path));
+                prop_assert_eq!(got, walked(&rules, &target, &method, &path), "{} {}", host, path);
+            }
+        }
     }
 }

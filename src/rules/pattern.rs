@@ -14,8 +14,10 @@ pub struct HostPattern {
     port: u16,
 }
 
+/// Hosts, at whatever port.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum HostMatch {
+pub(super) enum HostMatch {
+    /// This one.
     Exact(Host),
     /// The part behind `*.`; the star stands for exactly one label.
     Wildcard(Arc<str>),
@@ -54,13 +56,20 @@ impl HostPattern {
 
     /// Whether the host is one of these, at whatever port.
     pub fn matches_host(&self, wanted: &Host) -> bool {
-        match (&self.host, wanted) {
-            (HostMatch::Exact(host), wanted) => host == wanted,
-            (HostMatch::Wildcard(suffix), Host::Name(name)) => name
-                .split_once('.')
-                .is_some_and(|(label, rest)| !label.is_empty() && *rest == **suffix),
-            (HostMatch::Wildcard(_), Host::Ip(_)) => false,
+        match &self.host {
+            HostMatch::Exact(host) => host == wanted,
+            HostMatch::Wildcard(suffix) => parent(wanted) == Some(&**suffix),
         }
+    }
+
+    /// The hosts without their port.
+    pub(super) fn host(&self) -> &HostMatch {
+        &self.host
+    }
+
+    /// Whether the hosts are meant at this port.
+    pub(super) fn is_at(&self, port: u16) -> bool {
+        self.port == port
     }
 
     /// The one host of the pattern; `None` for a wildcard.
@@ -93,6 +102,13 @@ impl HostPattern {
         };
         rank(other).cmp(&rank(self))
     }
+}
+
+/// What stands behind the first label of a name: the suffix of the one wildcard that speaks of it.
+pub(super) fn parent(host: &Host) -> Option<&str> {
+    let Host::Name(name) = host else { return None };
+    let (label, rest) = name.split_once('.')?;
+    (!label.is_empty()).then_some(rest)
 }
 
 impl fmt::Display for HostPattern {
