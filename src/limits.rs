@@ -44,14 +44,24 @@ impl Limits {
     /// The same for a process that may still open so many descriptors.
     #[must_use]
     pub fn within(self, descriptors: u64) -> Self {
-        let for_clients =
-            descriptors.saturating_sub(RESERVED_DESCRIPTORS) / DESCRIPTORS_OF_A_CLIENT;
+        let pairs = descriptors.saturating_sub(RESERVED_DESCRIPTORS) / DESCRIPTORS_OF_A_CLIENT;
+        let pairs = usize::try_from(pairs).unwrap_or(usize::MAX);
         // With none there would be no word from it at all.
-        let room = usize::try_from(for_clients).unwrap_or(usize::MAX).max(1);
+        let room = (pairs - pipes_of(pairs)).max(1);
         let connections = self.connections.min(room);
         let strangers = self.strangers.min((connections / SHARE_OF_STRANGERS).max(1));
         Self { connections, strangers, ..self }
     }
+
+    /// Most pipes at one time through which the kernel moves what comes in bulk (`proxy/tunnel/pipe.rs`). A pipe has two
+    /// descriptors, too.
+    pub fn pipes(&self) -> usize {
+        pipes_of(self.connections)
+    }
+}
+
+fn pipes_of(clients: usize) -> usize {
+    (clients / CLIENTS_OF_A_PIPE).min(MOST_PIPES)
 }
 
 impl Default for Limits {
@@ -100,6 +110,12 @@ pub const WRONG_PASSES_IN: Duration = Duration::from_secs(60);
 /// again, and an accepted client of each listener that waits for its turn.
 const RESERVED_DESCRIPTORS: u64 = 32;
 
+/// Where descriptors are few, clients are worth more than what pipes save.
+const CLIENTS_OF_A_PIPE: usize = 32;
+
+/// Only a direction whose reader is slow holds one for longer than a moment; what there is no pipe for is copied.
+const MOST_PIPES: usize = 16;
+
 /// The client's own, and that of the upstream that it speaks with.
 const DESCRIPTORS_OF_A_CLIENT: u64 = 2;
 
@@ -117,8 +133,8 @@ mod tests {
             (32, 1, 1),
             (36, 2, 1),
             (64, 16, 4),
-            (1024, 496, 124),
-            (65_536, 32_752, 1024),
+            (1024, 481, 120),
+            (65_536, 32_736, 1024),
         ] {
             let limits = Limits::USUAL.within(descriptors);
             let found = (limits.connections, limits.strangers);
@@ -131,5 +147,18 @@ mod tests {
         let asked = Limits { connections: 100, strangers: 3, ..Limits::USUAL };
         assert_eq!(asked.clone().within(1024), asked);
         assert_eq!(asked.within(64).connections, 16);
+    }
+
+    #[test]
+    fn pipes_leave_the_clients_their_descriptors() {
+        for descriptors in [0, 32, 64, 96, 100, 1024, 2048, 65_536, u64::MAX] {
+            let limits = Limits::USUAL.within(descriptors);
+            let all = 2 * (limits.connections as u64 + limits.pipes() as u64);
+            assert!(
+                all <= descriptors.saturating_sub(RESERVED_DESCRIPTORS).max(2),
+                "{descriptors}"
+            );
+            assert_eq!(limits.pipes() > 0, descriptors >= 100, "{descriptors}");
+        }
     }
 }

@@ -6,6 +6,7 @@ mod connection;
 mod decoys;
 mod exchange;
 mod explained;
+mod flow;
 mod frames;
 mod guesses;
 mod intercept;
@@ -13,6 +14,7 @@ mod issuer;
 mod listener;
 mod note;
 mod places;
+mod plain;
 mod reject;
 mod replay;
 mod resting;
@@ -94,6 +96,8 @@ struct Shared {
     guesses: Guesses,
     audit: Audit,
     replay: replay::Budget,
+    /// For bulk in tunnels.
+    pipes: Arc<tunnel::Pipes>,
     /// Connections, tunnels and WebSockets.
     connections: Tasks,
     closing: Closing,
@@ -114,6 +118,7 @@ impl Proxy {
         let now = Now::new(parts.rules, parts.tokens, Arc::new(parts.leaves));
         parts.upstream.limit(&parts.limits);
         Self(Arc::new(Shared {
+            pipes: Arc::new(tunnel::Pipes::new(parts.limits.pipes())),
             now: ArcSwap::from_pointee(now),
             changes: watch::Sender::new(0),
             upstream: parts.upstream,

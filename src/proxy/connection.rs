@@ -150,8 +150,8 @@ async fn connect(
             let upstream = shared.upstream.connect(&target, scope, via).await?;
             let note = note.clone();
             note.goes_on_as(Kind::Tunnel);
-            shared.take_over(hyper::upgrade::on(&mut request), |stream, shared| async move {
-                tunnel::carry(&shared, (&admitted.ended(), note), stream, upstream).await;
+            shared.take_over(hyper::upgrade::on(&mut request), |stream, shared| {
+                tunnel::carry(shared, (admitted, note), stream, upstream)
             });
             Ok(Response::new(Body::empty()))
         }

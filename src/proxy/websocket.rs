@@ -1,7 +1,7 @@
 //! A WebSocket after its handshake: bytes both ways, and a Close from us when it may not go on.
 
 use std::io;
-use std::sync::atomic::AtomicU64;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use aws_lc_rs::rand;
@@ -10,9 +10,9 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::flow::{Flow, Joint, Passage};
 use super::frames::Frames;
 use super::note;
-use super::tunnel::{self, Flow};
 
 /// What ends a WebSocket from our side.
 #[derive(Clone, Default)]
@@ -35,18 +35,14 @@ where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
-    let (from_client, to_client) = tokio::io::split(client);
-    let (from_upstream, to_upstream) = tokio::io::split(upstream);
-    let moved = AtomicU64::new(0);
-    let mut up = Direction::new(Flow::new(from_client, to_upstream, &moved));
-    let mut down = Direction::new(Flow::new(from_upstream, to_client, &moved));
+    let mut joint = Joint::new((client, upstream), (Watched::default(), Watched::default()));
     let (outcome, close) = tokio::select! {
         biased;
         () = ends.cut.cancelled() => (note::CUT, None),
         () = ends.forbidden.cancelled() => (note::FORBIDDEN, Some(POLICY)),
         () = ends.shut_out.cancelled() => (note::SHUT_OUT, Some(POLICY)),
         () = ends.draining.cancelled() => (note::GOING_AWAY, Some(GOING_AWAY)),
-        outcome = tunnel::both(up.run(), down.run(), &moved) => match outcome {
+        outcome = joint.run() => match outcome {
             Ok(()) => (note::OK, None),
             Err(error) => {
                 tracing::debug!(%error, "websocket broken");
@@ -55,29 +51,62 @@ where
         }
     };
     if let Some(close) = &close {
+        // Boxed, because few come to this.
         tokio::select! {
             () = ends.cut.cancelled() => {}
-            () = part(close, &mut up, &mut down) => {}
+            () = Box::pin(part(close, &mut joint)) => {}
         }
     }
+    let (up, down) = (&joint.up.frames, &joint.down.frames);
     tracing::debug!(
-        messages_up = up.frames.messages(),
-        messages_down = down.frames.messages(),
-        controls_up = up.frames.controls(),
-        controls_down = down.frames.controls(),
+        messages_up = up.messages(),
+        messages_down = down.messages(),
+        controls_up = up.controls(),
+        controls_down = down.controls(),
         closed = close.map(|close| close.code),
         "websocket ended"
     );
     // After both have said goodbye it does not matter how they go.
-    let parted = up.frames.has_closed() && down.frames.has_closed();
+    let parted = up.has_closed() && down.has_closed();
     let outcome = if outcome == note::BROKEN_OFF && parted { note::OK } else { outcome };
-    (outcome, (up.flow.written(), down.flow.written()))
+    (outcome, joint.written())
 }
 
-/// One direction and where its frames end.
-struct Direction<'a, R, W> {
-    flow: Flow<'a, R, W>,
+/// One direction, and where its frames end.
+#[derive(Default)]
+struct Watched {
+    flow: Flow,
     frames: Frames,
+}
+
+impl<R, W> Passage<R, W> for Watched
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    fn poll_pass(
+        &mut self,
+        cx: &mut Context<'_>,
+        ends: (&mut R, &mut W),
+    ) -> Poll<io::Result<usize>> {
+        let frames = &mut self.frames;
+        self.flow.poll_pass(cx, ends, |bytes| frames.pass(bytes))
+    }
+
+    fn flow(&self) -> &Flow {
+        &self.flow
+    }
+}
+
+/// Both directions of a WebSocket that is relayed.
+type Relayed<A, B> = Joint<A, B, Watched, Watched>;
+
+/// One direction that comes to its end by us.
+struct Direction<'a, R, W> {
+    flow: &'a mut Flow,
+    frames: &'a mut Frames,
+    from: R,
+    to: W,
 }
 
 impl<'a, R, W> Direction<'a, R, W>
@@ -85,12 +114,8 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    fn new(flow: Flow<'a, R, W>) -> Self {
-        Self { flow, frames: Frames::default() }
-    }
-
-    async fn run(&mut self) -> io::Result<()> {
-        self.flow.run(|bytes| self.frames.pass(bytes)).await
+    fn new(watched: &'a mut Watched, from: R, to: W) -> Self {
+        Self { flow: &mut watched.flow, frames: &mut watched.frames, from, to }
     }
 
     /// Ends the direction with this frame, and then reads on until the peer that it comes from has said
@@ -125,13 +150,14 @@ where
     /// Passes on what was read, and no more than the rest of a frame that is half sent, and then a Close
     /// if none has passed. `false` where none may follow.
     async fn finish(&mut self, close: Option<&[u8]>) -> io::Result<bool> {
-        self.flow.deliver().await?;
+        self.flow.deliver(&mut self.to).await?;
         while let Some(short @ 1..) = self.frames.short_of_boundary()
             && !self.flow.has_ended()
         {
-            let rest = self.flow.take(usize::try_from(short).unwrap_or(usize::MAX)).await?;
+            let short = usize::try_from(short).unwrap_or(usize::MAX);
+            let rest = self.flow.take(&mut self.from, short).await?;
             self.frames.pass(rest);
-            self.flow.deliver().await?;
+            self.flow.deliver(&mut self.to).await?;
         }
         if self.frames.has_closed() {
             return Ok(true);
@@ -140,8 +166,8 @@ where
         else {
             return Ok(false);
         };
-        self.flow.to.write_all(close).await?;
-        self.flow.to.flush().await?;
+        self.to.write_all(close).await?;
+        self.to.flush().await?;
         Ok(true)
     }
 
@@ -150,7 +176,7 @@ where
         // What nobody gets is not counted.
         let mut frames = self.frames.clone();
         while !frames.has_closed() && !self.flow.has_ended() {
-            frames.pass(self.flow.take(usize::MAX).await?);
+            frames.pass(self.flow.take(&mut self.from, usize::MAX).await?);
         }
         Ok(())
     }
@@ -165,16 +191,15 @@ async fn patience(told: oneshot::Receiver<()>) {
 
 /// Ends both directions at a boundary with a Close, and waits for the peers' answers. A peer to which no
 /// frame of ours may be sent hears nothing; it sees the connection end.
-async fn part<A, B, C, D>(
-    close: &Close,
-    up: &mut Direction<'_, A, B>,
-    down: &mut Direction<'_, C, D>,
-) where
-    A: AsyncRead + Unpin,
-    B: AsyncWrite + Unpin,
-    C: AsyncRead + Unpin,
-    D: AsyncWrite + Unpin,
+async fn part<A, B>(close: &Close, joint: &mut Relayed<A, B>)
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
 {
+    let (from_client, to_client) = tokio::io::split(&mut joint.client);
+    let (from_upstream, to_upstream) = tokio::io::split(&mut joint.upstream);
+    let mut up = Direction::new(&mut joint.up, from_client, to_upstream);
+    let mut down = Direction::new(&mut joint.down, from_upstream, to_client);
     let (tell_upstream, upstream_told) = oneshot::channel();
     let (tell_client, client_told) = oneshot::channel();
     let told = tokio::join!(
@@ -182,8 +207,8 @@ async fn part<A, B, C, D>(
         down.part(Some(close.plain()), tell_client, upstream_told),
     );
     let end = async {
-        let upstream = async { if told.0 { up.flow.to.shutdown().await } else { Ok(()) } };
-        let client = async { if told.1 { down.flow.to.shutdown().await } else { Ok(()) } };
+        let upstream = async { if told.0 { up.to.shutdown().await } else { Ok(()) } };
+        let client = async { if told.1 { down.to.shutdown().await } else { Ok(()) } };
         tokio::join!(upstream, client)
     };
     // A peer that does not let us end is left as it is.

@@ -29,7 +29,9 @@ thread_local! {
 impl<S> Early<S> {
     /// A stream that starts with `early`, which may be empty.
     pub fn new(early: impl Into<Vec<u8>>, stream: S) -> Self {
-        Self { stream, held: early.into(), given: 0, reads_ahead: false }
+        let mut new = Self { stream, held: Vec::new(), given: 0, reads_ahead: false };
+        new.put_back(early);
+        new
     }
 
     /// The same, which takes from the stream what there is, a full record of TLS at most, where it is asked for less.
@@ -43,6 +45,10 @@ impl<S> Early<S> {
     pub fn put_back(&mut self, bytes: impl Into<Vec<u8>>) {
         let mut bytes = bytes.into();
         bytes.extend_from_slice(&self.held[self.given..]);
+        if bytes.is_empty() {
+            // It may have the room of a whole buffer.
+            bytes = Vec::new();
+        }
         (self.held, self.given) = (bytes, 0);
     }
 
@@ -84,6 +90,11 @@ impl<S: AsyncRead + Unpin> Early<S> {
         }
         SCRATCH.set(scratch);
         polled
+    }
+
+    /// The stream, once it is read from itself.
+    pub fn with_nothing_early(&self) -> Option<&S> {
+        self.held.is_empty().then_some(&self.stream)
     }
 }
 
