@@ -18,6 +18,7 @@ use super::Shared;
 use super::admit::Admitted;
 use super::exchange;
 use super::explained::Explained;
+use super::listener::ClientStream;
 use super::note::Note;
 use super::reject::Rejection;
 use super::resting::{self, Activity};
@@ -71,14 +72,15 @@ impl Intercepted {
     }
 }
 
+/// The client of a tunnel, inside the TLS that ends here.
+pub(super) type InsideTls = TlsStream<Early<ClientStream>>;
+
 /// Serves the client of a tunnel to `target`, in the place of the target.
-pub(super) async fn serve<S>(
+pub(super) async fn serve(
     shared: Arc<Shared>,
     (target, admitted): (Target, Admitted),
-    mut stream: Early<S>,
-) where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
+    mut stream: Early<ClientStream>,
+) {
     let limits = shared.limits.load_full();
     let reading = tokio::time::timeout(limits.handshake_time, stream.peek());
     let Ok(Ok(Some(first))) = reading.await else { return };
@@ -146,10 +148,7 @@ where
     tokio::time::timeout(shared.limits.load().handshake_time, accepting).await?
 }
 
-async fn converse<S>(connection: Arc<Intercepted>, limits: &Limits, stream: TlsStream<S>)
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
+async fn converse(connection: Arc<Intercepted>, limits: &Limits, stream: InsideTls) {
     if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
         return http1(connection, limits, stream).await;
     }
@@ -175,10 +174,7 @@ where
     shared.closing.drive(serving, &ended, |serving| serving.graceful_shutdown()).await;
 }
 
-async fn http1<S>(connection: Arc<Intercepted>, limits: &Limits, stream: TlsStream<S>)
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
+async fn http1(connection: Arc<Intercepted>, limits: &Limits, stream: InsideTls) {
     let (shared, ended) = (connection.shared.clone(), connection.admitted.ended());
     let served = (connection.activity.clone(), stream);
     let answer = move |request| exchange::exchange(connection.clone(), request);

@@ -9,14 +9,17 @@ use http::header::{
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::ext::Protocol;
-use hyper::upgrade::OnUpgrade;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::admit::Admitted;
+use super::explained::Explained;
+use super::intercept::InsideTls;
 use super::note::Note;
 use super::reject::Rejection;
 use super::scrubbed::Scrubbed;
@@ -26,6 +29,8 @@ use crate::headers::{lists, strip_hop_by_hop};
 use crate::scrub::Scrubber;
 use crate::upstream::UpstreamError;
 use crate::upstream::body::Body;
+use crate::upstream::dial;
+use crate::upstream::early::Early;
 
 /// The client's half of a WebSocket handshake: HTTP/1.1 Upgrade (RFC 6455 section 4), or extended
 /// CONNECT over HTTP/2 (RFC 8441), which goes on as the GET that it stands for.
@@ -174,7 +179,7 @@ impl Upgrade {
             let _admitted = admitted;
             match futures_util::future::try_join(client, upstream).await {
                 Ok((client, upstream)) => {
-                    let (client, upstream) = (TokioIo::new(client), TokioIo::new(upstream));
+                    let (client, upstream) = (client_side(client), upstream_side(upstream));
                     let (outcome, bytes) = match self.scrubber {
                         Some(scrubber) => {
                             let upstream = Scrubbed::new(upstream, scrubber);
@@ -188,6 +193,26 @@ impl Upgrade {
             }
         });
         Ok(response.map(|_| Body::from(Bytes::new())))
+    }
+}
+
+/// One half as it is once HTTP has let go of it: the stream that HTTP was spoken on, or, on HTTP/2, a stream of that.
+type Side<S> = Either<Early<S>, TokioIo<Upgraded>>;
+
+fn client_side(upgraded: Upgraded) -> Side<Box<InsideTls>> {
+    match upgraded.downcast::<TokioIo<Explained<InsideTls>>>() {
+        Ok(parts) => {
+            let stream = parts.io.into_inner().into_inner();
+            Either::Left(Early::new(parts.read_buf, Box::new(stream)))
+        }
+        Err(upgraded) => Either::Right(TokioIo::new(upgraded)),
+    }
+}
+
+fn upstream_side(upgraded: Upgraded) -> Side<dial::Stream> {
+    match upgraded.downcast::<TokioIo<dial::Stream>>() {
+        Ok(parts) => Either::Left(Early::new(parts.read_buf, parts.io.into_inner())),
+        Err(upgraded) => Either::Right(TokioIo::new(upgraded)),
     }
 }
 
