@@ -8,6 +8,7 @@ mod deadline;
 pub mod dial;
 pub mod early;
 mod expect;
+pub mod gathered;
 mod interim;
 mod pool;
 

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use http::Request;
@@ -26,6 +27,7 @@ use crate::limits::Limits;
 use crate::origin::{Host, Origin, Target};
 use crate::upstream::calm::Calm;
 use crate::upstream::early::Early;
+use crate::upstream::gathered::Gathered;
 
 /// What of a response's body waits beside the socket's buffer for the client's window.
 const SEND_BUFFER: usize = 128 * 1024;
@@ -170,8 +172,9 @@ async fn converse(connection: Arc<Intercepted>, limits: &Limits, stream: InsideT
         .initial_stream_window_size(limits.stream_window)
         .initial_connection_window_size(connection_window(limits))
         .serve_connection(TokioIo::new(Calm::of_client(stream)), service);
-    let serving = std::pin::pin!(serving);
-    shared.closing.drive(serving, &ended, |serving| serving.graceful_shutdown()).await;
+    let serving = std::pin::pin!(Gathered::new(serving));
+    let closing = &shared.closing;
+    closing.drive(serving, &ended, |it| Pin::new(it.get_mut().get_mut()).graceful_shutdown()).await;
 }
 
 async fn http1(connection: Arc<Intercepted>, limits: &Limits, stream: InsideTls) {

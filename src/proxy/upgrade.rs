@@ -197,19 +197,20 @@ impl Upgrade {
 }
 
 /// One half as it is once HTTP has let go of it: the stream that HTTP was spoken on, or, on HTTP/2, a stream of that.
-type Side<S> = Either<Early<S>, TokioIo<Upgraded>>;
+type Side<S> = Either<S, TokioIo<Upgraded>>;
 
-fn client_side(upgraded: Upgraded) -> Side<Box<InsideTls>> {
-    match upgraded.downcast::<TokioIo<Explained<InsideTls>>>() {
+fn client_side(upgraded: Upgraded) -> Side<Box<Early<InsideTls>>> {
+    match upgraded.downcast::<TokioIo<Explained<Early<InsideTls>>>>() {
         Ok(parts) => {
-            let stream = parts.io.into_inner().into_inner();
-            Either::Left(Early::new(parts.read_buf, Box::new(stream)))
+            let mut stream = parts.io.into_inner().into_inner();
+            stream.put_back(parts.read_buf);
+            Either::Left(Box::new(stream))
         }
         Err(upgraded) => Either::Right(TokioIo::new(upgraded)),
     }
 }
 
-fn upstream_side(upgraded: Upgraded) -> Side<dial::Stream> {
+fn upstream_side(upgraded: Upgraded) -> Side<Early<dial::Stream>> {
     match upgraded.downcast::<TokioIo<dial::Stream>>() {
         Ok(parts) => Either::Left(Early::new(parts.read_buf, parts.io.into_inner())),
         Err(upgraded) => Either::Right(TokioIo::new(upgraded)),

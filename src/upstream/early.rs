@@ -52,6 +52,11 @@ impl<S> Early<S> {
         (self.held, self.given) = (bytes, 0);
     }
 
+    /// The stream, once it is read from itself.
+    pub fn with_nothing_early(&self) -> Option<&S> {
+        self.held.is_empty().then_some(&self.stream)
+    }
+
     /// Gives as much of what is held as there is room for.
     fn give(&mut self, buf: &mut ReadBuf<'_>) {
         let held = &self.held[self.given..];
@@ -90,11 +95,6 @@ impl<S: AsyncRead + Unpin> Early<S> {
         }
         SCRATCH.set(scratch);
         polled
-    }
-
-    /// The stream, once it is read from itself.
-    pub fn with_nothing_early(&self) -> Option<&S> {
-        self.held.is_empty().then_some(&self.stream)
     }
 }
 

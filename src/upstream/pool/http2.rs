@@ -24,6 +24,7 @@ use crate::limits::HEAD_SIZE;
 use crate::tasks::Tasks;
 use crate::upstream::body::{Body, BodyError};
 use crate::upstream::calm::{Calm, Signs};
+use crate::upstream::gathered::Gathered;
 use crate::upstream::interim::{MostInterim, Unanswered};
 
 /// Above this number of streams a further connection is opened, whatever the peer allows: 100 is the
@@ -180,7 +181,8 @@ where
     });
     let mut driver = Driver { connection, shared: Arc::downgrade(&shared), reading, signs, pulse };
     tasks.spawn(async move {
-        if let Err(error) = poll_fn(|cx| driver.poll(cx, &told)).await {
+        let driving = Gathered::new(poll_fn(|cx| driver.poll(cx, &told)));
+        if let Err(error) = driving.await {
             tracing::debug!(%error, "connection to an upstream ended");
         }
         drop(driver);
