@@ -40,7 +40,7 @@ use crate::clock::Clock;
 use crate::secret::Secret;
 use crate::tasks::Tasks;
 
-pub use api::{Api, ENCODINGS, PLACES, REVEALED, SAID};
+pub use api::{Api, ENCODINGS, PLACES, REVEALED, SAID, stamp};
 pub use company::{Company, CompanyKind};
 pub use issuer::{
     Consent, DeviceSetting, Fault, Issuer, OAUTH_CLIENT_ID, OAUTH_CLIENT_SECRET, Person,

@@ -19,7 +19,7 @@
 //! | `/reveal/PLACE?as=ENCODING&cut=N` | the request's token itself, in the encoding, at the place, and cut ([`ENCODINGS`], [`PLACES`]) |
 //! | `/responses` | a turn of Codex's: over a WebSocket, or as events to a POST |
 //! | `/reset-mid-body` | the first bytes of a long body, then a cut |
-//! | `/sse?n=N` | events; each after the first waits for [`Api::release_event`], or `&every_ms=T` |
+//! | `/sse?n=N` | events; each after the first waits for [`Api::release_event`], or `&every_ms=T`; with `&stamped=true` each says when it was sent ([`stamp`]) |
 //! | `/status/NNN`, `/ws-refused/NNN` | that status |
 //! | `/trailers` | a body with a trailer |
 //! | `/wham/accounts/check` | the workspace that is asked for |
@@ -38,9 +38,9 @@ mod reveal;
 use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest;
 use bytes::Bytes;
@@ -326,6 +326,7 @@ impl Api {
     fn events(&self, uri: &Uri) -> Response<Body> {
         let count = parameter(uri, "n").unwrap_or(5);
         let every = parameter(uri, "every_ms").map(Duration::from_millis);
+        let is_stamped = parameter(uri, "stamped").unwrap_or(false);
         let room = Arc::clone(&self.0);
         let events = stream::unfold(0, move |number| {
             let room = Arc::clone(&room);
@@ -336,7 +337,10 @@ impl Api {
                     Some(pause) => tokio::time::sleep(pause).await,
                     None => room.events.acquire().await.ok()?.forget(),
                 }
-                let event = format!("id: {number}\nevent: tick\ndata: {{\"number\":{number}}}\n\n");
+                let sent =
+                    if is_stamped { format!(",\"sent\":{}", stamp()) } else { String::new() };
+                let event =
+                    format!("id: {number}\nevent: tick\ndata: {{\"number\":{number}{sent}}}\n\n");
                 Some((Ok(Frame::data(event.into())), number + 1))
             }
         });
@@ -533,6 +537,12 @@ where
 fn parameter<T: std::str::FromStr>(uri: &Uri, name: &str) -> Option<T> {
     let mut pairs = url::form_urlencoded::parse(uri.query()?.as_bytes());
     pairs.find(|(key, _)| key == name)?.1.parse().ok()
+}
+
+/// Nanoseconds of a clock that never goes backwards and whose zero is the same for all of this process.
+pub fn stamp() -> u64 {
+    static ZERO: LazyLock<Instant> = LazyLock::new(Instant::now);
+    u64::try_from(ZERO.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// So many bytes of the letter `a`.

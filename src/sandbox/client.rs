@@ -13,6 +13,9 @@ use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
+use rustls::client::Resumption;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::kx_group::X25519;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -55,6 +58,10 @@ pub struct Client {
     address: SocketAddr,
     is_proxy: bool,
     roots: Arc<RootCertStore>,
+    /// What all connections have in common.
+    tls: Arc<ClientConfig>,
+    /// Whether a connection knows the TLS sessions of those before it.
+    resumes: bool,
     tasks: Tasks,
     /// What is shown to the proxy.
     authorization: Option<HeaderValue>,
@@ -73,7 +80,9 @@ impl Client {
             store.add(root).map_err(io::Error::other)?;
         }
         let (roots, tasks) = (Arc::new(store), Tasks::new());
-        Ok(Self { address: proxy, is_proxy: true, roots, tasks, authorization: None })
+        let tls = Arc::new(client_config(provider(), roots.clone())?);
+        let (is_proxy, resumes, authorization) = (true, false, None);
+        Ok(Self { address: proxy, is_proxy, roots, tls, resumes, tasks, authorization })
     }
 
     /// The same client, which shows the proxy this in `Proxy-Authorization`.
@@ -95,6 +104,26 @@ impl Client {
     /// Those of reading the file.
     pub fn straight_to(server: SocketAddr, roots: &Path) -> io::Result<Self> {
         Ok(Self { is_proxy: false, ..Self::through(server, roots)? })
+    }
+
+    /// The same client, which from now on resumes the TLS sessions that it has had.
+    #[must_use]
+    pub fn resuming(&self) -> Self {
+        let mut tls = ClientConfig::clone(&self.tls);
+        tls.resumption = Resumption::default();
+        Self { tls: Arc::new(tls), resumes: true, ..self.clone() }
+    }
+
+    /// The same client, which agrees on keys over X25519 alone, as programs do whose TLS knows nothing newer.
+    ///
+    /// # Errors
+    ///
+    /// TLS cannot be set up.
+    pub fn with_x25519(&self) -> io::Result<Self> {
+        let mut provider = CryptoProvider::clone(&provider());
+        provider.kx_groups = vec![X25519];
+        let tls = client_config(Arc::new(provider), self.roots.clone())?;
+        Ok(Self { tls: Arc::new(tls), ..self.clone() })
     }
 
     /// Sends one request on a connection of its own.
@@ -153,7 +182,10 @@ impl Client {
             true => self.tunnel(visit.target).await?,
             false => self.dial().await?,
         };
-        let mut config = client_config(self.roots.clone())?;
+        let mut config = ClientConfig::clone(&self.tls);
+        if !self.resumes {
+            config.resumption = Resumption::default();
+        }
         config.alpn_protocols = visit.alpn.iter().map(|name| name.to_vec()).collect();
         config.enable_sni = visit.name.is_some();
         let host = visit.target.rsplit_once(':').map_or(visit.target, |(host, _)| host);
@@ -199,8 +231,11 @@ impl Client {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the sandbox plays the client")]
-fn client_config(roots: Arc<RootCertStore>) -> io::Result<ClientConfig> {
-    Ok(ClientConfig::builder_with_provider(provider())
+fn client_config(
+    provider: Arc<CryptoProvider>,
+    roots: Arc<RootCertStore>,
+) -> io::Result<ClientConfig> {
+    Ok(ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?
         .with_root_certificates(roots)
