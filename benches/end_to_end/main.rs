@@ -1,297 +1,227 @@
-//! Measures what the proxy costs: the same work straight to the pretend API and through `valetkey serve`, in
-//! turns, printed as ratios. The load and the API share this process; the proxy is a process of its own.
+//! Measures what the proxy costs: the same work straight to the pretend API, through `valetkey serve` and, if asked, through
+//! haproxy, in turns, printed as ratios. The load and the API share this process; each proxy is a process of its own, on a
+//! core of its own. `benches/README.md` says how to read it.
 //!
 //! `cargo bench --bench end_to_end [-- --quick]`
 
 #![allow(
     clippy::expect_used,
+    clippy::print_stderr,
     clippy::print_stdout,
     clippy::unwrap_used,
     reason = "a benchmark prints, and may fail by panicking"
 )]
 
-use std::fs;
-use std::net::SocketAddr;
-use std::process::Stdio;
+mod figures;
+mod form;
+mod machine;
+mod standing;
+mod ways;
+mod works;
+
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use futures_util::future::{BoxFuture, FutureExt as _, join_all};
-use futures_util::{SinkExt as _, StreamExt as _};
-use http_body_util::BodyExt as _;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, Command};
-use tokio_tungstenite::tungstenite::Message;
-use valetkey::sandbox::client::{self, Client, HTTP1, HTTP2, Visit};
+use rustls::HandshakeKind;
+use valetkey::sandbox::client::{HTTP1, HTTP2, Visit};
 use valetkey::sandbox::{Settings, World};
 use valetkey::secret::Secret;
 
-const TARGET: &str = "api.example.com:443";
-const KEY: &str = "vk-canary-benchmark-key";
+use figures::{Figure, Ratio, Table};
+use form::Form;
+use machine::{Cores, Cpu};
+use ways::{KEY, Proxy, Running, TARGET, Way};
+use works::{Done, Load, Show, WORKS, Work};
 
-/// One kind of work: how much of it was done in the time given.
-struct Work {
-    name: &'static str,
-    unit: &'static str,
-    run: fn(Client, Duration) -> BoxFuture<'static, f64>,
-}
-
-const WORKS: [Work; 9] = [
-    Work {
-        name: "warm requests, HTTP/1.1, 16 connections",
-        unit: "req/s",
-        run: |c, t| warm(c, t, HTTP1, 16, 1).boxed(),
-    },
-    Work {
-        name: "warm requests, HTTP/2, 16 streams",
-        unit: "req/s",
-        run: |c, t| warm(c, t, HTTP2, 1, 16).boxed(),
-    },
-    Work {
-        name: "one at a time, HTTP/1.1",
-        unit: "req/s",
-        run: |c, t| warm(c, t, HTTP1, 1, 1).boxed(),
-    },
-    Work {
-        name: "one at a time, HTTP/2",
-        unit: "req/s",
-        run: |c, t| warm(c, t, HTTP2, 1, 1).boxed(),
-    },
-    Work {
-        name: "new connections, 4 at a time",
-        unit: "conn/s",
-        run: |c, t| connections(c, t).boxed(),
-    },
-    Work { name: "download, HTTP/1.1", unit: "MB/s", run: |c, t| download(c, t, HTTP1).boxed() },
-    Work { name: "upload, HTTP/1.1", unit: "MB/s", run: |c, t| upload(c, t).boxed() },
-    Work { name: "server-sent events", unit: "events/s", run: |c, t| events(c, t).boxed() },
-    Work { name: "WebSocket echo", unit: "msg/s", run: |c, t| websocket(c, t).boxed() },
-];
-
-fn main() {
-    let quick = std::env::args().any(|argument| argument == "--quick");
-    let (rounds, time) = if quick { (3, 300) } else { (5, 1000) };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    runtime.block_on(compare(rounds, Duration::from_millis(time)));
-}
-
-async fn compare(rounds: usize, time: Duration) {
-    let world = World::start(Settings { record: false, ..Settings::default() }).await.unwrap();
-    world.api().accept(Secret::new(KEY));
-    let proxy = Serving::start(&world).await;
-    let through = Client::through(proxy.address, &proxy.roots).unwrap();
-    let straight = Client::straight_to(world.resolve()[0].1, world.ca_file()).unwrap();
-    // The credential arrives, and only through the proxy; from here on every answer is counted only if 200.
-    world.api().require_login(true);
-    let status = async |client: &Client| {
-        client.get(Visit::to(TARGET, HTTP1), "/v1/x").await.unwrap().status()
+fn main() -> ExitCode {
+    let form = match Form::read(std::env::args().skip(1)) {
+        Ok(form) => form,
+        Err(words) => {
+            eprintln!("{words}");
+            return ExitCode::from(2);
+        }
     };
-    assert_eq!(
-        (status(&straight).await, status(&through).await),
-        (401.try_into().unwrap(), 200.try_into().unwrap())
-    );
-    world.api().require_login(false);
-
-    println!(
-        "{:<42} {:>10} {:>10} {:>7} {:>13} {:>16}",
-        "", "direct", "through", "ratio", "spread", "proxy CPU"
-    );
-    for work in &WORKS {
-        let mut pairs = Vec::new();
-        let (mut cpu, mut done) = (0.0, 0.0);
-        // One unmeasured turn each warms connections up.
-        (work.run)(straight.clone(), time / 4).await;
-        (work.run)(through.clone(), time / 4).await;
-        for round in 0..rounds {
-            let mut pair = [0.0; 2];
-            // A, B, B, A: what drifts hits both alike.
-            for turn in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
-                let before = proxy.cpu();
-                let rate = (work.run)([&straight, &through][turn].clone(), time).await;
-                pair[turn] = rate;
-                if turn == 1 {
-                    cpu += proxy.cpu() - before;
-                    done += rate * time.as_secs_f64();
-                }
-            }
-            pairs.push(pair);
-        }
-        let median = |of: &dyn Fn(&[f64; 2]) -> f64| {
-            let mut all: Vec<f64> = pairs.iter().map(of).collect();
-            all.sort_by(f64::total_cmp);
-            (all[all.len() / 2], all[0], all[all.len() - 1])
-        };
-        let (ratio, low, high) = median(&|[direct, through]| through / direct);
-        let per = cpu / done;
-        let cost = match work.unit {
-            "MB/s" => format!("{:.2} s/GB", per * 1e3),
-            _ => format!("{:.1} us each", per * 1e6),
-        };
-        let (direct, through) = (median(&|pair| pair[0]).0, median(&|pair| pair[1]).0);
-        println!(
-            "{:<42} {direct:>10.0} {through:>10.0} {ratio:>7.2} {:>13} {cost:>16}  {}",
-            work.name,
-            format!("{low:.2}-{high:.2}"),
-            work.unit
-        );
+    let names: Vec<&str> = WORKS.iter().map(|work| work.name).chain(standing::NAMES).collect();
+    if !names.iter().any(|name| form.wants(name)) {
+        eprintln!("error: nothing is called so\nhint: --only with one of {}", names.join(", "));
+        return ExitCode::from(2);
     }
+    if form.has_haproxy && !has_haproxy() {
+        eprintln!("error: haproxy is not installed\nhint: apt-get install haproxy");
+        return ExitCode::FAILURE;
+    }
+    machine::raise_descriptors();
+    let cores = Cores::split();
+    machine::pin(cores.map(|cores| cores.load));
+    // One thread: it has one core.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(run(&form, cores));
+    ExitCode::SUCCESS
 }
 
-/// `valetkey serve`, which ends with this.
-struct Serving {
-    address: SocketAddr,
-    roots: std::path::PathBuf,
-    child: Child,
-    _home: tempfile::TempDir,
-}
-
-impl Serving {
-    async fn start(world: &World) -> Self {
-        let home = tempfile::tempdir().unwrap();
-        let key = home.path().join("key");
-        fs::write(&key, KEY).unwrap();
-        let config = home.path().join("config.toml");
-        let text = format!(
-            "[credentials.bench]\nkind = \"api_key\"\nsource = \"file:{}\"\n[[rules]]\n\
-             host = \"api.example.com\"\ncredential = \"bench\"\n{}",
-            key.display(),
-            world.upstream_toml()
-        );
-        fs::write(&config, text).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_valetkey"))
-            .args(["--log", "warn", "serve", "--listen", "127.0.0.1:0", "--config"])
-            .arg(&config)
-            .env("HOME", home.path())
-            .env("XDG_RUNTIME_DIR", home.path().join("run"))
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
-        let address = loop {
-            let line = said.next_line().await.unwrap().expect("the proxy did not start");
-            if let Some(address) = line.strip_prefix("listening on http://") {
-                break address.parse().unwrap();
-            }
-        };
-        let roots = home.path().join("run/valetkey/ca.pem");
-        Self { address, roots, child, _home: home }
+async fn run(form: &Form, cores: Option<Cores>) {
+    let world = World::start(Settings { record: false, ..Settings::default() }).await.unwrap();
+    // Whoever does not show it gets 401, and every answer is counted only if 200.
+    world.api().accept(Secret::new(KEY));
+    world.api().require_login(true);
+    let straight = Way::straight(&world);
+    let haproxy = form.has_haproxy.then(|| Proxy::haproxy(&world).on(cores));
+    let valetkey = Proxy::valetkey(&world, 0, (form.rounds + 1) * form.unseen).on(cores);
+    let proxies: Vec<&Proxy> = haproxy.iter().chain([&valetkey]).collect();
+    let columns = if form.has_haproxy { vec!["haproxy", "valetkey"] } else { vec!["valetkey"] };
+    if cores.is_none() {
+        println!("no two cores to tell apart: load and proxy run where they may");
     }
 
-    /// Seconds of CPU so far, user and system: fields 14 and 15 of `/proc/PID/stat`, 100 to the second.
-    fn cpu(&self) -> f64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id().unwrap()));
-        let stat = stat.unwrap_or_default();
-        let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
-        let ticks: f64 = fields.skip(11).take(2).map(|ticks| ticks.parse::<f64>().unwrap()).sum();
-        ticks / 100.0
-    }
-}
-
-async fn warm(
-    client: Client,
-    time: Duration,
-    alpn: &'static [&'static [u8]],
-    connections: usize,
-    streams: usize,
-) -> f64 {
-    let started = Instant::now();
-    let workers = (0..connections).map(|_| {
-        let client = client.clone();
-        async move {
-            let mut connection = client.open(Visit::to(TARGET, alpn)).await.unwrap();
-            if streams == 1 {
-                let mut count = 0;
-                while started.elapsed() < time {
-                    assert_eq!(connection.get("/v1/bytes/200").await.unwrap().status(), 200);
-                    count += 1;
-                }
-                return count;
+    let mut table = Table::new(form.compares);
+    let works: Vec<&Work> = WORKS.iter().filter(|work| form.wants(work.name)).collect();
+    if !works.is_empty() {
+        table.begin("work", &[&["direct"], &columns[..]].concat());
+        let running = start_all(&proxies, &straight).await;
+        let ways: Vec<&Way> =
+            [&straight].into_iter().chain(running.iter().map(|it| &it.way)).collect();
+        let mut rates = Vec::new();
+        for work in works {
+            let rounds = rounds(form, work, &ways, cores).await;
+            for show in work.shows {
+                table.add(&Figure::of_work(work, *show, &rounds));
             }
-            let streams = (0..streams).map(|_| {
-                let mut stream = connection.share().expect("HTTP/2 is shared");
-                async move {
-                    let mut count = 0;
-                    while started.elapsed() < time {
-                        assert_eq!(stream.get("/v1/bytes/200").await.unwrap().status(), 200);
-                        count += 1;
-                    }
-                    count
-                }
-            });
-            join_all(streams).await.into_iter().sum::<usize>()
+            rates.push((work.name, Figure::of_work(work, Show::Rate, &rounds)));
         }
-    });
-    let count: usize = join_all(workers).await.into_iter().sum();
-    count as f64 / started.elapsed().as_secs_f64()
-}
-
-async fn connections(client: Client, time: Duration) -> f64 {
-    let started = Instant::now();
-    let workers = (0..4).map(|_| {
-        let client = client.clone();
-        async move {
-            let mut count = 0;
-            while started.elapsed() < time {
-                let answer = client.get(Visit::to(TARGET, HTTP1), "/v1/bytes/200").await.unwrap();
-                assert_eq!(answer.status(), 200);
-                count += 1;
-            }
-            count
+        if let Some(figure) = resumed_against_full(&rates) {
+            table.add(&figure);
         }
-    });
-    let count: usize = join_all(workers).await.into_iter().sum();
-    count as f64 / started.elapsed().as_secs_f64()
-}
-
-async fn download(client: Client, time: Duration, alpn: &'static [&'static [u8]]) -> f64 {
-    let (started, mut bytes) = (Instant::now(), 0);
-    let mut connection = client.open(Visit::to(TARGET, alpn)).await.unwrap();
-    while started.elapsed() < time {
-        let answer = connection.send(client::get("/v1/bytes/33554432")).await.unwrap();
-        assert_eq!(answer.status(), 200);
-        let mut body = answer.into_body();
-        while let Some(frame) = body.frame().await {
-            bytes += frame.unwrap().data_ref().map_or(0, |data| data.len());
+        for proxy in running {
+            proxy.end().await;
         }
     }
-    bytes as f64 / 1e6 / started.elapsed().as_secs_f64()
+    if ["memory", "cold", "size"].iter().any(|name| form.wants(name)) {
+        table.begin("standing", &columns);
+        standing::measure(form, &mut table, &proxies).await;
+    }
+    if !form.has_haproxy {
+        standing::growth(form, &mut table, &world, &straight).await;
+    }
+    if form.saves {
+        table.save();
+    }
 }
 
-async fn upload(client: Client, time: Duration) -> f64 {
-    let body = bytes::Bytes::from(vec![b'x'; 32 << 20]);
-    let (started, mut bytes) = (Instant::now(), 0);
-    let mut connection = client.open(Visit::to(TARGET, HTTP1)).await.unwrap();
-    while started.elapsed() < time {
-        let answer = connection.send(client::post("/v1/upload", body.clone())).await.unwrap();
-        assert_eq!(answer.status(), 200);
-        answer.into_body().collect().await.unwrap();
-        bytes += body.len();
+/// Starts the proxies, and sees that each does what is to be measured.
+async fn start_all(proxies: &[&Proxy], straight: &Way) -> Vec<Running> {
+    assert_eq!(answers(straight).await, [401, 401], "the API wants the key");
+    let mut all = Vec::new();
+    for proxy in proxies {
+        let running = proxy.start().await;
+        assert_eq!(answers(&running.way).await, [200, 200], "the proxy sets the key");
+        all.push(running);
     }
-    bytes as f64 / 1e6 / started.elapsed().as_secs_f64()
+    for way in all.iter().map(|running| &running.way).chain([straight]) {
+        let client = way.client.resuming();
+        client.get(Visit::to(TARGET, HTTP1), "/v1/bytes/200").await.unwrap();
+        let again = client.greet(Visit::to(TARGET, HTTP1)).await.unwrap();
+        assert_eq!(again.get_ref().1.handshake_kind(), Some(HandshakeKind::Resumed));
+    }
+    all
 }
 
-async fn events(client: Client, time: Duration) -> f64 {
-    let (started, mut count) = (Instant::now(), 0);
-    let mut connection = client.open(Visit::to(TARGET, HTTP1)).await.unwrap();
-    while started.elapsed() < time {
-        // Every event is sent by itself, as soon as the one before has left.
-        let answer = connection.send(client::get("/v1/sse?n=500&every_ms=0")).await.unwrap();
-        let body = answer.into_body().collect().await.unwrap().to_bytes();
-        count += body.windows(12).filter(|window| window == b"event: tick\n").count();
-    }
-    count as f64 / started.elapsed().as_secs_f64()
+/// What a client without the key is told over HTTP/1.1 and HTTP/2.
+async fn answers(way: &Way) -> [u16; 2] {
+    let status = async |alpn| {
+        way.client.get(Visit::to(TARGET, alpn), "/v1/bytes/200").await.unwrap().status().as_u16()
+    };
+    [status(HTTP1).await, status(HTTP2).await]
 }
 
-async fn websocket(client: Client, time: Duration) -> f64 {
-    let tls = client.greet(Visit::to(TARGET, &[])).await.unwrap();
-    let url = "wss://api.example.com/v1/ws";
-    let (mut socket, _) = tokio_tungstenite::client_async(url, tls).await.unwrap();
-    let (started, mut count) = (Instant::now(), 0);
-    let message = Message::text("x".repeat(200));
-    while started.elapsed() < time {
-        socket.send(message.clone()).await.unwrap();
-        assert_eq!(socket.next().await.unwrap().unwrap(), message);
-        count += 1;
+/// Does a work on each way in turns: A, B, then B, A, so that what drifts hits both alike. Nothing for a way that cannot do
+/// it.
+async fn rounds(
+    form: &Form,
+    work: &Work,
+    ways: &[&Way],
+    cores: Option<Cores>,
+) -> Vec<Vec<Option<Done>>> {
+    if work.on_one_core {
+        machine::pin(cores.map(|cores| cores.proxy));
     }
-    f64::from(count) / started.elapsed().as_secs_f64()
+    let others = Others::begin(ways);
+    let mut rounds = Vec::new();
+    for round in 0..=form.rounds {
+        let mut dones: Vec<Option<Done>> = ways.iter().map(|_| None).collect();
+        let mut order: Vec<usize> = (0..ways.len()).collect();
+        if round % 2 == 0 {
+            order.reverse();
+        }
+        for at in order {
+            if work.name.starts_with(works::TUNNEL) && ways[at].plain.is_none() {
+                continue;
+            }
+            let load = Load {
+                way: ways[at].clone(),
+                straight: ways[0].clone(),
+                // The first round warms up.
+                time: if round == 0 { form.time / 4 } else { form.time },
+                bulk: form.bulk,
+                unseen: round * form.unseen..(round + 1) * form.unseen,
+            };
+            let turn = tokio::time::timeout(form.time * 10 + TURN, (work.run)(load));
+            dones[at] = Some(turn.await.expect("the work ends"));
+        }
+        rounds.push(dones);
+    }
+    others.tell();
+    machine::pin(cores.map(|cores| cores.load));
+    rounds.split_off(1)
 }
+
+/// How many resumed connections there are for each full one.
+fn resumed_against_full(rates: &[(&str, Figure)]) -> Option<Figure> {
+    let values = |name| rates.iter().find(|(work, _)| *work == name).map(|(_, rate)| &rate.values);
+    let (full, resumed) = (values("connect")?, values("resume")?);
+    let each = full.iter().zip(resumed).map(|(full, resumed)| Some((*resumed)? / (*full)?));
+    let each: Vec<Option<f64>> = each.collect();
+    let last = (each[each.len() - 2]?, each[each.len() - 1]?);
+    let ratio = Ratio::of(&[last]);
+    Some(Figure {
+        ratio,
+        ..Figure::plain("resume.full", "resumed for each full one", "times", each)
+    })
+}
+
+/// How much CPU programs take that are not part of this.
+struct Others {
+    at: Instant,
+    busy: f64,
+    own: f64,
+    proxies: Vec<(u32, Cpu)>,
+}
+
+impl Others {
+    fn begin(ways: &[&Way]) -> Self {
+        let processes = ways.iter().filter_map(|way| way.proxy);
+        let proxies = processes.map(|process| (process, Cpu::of(process))).collect();
+        Self { at: Instant::now(), busy: machine::busy(), own: machine::own_cpu(), proxies }
+    }
+
+    /// Warns where it was so much that the figures below suffer.
+    fn tell(&self) {
+        let of_proxies = self.proxies.iter().map(|(process, cpu)| Cpu::of(*process).since(cpu));
+        let ours = machine::own_cpu() - self.own + of_proxies.sum::<f64>();
+        let others = (machine::busy() - self.busy - ours) / self.at.elapsed().as_secs_f64();
+        if others > CALM {
+            println!("(other programs took {others:.1} cores meanwhile)");
+        }
+    }
+}
+
+fn has_haproxy() -> bool {
+    let mut asked = Command::new("haproxy");
+    asked.arg("-v").stdout(Stdio::null()).stderr(Stdio::null());
+    asked.status().is_ok_and(|status| status.success())
+}
+
+/// Beyond what a turn is given: for connecting, and on a busy machine.
+const TURN: Duration = Duration::from_secs(60);
+
+/// What a desktop does by itself; more than that moves rates, and less so CPU for each unit.
+const CALM: f64 = 0.25;
