@@ -25,6 +25,9 @@ const MARK: &str = "valetkeyDecoy";
 /// Digits of a tag: that of two of the few credentials of one machine are the same never by chance.
 const TAG_DIGITS: usize = 16;
 
+/// The shortest text that has a decoy in it. Most header fields are shorter, and not looked at.
+const SHORTEST: usize = MARK.len() + TAG_DIGITS;
+
 /// How long a decoy is good for by its own account: longer than any client lives, and before 2038 for a while.
 const LIFETIME: Duration = Duration::days(3650);
 
@@ -151,6 +154,9 @@ pub fn is_decoy_of(login: &Login, tag: Tag, account: &Account) -> bool {
 /// The tags of the decoys that these bytes hold as they are; no bytes of a URL, of JSON or of a form can
 /// hold a decoy otherwise unless they escape letters.
 pub fn tags_in(bytes: &[u8]) -> Vec<Tag> {
+    if bytes.len() < SHORTEST {
+        return Vec::new();
+    }
     static FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(MARK));
     // No allocation where there is none.
     let after = FINDER.find_iter(bytes).map(|at| &bytes[at + MARK.len()..]);
@@ -165,6 +171,9 @@ pub fn tags_in_secret(secret: &Secret) -> Vec<Tag> {
 /// The tags of the decoys in the value of a header field, inside the Base64 of a `Basic` login too.
 pub fn tags_in_field(value: &[u8]) -> Vec<Tag> {
     const BASIC: &[u8] = b"basic ";
+    if value.len() < SHORTEST {
+        return Vec::new();
+    }
     let mut tags = tags_in(value);
     if let Some((scheme, login)) = value.split_at_checked(BASIC.len())
         && scheme.eq_ignore_ascii_case(BASIC)
@@ -332,6 +341,7 @@ mod tests {
             ("Basic ".into(), vec![]),
             ("Basic \u{1}".into(), vec![]),
             (MARK.into(), vec![]),
+            (format!("{MARK}{}", tag("one")), vec![tag("one")]),
             (format!("{MARK}{}", &tag("one").to_string()[1..]), vec![]),
             (format!("{MARK}{}", tag("one").to_string().to_uppercase() + "G"), vec![]),
             (format!("{MARK}{MARK}{}", tag("one")), vec![tag("one")]),
