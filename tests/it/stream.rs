@@ -1,5 +1,7 @@
 //! Bytes flow: bodies both ways, in every pair of protocols, neither held back nor changed.
 
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request};
 use http_body::Frame;
@@ -128,6 +130,33 @@ async fn events_come_one_by_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_new_connection_waits_for_no_acknowledgement() {
+    let scenes = upstreams().await;
+    // Other work on the machine may make many slow for a while.
+    for _ in 0..3 {
+        let mut slow = 0;
+        for number in 0..CONNECTIONS {
+            let (scene, alpn) = (&scenes[number % 2], [HTTP1, HTTP2][number / 2 % 2]);
+            let begun = Instant::now();
+            let answer = within(scene.client.get(Visit::to(EXAMPLE, alpn), "/v1/x")).await;
+            assert_eq!(answer.unwrap().status(), 200);
+            slow += usize::from(begun.elapsed() > WITHOUT_NAGLE);
+        }
+        println!("{slow} of {CONNECTIONS} new connections took more than {WITHOUT_NAGLE:?}");
+        if slow < CONNECTIONS / 8 {
+            return;
+        }
+    }
+    panic!("new connections wait for something");
+}
+
+const CONNECTIONS: usize = 40;
+
+/// Where Nagle's algorithm is on, a small write behind another one waits for the acknowledgement of that one, which is
+/// delayed by 40 ms (`TCP_DELACK_MIN` of Linux): on a third to a half of the new connections. All else takes a tenth of this.
+const WITHOUT_NAGLE: Duration = Duration::from_millis(25);
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_slow_reader_holds_the_upstream_back() {
     const SIZE: u64 = 1 << 30;
     for scene in upstreams().await {
@@ -218,8 +247,7 @@ async fn shutting_down_lets_exchanges_end() {
     let held = tasks.spawn(async move { client.get(visit, "/v1/hold").await });
     within(scene.world.api().wait_for(1)).await;
     let proxy = scene.proxy.clone();
-    let ending =
-        tasks.spawn(async move { proxy.shut_down(std::time::Duration::from_secs(20)).await });
+    let ending = tasks.spawn(async move { proxy.shut_down(Duration::from_secs(20)).await });
     while scene.client.tunnel(EXAMPLE).await.is_ok() {
         tokio::task::yield_now().await;
     }

@@ -286,16 +286,16 @@ async fn take_http1(mut stream: TlsStream<TcpStream>, go: impl Future<Output = (
     read
 }
 
-/// A gibibyte, of which the counter tells how much was asked for.
-fn upload(asked: std::sync::Arc<std::sync::atomic::AtomicU64>) -> Request<ClientBody> {
+/// A body so long, of which the counter tells how much was asked for.
+fn upload(length: u64, asked: std::sync::Arc<std::sync::atomic::AtomicU64>) -> Request<ClientBody> {
     static PIECE: [u8; 64 * 1024] = [b'x'; 64 * 1024];
-    let pieces = (0..GIB / PIECE.len() as u64).map(move |_| {
+    let pieces = (0..length / PIECE.len() as u64).map(move |_| {
         asked.fetch_add(PIECE.len() as u64, std::sync::atomic::Ordering::Relaxed);
         Ok(Frame::data(Bytes::from_static(&PIECE)))
     });
     let body = StreamBody::new(futures_util::stream::iter(pieces)).boxed_unsync();
     let mut request = client::post("/v1/upload", Bytes::new()).map(|_| body);
-    request.headers_mut().insert("content-length", GIB.into());
+    request.headers_mut().insert("content-length", length.into());
     request
 }
 
@@ -306,7 +306,7 @@ async fn an_upload_of_a_gibibyte_to_a_slow_reader_costs_little() {
             let serving = Serving::start(false).await;
             let mark = serving.mark();
             let asked = std::sync::Arc::<std::sync::atomic::AtomicU64>::default();
-            let sending = serving.client.send(Visit::to(PEER, alpn), upload(asked.clone()));
+            let sending = serving.client.send(Visit::to(PEER, alpn), upload(GIB, asked.clone()));
             let (go, gone) = tokio::sync::oneshot::channel();
             let stalled = async {
                 let moved = || asked.load(std::sync::atomic::Ordering::Relaxed);
@@ -328,6 +328,36 @@ async fn an_upload_of_a_gibibyte_to_a_slow_reader_costs_little() {
                 String::from_utf8_lossy(alpn[0]),
                 String::from_utf8_lossy(upstream[0]),
                 mib(stalled),
+                mib(risen)
+            );
+            assert!(risen <= MOST_FOR_A_BODY, "{:.2} MiB", mib(risen));
+            serving.stop().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sixty_four_mebibytes_at_full_speed_cost_little() {
+    const LENGTH: u64 = 64 << 20;
+    for http1_only in [true, false] {
+        for alpn in [HTTP1, HTTP2] {
+            let serving = Serving::start(http1_only).await;
+            let visit = Visit::to(EXAMPLE, alpn);
+            let mark = serving.mark();
+            let request = client::get(&format!("/v1/bytes/{LENGTH}"));
+            let body = within(serving.client.send(visit, request)).await.unwrap().into_body();
+            assert_eq!(within(count(body)).await, LENGTH);
+            let down = serving.risen(mark);
+            let sent = serving.client.send(visit, upload(LENGTH, std::sync::Arc::default()));
+            let answer = within(client::gather(within(sent).await.unwrap())).await.unwrap();
+            let told: serde_json::Value = serde_json::from_slice(answer.body()).unwrap();
+            assert_eq!(told["bytes"], LENGTH);
+            let risen = serving.risen(mark);
+            println!(
+                "64 MiB, client {}, upstream {}: {:.2} MiB after the download, {:.2} MiB in all",
+                String::from_utf8_lossy(alpn[0]),
+                if http1_only { "http/1.1" } else { "h2" },
+                mib(down),
                 mib(risen)
             );
             assert!(risen <= MOST_FOR_A_BODY, "{:.2} MiB", mib(risen));
