@@ -165,7 +165,6 @@ mod tests {
     use std::time::Duration;
 
     use bytes::Bytes;
-    use futures_util::future::poll_immediate;
     use proptest::prelude::*;
     use rustix::net::sockopt::set_socket_linger;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -350,7 +349,7 @@ mod tests {
         let mut rest = &sent[..];
         while joint.up.pipe.is_none() {
             rest = client.try_write(rest).map_or(rest, |len| &rest[len..]);
-            assert!(poll_immediate(joint.run()).await.is_none());
+            assert!(futures_util::future::poll_immediate(joint.run()).await.is_none());
             tokio::task::yield_now().await;
         }
         assert!(!rest.is_empty());

@@ -42,6 +42,7 @@ pub(super) enum Filled {
     NotPossible,
 }
 
+#[expect(clippy::needless_pass_by_ref_mut, reason = "as where there are pipes")]
 impl Pipe {
     pub(super) fn poll_fill(
         &mut self,
