@@ -62,7 +62,7 @@ pub(super) struct Intercepted {
     pub(super) origin: Origin,
     /// Who the client is.
     pub(super) admitted: Admitted,
-    /// What goes on in it, as HTTP/1.1 needs to know.
+    /// What goes on in it.
     pub(super) activity: Arc<Activity>,
     /// The client greeted another host than it asked the tunnel for: every request gets 421.
     pub(super) greeted_another: bool,
@@ -155,10 +155,12 @@ async fn converse(connection: Arc<Intercepted>, limits: &Limits, stream: InsideT
         return http1(connection, limits, stream).await;
     }
     let (shared, ended) = (connection.shared.clone(), connection.admitted.ended());
+    let activity = connection.activity.clone();
     let service = service_fn(move |request: Request<Incoming>| {
+        let going = connection.activity.begin();
         // Boxed, because hyper and tokio move this future about before it begins.
         let exchange = Box::pin(exchange::exchange(connection.clone(), request));
-        async move { Ok::<_, Infallible>(exchange.await) }
+        async move { Ok::<_, Infallible>(exchange.await.map(|body| body.holding(going))) }
     });
     let serving = http2::Builder::new(shared.connections.clone())
         .timer(TokioTimer::new())
@@ -172,7 +174,7 @@ async fn converse(connection: Arc<Intercepted>, limits: &Limits, stream: InsideT
         .initial_stream_window_size(limits.stream_window)
         .initial_connection_window_size(connection_window(limits))
         .serve_connection(TokioIo::new(Calm::of_client(stream)), service);
-    let serving = std::pin::pin!(Gathered::new(serving));
+    let serving = std::pin::pin!(Gathered::new(serving, move || activity.is_crowd()));
     let closing = &shared.closing;
     closing.drive(serving, &ended, |it| Pin::new(it.get_mut().get_mut()).graceful_shutdown()).await;
 }

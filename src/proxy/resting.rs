@@ -62,6 +62,11 @@ impl Activity {
         self.unflushed.store(false, Ordering::Relaxed);
     }
 
+    /// Whether several exchanges go on.
+    pub(super) fn is_crowd(&self) -> bool {
+        self.going.load(Ordering::Relaxed) > 1
+    }
+
     fn begun(&self) -> u64 {
         self.begun.load(Ordering::Relaxed)
     }

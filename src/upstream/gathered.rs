@@ -3,18 +3,19 @@
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-/// Whatever wakes it, it is polled one turn later: the tasks that were ready by then have had theirs. For a connection
-/// that many streams write on: without it each of them would be a system call of its own, as tokio runs whom a task wakes
-/// directly after that task.
-pub struct Gathered<F> {
+/// Whatever wakes it, it is polled one turn later if there is a crowd: the tasks that were ready by then have had theirs.
+/// For a connection that many streams write on: without it each of them would be a system call of its own, as tokio runs
+/// whom a task wakes directly after that task. One alone loses no time.
+pub struct Gathered<F, C> {
     inner: F,
+    is_crowd: C,
     has_waited: bool,
 }
 
-impl<F> Gathered<F> {
-    /// The same future, a turn later each time.
-    pub fn new(inner: F) -> Self {
-        Self { inner, has_waited: false }
+impl<F, C> Gathered<F, C> {
+    /// The same future, a turn later whenever `is_crowd` says so.
+    pub fn new(inner: F, is_crowd: C) -> Self {
+        Self { inner, is_crowd, has_waited: false }
     }
 
     /// The future itself.
@@ -23,12 +24,12 @@ impl<F> Gathered<F> {
     }
 }
 
-impl<F: Future + Unpin> Future for Gathered<F> {
+impl<F: Future + Unpin, C: Fn() -> bool + Unpin> Future for Gathered<F, C> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.get_mut();
-        this.has_waited = !this.has_waited;
+        this.has_waited = !this.has_waited && (this.is_crowd)();
         if this.has_waited {
             cx.waker().wake_by_ref();
             return Poll::Pending;
@@ -39,41 +40,39 @@ impl<F: Future + Unpin> Future for Gathered<F> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::future::poll_fn;
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use futures_util::task::AtomicWaker;
+    use futures_util::poll;
 
     use super::*;
-    use crate::tasks::Tasks;
 
     #[tokio::test]
-    async fn what_many_tasks_have_for_it_is_done_in_one_go() {
-        let (todo, rounds) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
-        let waker = Arc::<AtomicWaker>::default();
-        let (tasks, ours) = (Tasks::new(), (todo.clone(), rounds.clone(), waker.clone()));
-        let doing = poll_fn(move |cx| {
-            let (todo, rounds, waker) = &ours;
-            waker.register(cx.waker());
-            if todo.swap(0, Ordering::Relaxed) > 0 {
-                rounds.fetch_add(1, Ordering::Relaxed);
-            }
+    async fn in_a_crowd_it_is_polled_a_turn_later() {
+        let (polls, is_crowd) = (Cell::new(0), Cell::new(false));
+        let counting = poll_fn(|_| {
+            polls.set(polls.get() + 1);
             Poll::<()>::Pending
         });
-        let doing = tasks.spawn(Gathered::new(doing));
-        tokio::task::yield_now().await;
-        for _ in 0..16 {
-            let (todo, waker) = (todo.clone(), waker.clone());
-            tasks.spawn(async move {
-                todo.fetch_add(1, Ordering::Relaxed);
-                waker.wake();
-            });
+        let mut gathered = Gathered::new(counting, || is_crowd.get());
+        for (crowd, expected) in
+            [(false, 1), (false, 2), (true, 2), (true, 3), (true, 3), (false, 4)]
+        {
+            is_crowd.set(crowd);
+            assert!(poll!(&mut gathered).is_pending());
+            assert_eq!(polls.get(), expected, "{crowd}");
         }
-        for _ in 0..4 {
-            tokio::task::yield_now().await;
+        is_crowd.set(true);
+        // It asks for that turn by itself.
+        let turns = async {
+            while polls.get() < 5 {
+                tokio::task::yield_now().await
+            }
+        };
+        let gathered = poll_fn(|cx| Pin::new(&mut gathered).poll(cx));
+        tokio::select! {
+            () = gathered => unreachable!("it never ends"),
+            () = turns => {}
         }
-        assert_eq!(rounds.load(Ordering::Relaxed), 1);
-        doing.abort();
     }
 }

@@ -181,7 +181,11 @@ where
     });
     let mut driver = Driver { connection, shared: Arc::downgrade(&shared), reading, signs, pulse };
     tasks.spawn(async move {
-        let driving = Gathered::new(poll_fn(|cx| driver.poll(cx, &told)));
+        let crowd = driver.shared.clone();
+        let is_crowd = move || {
+            crowd.upgrade().is_some_and(|shared| shared.streams.load(Ordering::Relaxed) > 1)
+        };
+        let driving = Gathered::new(poll_fn(|cx| driver.poll(cx, &told)), is_crowd);
         if let Err(error) = driving.await {
             tracing::debug!(%error, "connection to an upstream ended");
         }
