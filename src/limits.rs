@@ -8,7 +8,7 @@ pub struct Limits {
     /// Longest head of a request, in bytes.
     pub head_size: u32,
     /// Longest wait for the head of a request at a listener, idling included. In a tunnel, whose client was let in, it has
-    /// as long as a connection may idle there (`proxy/intercept.rs`).
+    /// as long as a connection may idle there (`proxy/resting.rs`).
     pub head_time: Duration,
     /// Longest time for a client's TLS handshake.
     pub handshake_time: Duration,
@@ -21,7 +21,7 @@ pub struct Limits {
     pub streams: u32,
     /// What a client may send on a stream before the upstream has taken it, in bytes.
     pub stream_window: u32,
-    /// Responses before the final one that an upstream may send over HTTP/1.1.
+    /// Responses before the final one that an upstream may send.
     pub interim_responses: u32,
     /// Passes that do not count which one address or user may show in [`WRONG_PASSES_IN`].
     pub wrong_passes: u32,
@@ -96,7 +96,7 @@ const STREAMS: u32 = 256;
 const STREAM_WINDOW: u32 = 64 * 1024;
 
 /// A 100, some 103, and a 102 now and then while the upstream works. One that sends more would hold a client for ever,
-/// and hyper has no limit of its own.
+/// and neither hyper nor h2 has a limit of its own.
 pub const INTERIM_RESPONSES: u32 = 16;
 
 /// A tool that was given a wrong pass tries a few times; each try looks at a file.
@@ -110,10 +110,11 @@ pub const WRONG_PASSES_IN: Duration = Duration::from_secs(60);
 /// again, and an accepted client of each listener that waits for its turn.
 const RESERVED_DESCRIPTORS: u64 = 32;
 
-/// Where descriptors are few, clients are worth more than what pipes save.
+/// There is a pipe for each so many clients: where descriptors are few, clients are worth more than what pipes save.
 const CLIENTS_OF_A_PIPE: usize = 32;
 
-/// Only a direction whose reader is slow holds one for longer than a moment; what there is no pipe for is copied.
+/// What is in them is memory of the kernel, 4 MiB in all. Only a direction whose reader is slow holds one for longer than a
+/// moment; what there is no pipe for is copied.
 const MOST_PIPES: usize = 16;
 
 /// The client's own, and that of the upstream that it speaks with.

@@ -144,9 +144,9 @@ impl Upstream {
         }
     }
 
-    /// Sends a request whose body waits for a 100. On HTTP/1.1, as only there hyper hears of one, and on a connection of its
-    /// own, as a body that nobody wanted ends that. `Err` with the request, which has no gate then, for an upstream that may
-    /// speak HTTP/2 alone: there the body may come at once, as a stream can be refused at any time.
+    /// Sends a request whose body waits for a 100: on HTTP/1.1, on a connection of its own, as a body that nobody wanted ends
+    /// that. `Err` with the request, which expects nothing any more, for an upstream that may speak HTTP/2 alone: there the
+    /// body may come at once, as a stream can be refused at any time.
     async fn send_gated(
         &self,
         origin: &Origin,

@@ -70,7 +70,8 @@ impl<S> Early<S> {
 }
 
 impl<S: AsyncRead + Unpin> Early<S> {
-    /// Waits for the next byte, and leaves it where it is; `None` at the end.
+    /// Waits for the next byte, which is held with what came along, and read later; `None` at the end. May be given up at
+    /// any time, and nothing is lost.
     ///
     /// # Errors
     ///

@@ -399,7 +399,7 @@ impl Lease {
     /// Waits until the connection takes a request.
     pub(super) async fn ready(&mut self) {
         if let Self::Http1(lease) = self {
-            // An idle one may still be tidying up after its last response. That one is closed is found by sending.
+            // An idle one may still be tidying up after its last response.
             let _closed_is_found_by_sending = lease.sender.ready().await;
         }
     }
