@@ -1,7 +1,7 @@
 # One static binary and no shell: docs/docker.md says how to use it.
 #   docker build -t valetkey .
 FROM rust:1-alpine AS build
-# aws-lc-rs compiles C; musl is what a binary without an interpreter links. Versions are those of the image's Alpine.
+# aws-lc-rs and jemalloc compile C, as .cargo/config.toml says; musl is what a binary without an interpreter links. Versions are those of the image's Alpine.
 # hadolint ignore=DL3018
 RUN apk add --no-cache build-base cmake perl
 WORKDIR /src
