@@ -1,6 +1,7 @@
 //! The data path: accepts clients, and gives each connection the road that the rules decide.
 
 mod admit;
+mod bare;
 mod closing;
 mod connection;
 mod decoys;
@@ -14,7 +15,6 @@ mod issuer;
 mod listener;
 mod note;
 mod places;
-mod plain;
 mod reject;
 mod replay;
 mod resting;

@@ -16,9 +16,9 @@ use tokio::net::TcpStream;
 use self::pipe::{Filled, Pipe};
 use super::Shared;
 use super::admit::Admitted;
+use super::bare::Bare;
 use super::flow::{Flow, Joint, Passage};
 use super::note::{self, Note};
-use super::plain::Plain;
 pub(super) use pipe::Pipes;
 
 /// Joins two streams until both directions have ended, the client is not let in any more, or the proxy is cut.
@@ -29,8 +29,8 @@ pub(super) fn carry<A, B>(
     upstream: B,
 ) -> impl Future<Output = ()>
 where
-    A: AsyncRead + AsyncWrite + Plain + Unpin,
-    B: AsyncRead + AsyncWrite + Plain + Unpin,
+    A: AsyncRead + AsyncWrite + Bare + Unpin,
+    B: AsyncRead + AsyncWrite + Bare + Unpin,
 {
     let lane = || Lane::new(shared.pipes.clone());
     // Made before the future, which would else have room for the streams twice.
@@ -55,7 +55,7 @@ where
     }
 }
 
-/// One direction of a tunnel. Between plain sockets the kernel moves what comes in bulk; all else is copied, for which small
+/// One direction of a tunnel. Between bare sockets the kernel moves what comes in bulk; all else is copied, for which small
 /// messages cost less.
 struct Lane {
     flow: Flow,
@@ -131,8 +131,8 @@ impl Lane {
 
 impl<R, W> Passage<R, W> for Lane
 where
-    R: AsyncRead + Plain + Unpin,
-    W: AsyncWrite + Plain + Unpin,
+    R: AsyncRead + Bare + Unpin,
+    W: AsyncWrite + Bare + Unpin,
 {
     fn poll_pass(
         &mut self,
@@ -141,7 +141,7 @@ where
     ) -> Poll<io::Result<usize>> {
         if self.pipe.is_some() || self.bulk >= BULK {
             ready!(self.flow.poll_deliver(cx, to))?;
-            if let (Some(from), Some(to)) = (from.plain(), to.plain()) {
+            if let (Some(from), Some(to)) = (from.bare(), to.bare()) {
                 let moved = ready!(self.poll_splice(cx, (from, to)))?;
                 if moved > 0 {
                     return Poll::Ready(Ok(moved));

@@ -7,54 +7,54 @@ use tokio_util::either::Either;
 use crate::upstream::early::Early;
 
 /// A stream below which there may be nothing but a TCP socket.
-pub(super) trait Plain {
+pub(super) trait Bare {
     /// The socket, if whatever is read from this stream next is what is read from that, and whatever was written to it
     /// has been handed over. Once there, it stays the same.
-    fn plain(&self) -> Option<&TcpStream>;
+    fn bare(&self) -> Option<&TcpStream>;
 }
 
-impl Plain for TcpStream {
-    fn plain(&self) -> Option<&TcpStream> {
+impl Bare for TcpStream {
+    fn bare(&self) -> Option<&TcpStream> {
         Some(self)
     }
 }
 
-impl Plain for UnixStream {
-    fn plain(&self) -> Option<&TcpStream> {
+impl Bare for UnixStream {
+    fn bare(&self) -> Option<&TcpStream> {
         None
     }
 }
 
-impl<S> Plain for Box<client::TlsStream<S>> {
-    fn plain(&self) -> Option<&TcpStream> {
+impl<S> Bare for Box<client::TlsStream<S>> {
+    fn bare(&self) -> Option<&TcpStream> {
         None
     }
 }
 
-impl<S> Plain for Box<server::TlsStream<S>> {
-    fn plain(&self) -> Option<&TcpStream> {
+impl<S> Bare for Box<server::TlsStream<S>> {
+    fn bare(&self) -> Option<&TcpStream> {
         None
     }
 }
 
-impl<S: Plain> Plain for Early<S> {
-    fn plain(&self) -> Option<&TcpStream> {
-        self.with_nothing_early()?.plain()
+impl<S: Bare> Bare for Early<S> {
+    fn bare(&self) -> Option<&TcpStream> {
+        self.with_nothing_early()?.bare()
     }
 }
 
-impl<L: Plain, R: Plain> Plain for Either<L, R> {
-    fn plain(&self) -> Option<&TcpStream> {
+impl<L: Bare, R: Bare> Bare for Either<L, R> {
+    fn bare(&self) -> Option<&TcpStream> {
         match self {
-            Self::Left(stream) => stream.plain(),
-            Self::Right(stream) => stream.plain(),
+            Self::Left(stream) => stream.bare(),
+            Self::Right(stream) => stream.bare(),
         }
     }
 }
 
 #[cfg(test)]
-impl Plain for tokio::io::DuplexStream {
-    fn plain(&self) -> Option<&TcpStream> {
+impl Bare for tokio::io::DuplexStream {
+    fn bare(&self) -> Option<&TcpStream> {
         None
     }
 }
@@ -75,12 +75,12 @@ mod tests {
         let mut stream: Early<Either<TcpStream, UnixStream>> =
             Early::new(Bytes::from_static(b"ab"), Either::Left(stream));
         for _ in 0..2 {
-            assert!(stream.plain().is_none());
+            assert!(stream.bare().is_none());
             stream.read_u8().await.unwrap();
         }
-        assert!(stream.plain().is_some());
+        assert!(stream.bare().is_some());
         let (near, _far) = UnixStream::pair().unwrap();
         let stream: Either<TcpStream, UnixStream> = Either::Right(near);
-        assert!(stream.plain().is_none());
+        assert!(stream.bare().is_none());
     }
 }
