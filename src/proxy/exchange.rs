@@ -171,7 +171,7 @@ struct Signed<'a> {
 }
 
 /// A request that was refused with a 401, and what it takes to send it once more.
-struct Again {
+struct Unauthorized {
     head: Head,
     replay: Replay,
     response: Response<Body>,
@@ -221,9 +221,9 @@ impl<'a> Signed<'a> {
         let response = self.connection.send(head, body, upgrade.as_ref()).await?;
         match kept {
             Some(head) if response.status() == StatusCode::UNAUTHORIZED => {
-                let again = Again { head, replay, response, scrubber };
+                let refused = Unauthorized { head, replay, response, scrubber };
                 // Boxed, as few come here.
-                Box::pin(self.refused(&credential, again, upgrade)).await
+                Box::pin(self.refused(&credential, refused, upgrade)).await
             }
             _ => {
                 replay.give_up();
@@ -236,7 +236,7 @@ impl<'a> Signed<'a> {
     async fn refused(
         &self,
         credential: &Credential,
-        Again { head, replay, mut response, mut scrubber }: Again,
+        Unauthorized { head, replay, mut response, mut scrubber }: Unauthorized,
         mut upgrade: Option<Upgrade>,
     ) -> Result<Response<Body>, Rejection> {
         self.watch(upgrade.as_mut());

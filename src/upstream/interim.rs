@@ -27,8 +27,7 @@ pub(super) struct Unanswered {
 
 impl Unanswered {
     /// Interim responses came, and no end of them.
-    pub(super) fn too_many(most: MostInterim) -> Self {
-        let MostInterim(most) = most;
+    pub(super) fn too_many(MostInterim(most): MostInterim) -> Self {
         Self { unsent: None, unprocessed: false, error: TooMany(most).into() }
     }
 }

@@ -254,10 +254,7 @@ impl OriginPool {
         if let Some(lease) = state.take(self) {
             return Step::Take(lease);
         }
-        if std::mem::take(&mut state.is_ahead) {
-            return Step::Wait(self.dialled.notified());
-        }
-        if state.is_worth_waiting() {
+        if std::mem::take(&mut state.is_ahead) || state.is_worth_waiting() {
             return Step::Wait(self.dialled.notified());
         }
         state.begin_dial();
@@ -322,12 +319,7 @@ impl State {
         Some(Lease::Http1(Http1Lease { sender, pool: pool.clone() }))
     }
 
-    fn begin_dial(&mut self) {
-        self.dialling += 1;
-        self.dialled_at = Some(tokio::time::Instant::now());
-    }
-
-    /// The same, where it was used just now, without a look at any other.
+    /// As [`State::take`], where that was used just now; what it passes over is not tidied.
     fn take_used(&mut self, pool: &Arc<OriginPool>) -> Option<Lease> {
         let now = clock::instant();
         let has_room = |open: &&Arc<Http2>| open.has_room() && !open.is_over(now);
@@ -338,6 +330,11 @@ impl State {
         }
         let Idle { sender, .. } = self.http1.pop_if(|idle| idle.is_of_use(now))?;
         Some(Lease::Http1(Http1Lease { sender, pool: pool.clone() }))
+    }
+
+    fn begin_dial(&mut self) {
+        self.dialling += 1;
+        self.dialled_at = Some(tokio::time::Instant::now());
     }
 
     /// For a connection that is about to be opened.
