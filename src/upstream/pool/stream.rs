@@ -29,7 +29,7 @@ pub(super) async fn send(
 ) -> Result<Response<Received>, Unanswered> {
     // Of a connection that takes no stream any more nothing has left.
     if let Err(error) = poll_fn(|cx| sender.poll_ready(cx)).await {
-        return Err(Unanswered { unsent: Some(request), ..unanswered(error) });
+        return Err(Unanswered { unsent: Some(request), unprocessed: true, ..unanswered(error) });
     }
     let (mut parts, body) = request.into_parts();
     let length = body.size_hint().exact();
