@@ -20,6 +20,7 @@ pub(crate) struct Cores {
 }
 
 impl Cores {
+    /// To be asked before this thread is held to a core: later it has but one.
     #[cfg(target_os = "linux")]
     pub(crate) fn split() -> Option<Self> {
         use rustix::thread::{CpuSet, sched_getaffinity};

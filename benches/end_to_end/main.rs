@@ -100,7 +100,7 @@ async fn run(form: &Form, cores: Option<Cores>) {
         standing::measure(form, &mut table, &proxies).await;
     }
     if !form.has_haproxy {
-        standing::growth(form, &mut table, &world, &straight).await;
+        standing::growth(form, &mut table, (&world, &straight), cores).await;
     }
     if form.saves {
         table.save();

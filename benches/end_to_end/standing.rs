@@ -115,12 +115,16 @@ async fn cold_start(form: &Form, proxy: &Proxy) -> f64 {
 }
 
 /// CPU for a warm request: one rule, one leaf, sixteen connections against many of each.
-pub(crate) async fn growth(form: &Form, table: &mut Table, world: &World, straight: &Way) {
+pub(crate) async fn growth(
+    form: &Form,
+    table: &mut Table,
+    (world, straight): (&World, &Way),
+    cores: Option<Cores>,
+) {
     if !NAMES.iter().any(|name| name.starts_with("growth") && form.wants(name)) {
         return;
     }
     table.begin("growth, warm HTTP/1.1", &["one", "many"]);
-    let cores = Cores::split();
     let start = async |rules, unseen| Proxy::valetkey(world, rules, unseen).on(cores);
     let (small, large) = (start(0, form.grown).await, start(form.grown, 0).await);
     let one = small.start().await;

@@ -159,7 +159,7 @@ impl Proxy {
         home: TempDir,
     ) -> Self {
         let upstream_roots = world.ca_file().to_owned();
-        Self { program, config, roots, upstream_roots, cores: Cores::split(), home }
+        Self { program, config, roots, upstream_roots, cores: None, home }
     }
 
     /// The same, held to another core than the load.
