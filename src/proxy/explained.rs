@@ -23,6 +23,7 @@ const BARE: [StatusCode; 3] = [
 /// answers have no other field than these two, which no answer of an upstream is like.
 pub(super) struct Explained<S> {
     stream: S,
+    /// Is told what is written here, and when that has left.
     activity: Arc<Activity>,
     /// What is written in the place of a bare answer, as far as it is not out yet.
     explanation: Option<Bytes>,

@@ -63,7 +63,7 @@ impl Activity {
         self.unflushed.store(false, Ordering::Relaxed);
     }
 
-    /// Whether several exchanges go on.
+    /// Whether several exchanges go on, or one whose request still comes.
     pub(super) fn is_crowd(&self) -> bool {
         self.going.load(Ordering::Relaxed) > 1
     }

@@ -1,4 +1,4 @@
-//! A peer's HTTP/2 stream that ends with ENHANCE_YOUR_CALM when it holds more questions than anything else.
+//! A peer's HTTP/2 stream that ends with ENHANCE_YOUR_CALM when it holds more questions than anything else, and that tells what comes.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
