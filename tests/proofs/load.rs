@@ -556,7 +556,10 @@ async fn no_descriptor_left() {
     let lowest = Rlimit { current: Some(open.min(8)), maximum: usual.maximum };
     let before = prlimit(Some(pid), Resource::Nofile, lowest).unwrap();
 
-    let answer = within(tunnel.get("/v1/x")).await.unwrap();
+    // One connection was dialled ahead. What expects a 100 wants its own.
+    let mut expecting = client::post("/v1/upload", "a body");
+    expecting.headers_mut().insert("expect", "100-continue".parse().unwrap());
+    let answer = within(tunnel.send(expecting)).await.unwrap();
     assert_eq!(answer.status(), 503);
     assert_eq!(answer.headers()["x-valetkey-error"], "overloaded");
     assert_eq!(answer.headers()["retry-after"], "1");

@@ -225,6 +225,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         if let Some(pulse) = &mut self.pulse
             && pulse.poll_dead(cx, is_used, &self.signs).is_ready()
         {
+            if let Some(shared) = self.shared.upgrade() {
+                shared.refuses.store(true, Ordering::Relaxed);
+            }
             return Poll::Ready(Err("it has not answered a PING in time".into()));
         }
         outcome.map_err(Into::into)
@@ -446,6 +449,26 @@ mod tests {
         heard(&told).await;
         assert!(connection.is_over(clock::instant()));
         assert!(!answer.is_finished(), "the one under way goes on");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_in_use_whose_peer_is_silent_ends() {
+        let (connection, told, theirs) = opened().await;
+        let mut peer = begin(theirs).await;
+        let lease = Http2Lease::new(connection.clone());
+        let mut request = Request::new(Body::empty());
+        *request.uri_mut() = http::Uri::from_static("https://api.example.com/");
+        let answer =
+            Tasks::new().spawn(async move { lease.send(request, MostInterim(1)).await.is_ok() });
+        let accepted = peer.accept().await.unwrap().unwrap();
+        heard(&told).await;
+        let began = tokio::time::Instant::now();
+        // Nobody drives the peer any more, and so nobody answers.
+        assert!(!answer.await.unwrap());
+        let waited = began.elapsed();
+        assert!((PING_INTERVAL..=2 * PING_INTERVAL + PING_LIMIT).contains(&waited), "{waited:?}");
+        assert!(connection.is_over(clock::instant()));
+        drop((accepted, peer));
     }
 
     #[tokio::test]

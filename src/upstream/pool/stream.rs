@@ -37,8 +37,9 @@ pub(super) async fn send(
         parts.headers.entry(CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
     }
     let is_whole = body.is_end_stream();
-    let (answer, stream) =
-        sender.send_request(Request::from_parts(parts, ()), is_whole).map_err(unanswered)?;
+    let (answer, stream) = sender
+        .send_request(Request::from_parts(parts, ()), is_whole)
+        .map_err(|error| Unanswered { unprocessed: true, ..unanswered(error) })?;
     let sending = if is_whole { Sending::default() } else { leave(stream, body, tasks).await };
     let response = receive(answer, most_interim).await?;
     let length = response.headers().get(CONTENT_LENGTH);
