@@ -11,13 +11,19 @@ use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 
 use super::output::Failure;
 
-/// Starts the threads that a proxy runs on. From then on a file that may not grow is an error, and no end.
+/// Starts the threads that a proxy runs on: one for each core that this process may use. Where that is one alone, it is the
+/// main thread, which nobody has to be woken for. From then on a file that may not grow is an error, and no end.
 ///
 /// # Errors
 ///
 /// [`Failure`] when the system gives no threads.
 pub(super) fn runtime() -> Result<Runtime, Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let has_one_core = std::thread::available_parallelism().is_ok_and(|cores| cores.get() == 1);
+    let mut threads = match has_one_core {
+        true => tokio::runtime::Builder::new_current_thread(),
+        false => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = threads.enable_all().build()?;
     let inside = runtime.enter();
     outlive_file_limits()?;
     drop(inside);
