@@ -80,16 +80,19 @@ impl Activity {
     /// Waits until nothing has gone on for a while, after at least one exchange since there had been `before`. What a client
     /// sends that is no request yet does not count, so that one that sends it slowly gets its time once.
     async fn rests(&self, before: u64) {
-        let (mut seen, mut pause) = (before, QUIET);
+        let (mut seen, mut pause, mut was_over) = (before, QUIET, false);
         loop {
             sleep(pause).await;
-            let begun = self.begun();
-            if begun == seen && begun != before && self.is_over() {
+            let (begun, is_over) = (self.begun(), self.is_over());
+            // Twice in a row: hyper may not have seen yet what was over just now, and has to deal with what nobody wanted of
+            // a request's body.
+            if begun == seen && begun != before && is_over && was_over {
                 return;
             }
             // Where nothing begins, nobody looks every second either.
-            pause = if begun == seen { (pause * 2).min(SELDOM) } else { QUIET };
-            seen = begun;
+            let is_new = begun != seen || is_over != was_over;
+            pause = if is_new { QUIET } else { (pause * 2).min(SELDOM) };
+            (seen, was_over) = (begun, is_over);
         }
     }
 }
@@ -127,6 +130,8 @@ pub(super) async fn serve<S, A, R>(
         let mut serving = Box::new(serving);
         let driven = Pin::new(&mut *serving);
         tokio::select! {
+            // What goes on is seen before it is said to rest.
+            biased;
             () = closing.drive(driven, ended, |serving| serving.graceful_shutdown()) => return,
             () = activity.rests(before) => {}
         }
@@ -285,7 +290,7 @@ mod tests {
         }
     }
 
-    fn empty(_: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send {
+    fn empty<T>(_: T) -> impl Future<Output = Response<Body>> + Send + use<T> {
         ready(Response::new(Body::empty()))
     }
 
@@ -375,6 +380,32 @@ mod tests {
             let mut chunk = [0; 6];
             scene.client.read_exact(&mut chunk).await.unwrap();
             assert_eq!(&chunk, b"1\r\nx\r\n");
+        }
+    }
+
+    /// The rest of a body that nobody wanted is no request, whenever it was given up.
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_is_given_up_before_a_look_is_not_read_as_requests() {
+        for _ in 0..32 {
+            let (activity, asked) = (Arc::<Activity>::default(), Arc::<AtomicUsize>::default());
+            let (ours, counted) = (activity.clone(), asked.clone());
+            let began = Instant::now();
+            let mut scene = Scene::of(activity, 1024, move |request: Request<Incoming>| {
+                counted.fetch_add(1, Ordering::Relaxed);
+                let (body, going) = (request.into_body(), ours.part());
+                Tasks::new().spawn(async move {
+                    tokio::time::sleep_until(began + QUIET * 2).await;
+                    drop((going, body));
+                });
+                empty(())
+            });
+            scene.send("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n").await;
+            scene.answered().await;
+            sleep(QUIET * 10).await;
+            // It may be closed already.
+            let _sent = scene.client.write_all(GET.as_bytes()).await;
+            sleep(QUIET).await;
+            assert_eq!(asked.load(Ordering::Relaxed), 1);
         }
     }
 
