@@ -104,8 +104,9 @@ impl Upstream {
             }
         }
         let mut attempt = 1;
-        let dialer = self.dialer.load_full();
         loop {
+            // Anew each time, as the roots may be others by then.
+            let dialer = self.dialer.load_full();
             let place = (origin, dialer.trust_version());
             let mut lease = match self.pool.take(place) {
                 Some(lease) => lease,

@@ -102,6 +102,10 @@ impl Pool {
 
     fn of(&self, origin: &Origin, trust: u64) -> Arc<OriginPool> {
         let mut origins = lock(&self.origins);
+        if origins.trust > trust {
+            // Whoever still goes by older roots dials for itself alone.
+            return OriginPool::empty(&self.tasks);
+        }
         if origins.trust < trust {
             // What is in use goes on to its end, and is then given back to nobody.
             *origins = Origins { open: HashMap::new(), trust };
@@ -109,8 +113,7 @@ impl Pool {
         if let Some(pool) = origins.open.get(origin) {
             return pool.clone();
         }
-        let (state, dialled) = (Mutex::default(), Notify::new());
-        let pool = Arc::new(OriginPool { state, dialled, tasks: self.tasks.clone() });
+        let pool = OriginPool::empty(&self.tasks);
         origins.open.insert(origin.clone(), pool.clone());
         let entry = (origin.clone(), Arc::downgrade(&pool));
         let origins = Arc::downgrade(&self.origins);
@@ -126,7 +129,7 @@ impl Pool {
     }
 
     /// A connection with room for one more request: an open one that was verified under this version of
-    /// the roots or a later one, else one made by `dial`, which must use such roots. While the origin may
+    /// the roots, else one made by `dial`, which must use these roots. While the origin may
     /// turn out to speak HTTP/2, one dial serves all who come meanwhile.
     pub(super) async fn checkout<'a>(
         &self,
@@ -248,6 +251,11 @@ fn forget_unused(
 }
 
 impl OriginPool {
+    fn empty(tasks: &Tasks) -> Arc<Self> {
+        let (state, dialled) = (Mutex::default(), Notify::new());
+        Arc::new(Self { state, dialled, tasks: tasks.clone() })
+    }
+
     /// A dial is counted here, and is to be made.
     fn next_step(self: &Arc<Self>) -> Step<'_> {
         let mut state = lock(&self.state);
@@ -530,6 +538,16 @@ mod tests {
         // One of newer roots in its place is looked after by another.
         let newer = pool.of(&origin, 1);
         assert!(forgotten(now) && Arc::ptr_eq(&newer, &pool.of(&origin, 1)));
+    }
+
+    #[tokio::test]
+    async fn what_is_dialled_by_older_roots_is_for_nobody_else() {
+        let pool = Pool::new(Tasks::new());
+        let origin = Origin::https(Target::parse("api.example.com:443").unwrap());
+        let newer = pool.of(&origin, 2);
+        let (older, again) = (pool.of(&origin, 1), pool.of(&origin, 1));
+        assert!(!Arc::ptr_eq(&older, &newer) && !Arc::ptr_eq(&older, &again));
+        assert!(Arc::ptr_eq(&newer, &pool.of(&origin, 2)));
     }
 
     /// A dial whose outcome the test sends, and how many there were.
