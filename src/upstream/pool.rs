@@ -124,8 +124,7 @@ impl Pool {
     /// As [`Pool::checkout`], where that has neither to look nor to wait: one that was used just now.
     pub(super) fn take(&self, (origin, trust): (&Origin, u64)) -> Option<Lease> {
         let pool = self.of(origin, trust);
-        let lease = lock(&pool.state).take_used(&pool);
-        lease
+        lock(&pool.state).take_used(&pool)
     }
 
     /// A connection with room for one more request: an open one that was verified under this version of
@@ -550,9 +549,11 @@ mod tests {
         assert!(Arc::ptr_eq(&newer, &pool.of(&origin, 2)));
     }
 
+    type Outcome = tokio::sync::oneshot::Sender<Result<Stream, UpstreamError>>;
+
     /// A dial whose outcome the test sends, and how many there were.
     fn told(
-        outcomes: &Arc<Mutex<Vec<tokio::sync::oneshot::Sender<Result<Stream, UpstreamError>>>>>,
+        outcomes: &Arc<Mutex<Vec<Outcome>>>,
     ) -> impl Fn() -> BoxFuture<'static, Result<Stream, UpstreamError>> + use<> {
         let outcomes = outcomes.clone();
         move || {
