@@ -189,7 +189,7 @@ where
         if let Err(error) = driving.await {
             tracing::debug!(%error, "connection to an upstream ended");
         }
-        drop(driver);
+        driver.end();
         told();
     });
     Ok(shared)
@@ -207,6 +207,15 @@ struct Driver<S: AsyncRead + AsyncWrite + Unpin> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
+    /// Has nobody wait for the connection or ask it for anything any more, however it ended, and lets go of it.
+    fn end(self) {
+        if let Some(shared) = self.shared.upgrade() {
+            shared.refuses.store(true, Ordering::Relaxed);
+        }
+        self.reading.has_ended.store(true, Ordering::Release);
+        self.reading.turn.notify_waiters();
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>, told: &impl Fn()) -> Poll<Result<(), BodyError>> {
         self.reading.waker.register(cx.waker());
         let outcome = Pin::new(&mut self.connection).poll(cx);
@@ -225,9 +234,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         if let Some(pulse) = &mut self.pulse
             && pulse.poll_dead(cx, is_used, &self.signs).is_ready()
         {
-            if let Some(shared) = self.shared.upgrade() {
-                shared.refuses.store(true, Ordering::Relaxed);
-            }
             return Poll::Ready(Err("it has not answered a PING in time".into()));
         }
         outcome.map_err(Into::into)
@@ -365,7 +371,7 @@ impl Drop for Http2Lease {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::DuplexStream;
+    use tokio::io::{AsyncWriteExt as _, DuplexStream};
 
     use super::*;
 
@@ -451,24 +457,21 @@ mod tests {
         assert!(!answer.is_finished(), "the one under way goes on");
     }
 
+    /// Empty ones, which a peer begins with.
+    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+
     #[tokio::test(start_paused = true)]
-    async fn a_connection_in_use_whose_peer_is_silent_ends() {
-        let (connection, told, theirs) = opened().await;
-        let mut peer = begin(theirs).await;
-        let lease = Http2Lease::new(connection.clone());
-        let mut request = Request::new(Body::empty());
-        *request.uri_mut() = http::Uri::from_static("https://api.example.com/");
-        let answer =
-            Tasks::new().spawn(async move { lease.send(request, MostInterim(1)).await.is_ok() });
-        let accepted = peer.accept().await.unwrap().unwrap();
+    async fn a_connection_that_answers_no_ping_is_asked_for_nothing_more() {
+        let (connection, told, mut theirs) = opened().await;
+        theirs.write_all(&SETTINGS).await.unwrap();
         heard(&told).await;
-        let began = tokio::time::Instant::now();
-        // Nobody drives the peer any more, and so nobody answers.
-        assert!(!answer.await.unwrap());
-        let waited = began.elapsed();
-        assert!((PING_INTERVAL..=2 * PING_INTERVAL + PING_LIMIT).contains(&waited), "{waited:?}");
+        let lease = Http2Lease::new(connection.clone());
+        let died = tokio::time::timeout(PING_INTERVAL * 2 + PING_LIMIT * 2, told.notified());
+        died.await.expect("nobody was told");
         assert!(connection.is_over(clock::instant()));
-        drop((accepted, peer));
+        let sent = lease.send(Request::new(Body::empty()), MostInterim(1)).await;
+        let failed = sent.map(drop).unwrap_err();
+        assert!(failed.unsent.is_some() && failed.unprocessed, "nothing has left");
     }
 
     #[tokio::test]

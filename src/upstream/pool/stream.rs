@@ -27,9 +27,9 @@ pub(super) async fn send(
     request: Request<Body>,
     (most_interim, tasks): (MostInterim, &Tasks),
 ) -> Result<Response<Received>, Unanswered> {
-    // Of a connection that takes no stream any more nothing has left.
+    // Of a connection that takes no stream any more nothing has left, whatever it has ended with.
     if let Err(error) = poll_fn(|cx| sender.poll_ready(cx)).await {
-        return Err(Unanswered { unsent: Some(request), unprocessed: true, ..unanswered(error) });
+        return Err(Unanswered { unsent: Some(request), unprocessed: true, error: error.into() });
     }
     let (mut parts, body) = request.into_parts();
     let length = body.size_hint().exact();
