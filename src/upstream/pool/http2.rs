@@ -252,7 +252,7 @@ impl Pulse {
         Self { pings, timer: Box::pin(sleep(PING_INTERVAL)), was_asked: false }
     }
 
-    /// Ready when it has not answered in time.
+    /// Ready when it has not answered in time, and nothing else has come from it either.
     fn poll_dead(&mut self, cx: &mut Context<'_>, is_used: bool, signs: &Signs) -> Poll<()> {
         loop {
             if self.was_asked {
@@ -260,7 +260,16 @@ impl Pulse {
                     Poll::Ready(Ok(_)) => self.look_again_in(PING_INTERVAL),
                     // The connection ends by itself.
                     Poll::Ready(Err(_)) => return Poll::Pending,
-                    Poll::Pending => return self.timer.as_mut().poll(cx),
+                    Poll::Pending => {
+                        ready!(self.timer.as_mut().poll(cx));
+                        // The answer may stand behind much else, which says as much.
+                        if !signs.take_life() {
+                            return Poll::Ready(());
+                        }
+                        self.look_again_in(PING_LIMIT);
+                        self.was_asked = true;
+                        continue;
+                    }
                 }
             }
             ready!(self.timer.as_mut().poll(cx));
@@ -457,8 +466,9 @@ mod tests {
         assert!(!answer.is_finished(), "the one under way goes on");
     }
 
-    /// Empty ones, which a peer begins with.
+    /// Frames that want no answer: empty SETTINGS, and a WINDOW_UPDATE by one byte.
     const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    const WINDOW_UPDATE: [u8; 13] = [0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_answers_no_ping_is_asked_for_nothing_more() {
@@ -472,6 +482,23 @@ mod tests {
         let sent = lease.send(Request::new(Body::empty()), MostInterim(1)).await;
         let failed = sent.map(drop).unwrap_err();
         assert!(failed.unsent.is_some() && failed.unprocessed, "nothing has left");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_from_which_anything_comes_lives() {
+        let (connection, told, mut theirs) = opened().await;
+        theirs.write_all(&SETTINGS).await.unwrap();
+        heard(&told).await;
+        let _lease = Http2Lease::new(connection.clone());
+        // By the end of the first of these times it has been asked, as it was silent in all of another.
+        sleep(PING_INTERVAL * 2 + Duration::from_secs(1)).await;
+        for _ in 0..20 {
+            theirs.write_all(&WINDOW_UPDATE).await.unwrap();
+            sleep(PING_LIMIT - Duration::from_secs(1)).await;
+            assert!(!connection.is_over(clock::instant()));
+        }
+        let died = tokio::time::timeout(PING_LIMIT * 2, told.notified());
+        died.await.expect("it is silent, and has not answered");
     }
 
     #[tokio::test]
