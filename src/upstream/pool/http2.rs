@@ -502,6 +502,46 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_body_goes_on_when_the_response_has_none() {
+        let (connection, _told, theirs) = opened().await;
+        let mut peer = begin(theirs).await;
+        let (taken, all) = tokio::sync::oneshot::channel();
+        Tasks::new().spawn(async move {
+            let (request, mut answer) = peer.accept().await.unwrap().unwrap();
+            answer.send_response(Response::new(()), true).unwrap();
+            Tasks::new().spawn(async move {
+                let (mut body, mut read) = (request.into_body(), Vec::new());
+                while let Some(data) = body.data().await {
+                    let Ok(data) = data else { break };
+                    read.extend_from_slice(&data);
+                    body.flow_control().release_capacity(data.len()).unwrap();
+                }
+                taken.send((read, body.is_end_stream())).unwrap();
+            });
+            peer.accept().await.is_some()
+        });
+        let (sender, mut receiver) = tokio::sync::mpsc::channel::<Bytes>(1);
+        let frames = futures_util::stream::poll_fn(move |cx| {
+            receiver.poll_recv(cx).map(|data| data.map(|data| Ok(http_body::Frame::data(data))))
+        });
+        let mut request = Request::new(Body::boxed(http_body_util::StreamBody::new(frames)));
+        *request.method_mut() = http::Method::POST;
+        *request.uri_mut() = http::Uri::from_static("https://api.example.com/");
+        let lease = Http2Lease::new(connection.clone());
+        let sent = lease.send(request, MostInterim(1)).await;
+        let response = sent.map_err(|failed| failed.error).unwrap();
+        assert!(http_body::Body::is_end_stream(response.body()));
+        drop((response, lease));
+        for _ in 0..3 {
+            sender.send(Bytes::from_static(b"abc")).await.expect("the body is not wanted");
+        }
+        drop(sender);
+        let limit = Duration::from_secs(10);
+        let all = tokio::time::timeout(limit, all).await.unwrap().unwrap();
+        assert_eq!(all, (b"abcabcabc".to_vec(), true));
+    }
+
+    #[tokio::test]
     async fn a_connection_that_refused_is_not_asked_again() {
         let (connection, _told, _theirs) = opened().await;
         let lease = Http2Lease::new(connection.clone());

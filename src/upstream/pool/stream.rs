@@ -216,6 +216,15 @@ impl Received {
     }
 }
 
+impl Drop for Received {
+    fn drop(&mut self) {
+        // Also of a response without a body, which nobody reads.
+        if self.stream.is_end_stream() {
+            self.sending.let_go();
+        }
+    }
+}
+
 impl HttpBody for Received {
     type Data = Bytes;
     type Error = BodyError;
@@ -226,9 +235,6 @@ impl HttpBody for Received {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         let next = ready!(this.poll_next(cx));
-        if next.is_none() || this.is_end_stream() {
-            this.sending.let_go();
-        }
         Poll::Ready(next.map(|frame| {
             // A stream may be reset with NO_ERROR behind its end, and that is all that some take it for (RFC 9113 section 8.1).
             frame.map_err(|error| match error.reason() {
