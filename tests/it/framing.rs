@@ -260,6 +260,28 @@ async fn a_truncated_body_is_never_a_whole_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_head_that_comes_with_the_cut_is_not_lost_and_no_whole_body() {
+    for alpn in [HTTP1, HTTP2] {
+        let (scene, peer) = Peer::scene(HTTP2).await;
+        let asked = scene.client.send(Visit::to(PEER, alpn), client::get("/v1/x"));
+        let (response, _open) = tokio::join!(within(asked), async {
+            let mut wire = peer.accept_wire(&[]).await;
+            assert_eq!(wire.read_request().await.unwrap(), 1);
+            // In one piece, so that nobody has looked at the head before the cut.
+            let head = frame(HEADERS, END_HEADERS, 1, STATUS_200);
+            let begun = frame(DATA, 0, 1, b"the beginning");
+            wire.write(&[head, begun, reset(1, NO_ERROR)].concat()).await.unwrap();
+            wire
+        });
+        // Towards the client, too, the cut may overtake the head.
+        if let Ok(response) = response {
+            assert_eq!(response.status(), 200, "{alpn:?}");
+            assert!(within(response.into_body().collect()).await.is_err(), "{alpn:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_breaks_off_is_never_a_whole_body() {
     for alpn in [HTTP1, HTTP2] {
         let (scene, peer) = Peer::scene(HTTP2).await;

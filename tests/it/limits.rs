@@ -295,8 +295,19 @@ async fn strangers_cost_the_user_nothing() {
     for _ in 0..50 {
         silent.push(within(TcpStream::connect(address)).await.unwrap());
     }
-    // Only that it was heard says that they all were.
-    let mut last = silent.pop().unwrap();
-    assert_eq!(status(&ask(&mut last, "GET / HTTP/1.1\r\nHost: a\r\n\r\n").await), 407);
+    // One of those may come to the door after one that asks, and takes its place once.
+    let mut is_heard = false;
+    for _ in 0..=silent.len() {
+        let mut asking = within(TcpStream::connect(address)).await.unwrap();
+        let asked = asking.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        let mut answer = [0; 13];
+        is_heard = asked.is_ok()
+            && within(asking.read_exact(&mut answer)).await.is_ok()
+            && answer == *b"HTTP/1.1 407 ";
+        if is_heard {
+            break;
+        }
+    }
+    assert!(is_heard, "no stranger was");
     scene.assert_alive().await;
 }
