@@ -22,7 +22,8 @@ const LINGER: Duration = Duration::from_secs(30);
 const TURN: usize = 16;
 
 thread_local! {
-    /// What all directions of a thread read into, one after the other: none has room of its own while it is idle.
+    /// What all directions of a thread read into, one after the other: none has room of its own while it is idle. Another
+    /// one than that of `upstream/early.rs`, which is read into meanwhile where the stream is TLS.
     static READ_INTO: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
@@ -201,7 +202,7 @@ pub(super) struct Joint<A, B, U, D> {
     pub(super) up: U,
     pub(super) down: D,
     /// While one direction has ended and the other has not.
-    lingering: Option<Box<Lingering>>,
+    lingering: Option<Lingering>,
 }
 
 impl<A, B, U: Passage<A, B>, D: Passage<B, A>> Joint<A, B, U, D> {
@@ -270,8 +271,8 @@ struct Lingering {
 }
 
 impl Lingering {
-    fn begin(written: u64) -> Box<Self> {
-        Box::new(Self { until: Box::pin(sleep(LINGER)), written })
+    fn begin(written: u64) -> Self {
+        Self { until: Box::pin(sleep(LINGER)), written }
     }
 
     /// Comes when nothing has moved for a while.

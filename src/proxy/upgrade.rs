@@ -172,14 +172,16 @@ impl Upgrade {
             shut_out: admitted.ended(),
             cut: shared.closing.cut.clone(),
         };
-        let (client, admitted, note) = (self.client, admitted.clone(), self.note);
+        let (client, over_http2) = (self.client, self.over_http2);
+        let (admitted, note) = (admitted.clone(), self.note);
         note.goes_on_as(Kind::WebSocket);
         shared.connections.spawn(async move {
             // Its place is taken until the WebSocket ends.
             let _admitted = admitted;
             match futures_util::future::try_join(client, upstream).await {
                 Ok((client, upstream)) => {
-                    let (client, upstream) = (client_side(client), upstream_side(upstream));
+                    let (client, upstream) =
+                        (client_side(client, over_http2), upstream_side(upstream));
                     let (outcome, bytes) = match self.scrubber {
                         Some(scrubber) => {
                             let upstream = Scrubbed::new(upstream, scrubber);
@@ -199,21 +201,27 @@ impl Upgrade {
 /// One half as it is once HTTP has let go of it: the stream that HTTP was spoken on, or, on HTTP/2, a stream of that.
 type Side<S> = Either<S, TokioIo<Upgraded>>;
 
-fn client_side(upgraded: Upgraded) -> Side<Box<Early<InsideTls>>> {
+fn client_side(upgraded: Upgraded, over_http2: bool) -> Side<Box<Early<InsideTls>>> {
     match upgraded.downcast::<TokioIo<Explained<Early<InsideTls>>>>() {
         Ok(parts) => {
             let mut stream = parts.io.into_inner().into_inner();
             stream.put_back(parts.read_buf);
             Either::Left(Box::new(stream))
         }
-        Err(upgraded) => Either::Right(TokioIo::new(upgraded)),
+        Err(upgraded) => {
+            debug_assert!(over_http2, "HTTP/1.1 is spoken on another type");
+            Either::Right(TokioIo::new(upgraded))
+        }
     }
 }
 
 fn upstream_side(upgraded: Upgraded) -> Side<Early<dial::Stream>> {
     match upgraded.downcast::<TokioIo<dial::Stream>>() {
         Ok(parts) => Either::Left(Early::new(parts.read_buf, parts.io.into_inner())),
-        Err(upgraded) => Either::Right(TokioIo::new(upgraded)),
+        Err(upgraded) => {
+            debug_assert!(false, "an upgrade is asked for on another type");
+            Either::Right(TokioIo::new(upgraded))
+        }
     }
 }
 

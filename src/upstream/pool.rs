@@ -158,7 +158,7 @@ impl Pool {
         dial: impl FnOnce(Origin) -> BoxFuture<'static, Result<Stream, UpstreamError>>,
     ) {
         let pool = self.of(&origin, trust);
-        if !pool.begins_ahead() {
+        if !pool.begin_ahead() {
             return;
         }
         let dialling = dial(origin.clone());
@@ -188,7 +188,7 @@ struct Dialling<'a> {
 }
 
 impl<'a> Dialling<'a> {
-    /// For a dial that [`OriginPool::next_step`] or [`OriginPool::begins_ahead`] has counted.
+    /// For a dial that [`OriginPool::next_step`] or [`OriginPool::begin_ahead`] has counted.
     fn new(pool: &'a Arc<OriginPool>) -> Self {
         Self { pool, found: None }
     }
@@ -268,8 +268,8 @@ impl OriginPool {
         Step::Dial
     }
 
-    /// Whether a dial is to be made that no request waits for yet; it is counted then.
-    fn begins_ahead(&self) -> bool {
+    /// Counts a dial that no request waits for yet, which is then to be made; `false` where none is.
+    fn begin_ahead(&self) -> bool {
         let mut state = lock(&self.state);
         let is_open = !state.tidy(clock::instant());
         let begins = !is_open && state.dialling == 0 && !state.has_failed;

@@ -133,6 +133,14 @@ impl Http2 {
         self.streams.load(Ordering::Relaxed) > 0 || now - *lock(&self.last_used) < REST
     }
 
+    /// Takes in what the peer's last frames say; whether that is of interest to those who wait for room.
+    fn take_note(&self, most: usize, cx: &mut Context<'_>) -> bool {
+        let is_first = self.most.swap(most, Ordering::AcqRel) == UNTOLD && most != UNTOLD;
+        let goes_away = matches!(self.sender.clone().poll_ready(cx), Poll::Ready(Err(_)));
+        let is_new = goes_away && !self.refuses.swap(true, Ordering::Relaxed);
+        is_first || is_new
+    }
+
     fn has_slept(&self, now: Instant) -> bool {
         now - self.opened_at >= self.opened.elapsed() + IDLE_LIMIT
     }
@@ -286,16 +294,6 @@ impl Pulse {
     fn look_again_in(&mut self, time: Duration) {
         self.was_asked = false;
         self.timer.as_mut().reset(tokio::time::Instant::now() + time);
-    }
-}
-
-impl Http2 {
-    /// Takes in what the peer's last frames say; whether that is of interest to those who wait for room.
-    fn take_note(&self, most: usize, cx: &mut Context<'_>) -> bool {
-        let is_first = self.most.swap(most, Ordering::AcqRel) == UNTOLD && most != UNTOLD;
-        let goes_away = matches!(self.sender.clone().poll_ready(cx), Poll::Ready(Err(_)));
-        let is_new = goes_away && !self.refuses.swap(true, Ordering::Relaxed);
-        is_first || is_new
     }
 }
 
