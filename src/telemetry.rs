@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::filter::{EnvFilter, Targets};
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, fmt};
@@ -26,8 +26,7 @@ use crate::sink::{Sink, Writer};
 ///
 /// The filter's own mistake, as a sentence.
 pub fn start(filter: &str) -> Result<(), String> {
-    filter.split(',').try_for_each(check)?;
-    let filter = EnvFilter::try_new(filter).map_err(|error| error.to_string())?;
+    let filter = parse(filter)?;
     let ours = Targets::new()
         .with_default(LevelFilter::INFO)
         .with_target(env!("CARGO_CRATE_NAME"), LevelFilter::TRACE);
@@ -107,14 +106,23 @@ const MOST_WAITING: usize = 2 * 1024 * 1024;
 /// How long the end of the program waits for its last words: a reader that lives takes far less.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
-/// A word that is no level would be the name of a part that there is not, and nothing would be logged.
-fn check(directive: &str) -> Result<(), String> {
-    let directive = directive.trim();
-    let is_level = || directive.parse::<LevelFilter>().is_ok();
-    match directive.is_empty() || directive.contains(['=', '[']) || is_level() {
-        true => Ok(()),
-        false => Err(format!("`{directive}` is no level")),
+/// Errors of every part are heard, unless the filter says otherwise.
+///
+/// A word that is no level is not taken for the name of a part: nothing would be logged.
+fn parse(filter: &str) -> Result<Targets, String> {
+    let mut targets = Targets::new().with_default(LevelFilter::ERROR);
+    for directive in filter.split(',').map(str::trim).filter(|it| !it.is_empty()) {
+        let (part, level) = directive.split_once('=').unwrap_or(("", directive));
+        // An empty one would be taken for `error`.
+        let level = Some(level.trim()).filter(|it| !it.is_empty());
+        let level = level.and_then(|it| it.parse::<LevelFilter>().ok());
+        let level = level.ok_or_else(|| format!("`{directive}` is no level"))?;
+        targets = match part.trim() {
+            "" => targets.with_default(level),
+            part => targets.with_target(part, level),
+        };
     }
+    Ok(targets)
 }
 
 #[cfg(test)]
@@ -124,19 +132,21 @@ mod tests {
     #[test]
     fn words_of_a_filter() {
         let table = [
-            ("", true),
-            ("debug", true),
-            ("INFO", true),
-            ("off", true),
-            ("valetkey::proxy=trace", true),
-            ("[connection]", true),
-            (" warn ", true),
-            ("verbose", false),
-            ("valetkey", false),
-            ("debu", false),
+            ("", "error"),
+            ("debug", "debug"),
+            ("INFO", "info"),
+            ("off", "off"),
+            ("valetkey::proxy=trace", "valetkey::proxy=trace,error"),
+            (" warn , valetkey::proxy = off,", "valetkey::proxy=off,warn"),
+            ("warn,debug", "debug"),
         ];
-        for (directive, is_good) in table {
-            assert_eq!(check(directive).is_ok(), is_good, "{directive}");
+        for (filter, meaning) in table {
+            assert_eq!(parse(filter).map(|it| it.to_string()), Ok(meaning.to_owned()), "{filter}");
+        }
+        let wrong = ["verbose", "valetkey", "debu", "valetkey=", "a=b=c", "[connection]"];
+        for filter in wrong {
+            let mistake = parse(filter).expect_err(filter);
+            assert!(mistake.ends_with("` is no level"), "{filter}: {mistake}");
         }
     }
 }

@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use similar::TextDiff;
+use diffy::DiffOptions;
 use tempfile::NamedTempFile;
 
 use crate::cli::output::{self, Failure};
@@ -163,14 +163,20 @@ impl<'a> Compared<'a> {
     /// What would change, as diff -u shows it.
     fn difference(&self) -> String {
         let path = self.path.display().to_string();
-        let before = if self.found.is_some() { path.as_str() } else { "/dev/null" };
+        let before = if self.found.is_some() { path.clone() } else { "/dev/null".to_owned() };
         let found = self.found.as_deref().unwrap_or_default();
         if found == self.wanted.content {
             return format!("mode of {path}: {:o}\n", self.wanted.mode);
         }
-        let difference = TextDiff::from_lines(found, &self.wanted.content);
-        difference.unified_diff().context_radius(AROUND).header(before, &path).to_string()
+        unified([before, path], found, &self.wanted.content)
     }
+}
+
+/// The difference of two files as diff -u shows it, under their names.
+fn unified([before, after]: [String; 2], found: &str, wanted: &str) -> String {
+    let mut options = DiffOptions::new();
+    options.set_context_len(AROUND).set_original_filename(before).set_modified_filename(after);
+    options.create_patch(found, wanted).to_string()
 }
 
 /// What a generated file has in its first lines.
@@ -276,10 +282,8 @@ pub(super) mod tests {
             let now = root.join("target/golden").join(name);
             fs::create_dir_all(now.parent().unwrap()).unwrap();
             fs::write(&now, content).unwrap();
-            let difference = TextDiff::from_lines(expected.as_str(), content)
-                .unified_diff()
-                .header(golden.to_str().unwrap(), now.to_str().unwrap())
-                .to_string();
+            let names = [&golden, &now].map(|path| path.display().to_string());
+            let difference = unified(names, &expected, content);
             panic!("{difference}\nif it is right: cp {} {}", now.display(), golden.display());
         }
     }
