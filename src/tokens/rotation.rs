@@ -1,5 +1,5 @@
-//! Redeems a refresh token at most once per generation, whoever else wants it too: one state machine
-//! over a store, for one process, many processes and many machines.
+//! Redeems a refresh token once, whoever else wants it too, and sends one that may have been redeemed again only when its
+//! access token has expired: one state machine over a store, for one process, many processes and many machines.
 //!
 //! `idle → claimed → posting → idle (one generation on) | unknown | dead`. Each arrow is a
 //! compare-and-set. The one right before the request is the fence: a process that slept past its claim
