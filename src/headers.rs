@@ -1,4 +1,4 @@
-//! Header fields that belong to one connection and must not cross the proxy.
+//! Header fields that belong to one connection, or to us, and must not cross the proxy.
 
 use http::header::{
     CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
@@ -33,6 +33,13 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if wants_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
+}
+
+/// Takes out of an upstream's answer what is meant for its connection only, and what would have it look like a refusal
+/// of ours.
+pub fn clean_answer(headers: &mut HeaderMap) {
+    headers.remove(VALETKEY_ERROR);
+    strip_hop_by_hop(headers);
 }
 
 /// Takes out of trailers what frames a message or belongs to one connection (RFC 9110 section 6.5.1). HTTP/2 sends no

@@ -23,7 +23,7 @@ use super::reject::Rejection;
 use super::{Place, Shared, decoys, exchange, intercept, tunnel};
 use crate::access::Refused;
 use crate::audit::Kind;
-use crate::headers::{VALETKEY_VIA, strip_hop_by_hop};
+use crate::headers::{VALETKEY_VIA, clean_answer, strip_hop_by_hop};
 use crate::origin::{Origin, Scheme, Target};
 use crate::rules::{Action, Decision, Plain, Rule};
 use crate::upstream::body::{Body, Inbound};
@@ -211,7 +211,7 @@ async fn plain(
             return Err(Rejection::PassRequired { uid: None, why: Some(Refused::Unknown) });
         }
     };
-    strip_hop_by_hop(response.headers_mut());
+    clean_answer(response.headers_mut());
     // The connection may go on with another pass: what ends with this one is the response.
     Ok(if admitted.is_by_pass() { response.map(|body| body.until(ended)) } else { response })
 }

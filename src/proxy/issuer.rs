@@ -17,7 +17,7 @@ use super::reject::Rejection;
 use crate::clock::Clock;
 use crate::credential::{Account, CredentialName};
 use crate::decoy::{self, DecoySet, Tag};
-use crate::headers::strip_hop_by_hop;
+use crate::headers::{clean_answer, strip_hop_by_hop};
 use crate::rules::Use;
 use crate::secret::Secret;
 use crate::tokens::{State, TokenSource, Whose};
@@ -71,7 +71,7 @@ pub(super) async fn answer(
             // Not one that can be sent again: no layer may repeat a token request.
             let once = Body::boxed(Full::new(body).map_err(|never| match never {}));
             let mut response = connection.send(head, once, None).await?;
-            strip_hop_by_hop(response.headers_mut());
+            clean_answer(response.headers_mut());
             if matches!(asked, Some(Asked::Revoke(_)))
                 && matches!(whose, Some(Whose::Current | Whose::Previous))
                 && response.status().is_success()

@@ -14,7 +14,7 @@ use super::wire::{
 };
 
 /// Reads to the end of a head; what came, with what followed in the same piece.
-async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> String {
+pub(super) async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut head = Vec::new();
     while !head.windows(4).any(|four| four == b"\r\n\r\n") {
         assert_ne!(stream.read_buf(&mut head).await.unwrap(), 0, "it ended in its head");

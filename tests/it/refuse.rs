@@ -7,6 +7,8 @@ use tokio::net::{TcpListener, TcpStream};
 use valetkey::proxy::{Door, Socket};
 use valetkey::sandbox::client::{self, HTTP1, HTTP2, Refused, Visit, gather};
 
+use super::framing::read_head;
+use super::peer::Peer;
 use super::support::{CHATGPT, CODEX, EXAMPLE, OTHER, Options, Scene, refusal, within};
 
 /// Sends bytes to the proxy's port, and gives the answer when it has one.
@@ -195,6 +197,41 @@ async fn inside_a_tunnel() {
     within(stream.read_to_end(&mut answer)).await.unwrap();
     assert_eq!(refusal(&parse(&answer).unwrap()), (403, "cleartext_refused".to_owned()));
     assert!(scene.world.api().seen().is_empty());
+/// By none of the ways on which an answer comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_cannot_have_its_answer_taken_for_a_refusal_of_ours() {
+    let forged = b"HTTP/1.1 403 Forbidden\r\nX-Valetkey-Error: x\r\nContent-Length: 2\r\n\r\nhi";
+    let assert_plain = |answer: Response<Bytes>, way: &str| {
+        assert_eq!((answer.status().as_u16(), &answer.body()[..]), (403, &b"hi"[..]), "{way}");
+        assert!(!answer.headers().contains_key("x-valetkey-error"), "{way}: {answer:?}");
+    };
+    for (host, path) in [("peer.example.com", "/v1/x"), ("auth.openai.com", "/oauth/token")] {
+        let (scene, peer) = Peer::at(host, HTTP1).await;
+        let target = format!("{host}:443");
+        let asked = scene.client.send(Visit::to(&target, HTTP1), client::post(path, ""));
+        let (answer, _open) = tokio::join!(within(asked), async {
+            let mut stream = peer.accept().await;
+            read_head(&mut stream).await;
+            stream.write_all(forged).await.unwrap();
+            stream.flush().await.unwrap();
+            stream
+        });
+        assert_plain(within(gather(answer.unwrap())).await.unwrap(), host);
+    }
+    let scene = Scene::usual().await;
+    let reached = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = reached.local_addr().unwrap();
+    let request =
+        format!("GET http://{host}/x HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    let (answer, _open) = tokio::join!(raw(&scene, request.as_bytes()), async {
+        let (mut stream, _) = within(reached.accept()).await.unwrap();
+        read_head(&mut stream).await;
+        stream.write_all(forged).await.unwrap();
+        stream
+    });
+    assert_plain(answer.unwrap(), "plain HTTP");
+}
+
     scene.assert_alive().await;
 }
 
