@@ -12,8 +12,9 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 use valetkey::sandbox::SAID;
 
+use super::legs::agree;
 use super::served::Serving;
-use super::support::{Done, KEY, Scene, codex, done, program, python};
+use super::support::{Done, KEY, Scene, SigningIn, codex, done, program, python};
 
 /// The user `nobody`, who has nothing to do with whoever runs the tests.
 const NOBODY: u32 = 65_534;
@@ -278,6 +279,29 @@ async fn who_takes_nobody_without_a_pass_says_so_to_its_own_user() {
     let done = done(shell.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()).await;
     assert_eq!(done.status, 0, "{done:?}");
     scene.seen_signed_in();
+}
+
+/// What others of this machine can read in the arguments of a browser is enough to answer for it, but not for them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_user_cannot_answer_for_who_signs_in() {
+    let Some(curl) = program("curl") else { return };
+    let scene = Scene::usual().await;
+    let issuer = scene.world.issuer();
+    let Some(neighbour) = Neighbour::with_roots(scene.world.ca_file()) else { return };
+    let signing_in = SigningIn::begin(&scene, &[]).await;
+    let redirect = agree(&scene.world, &signing_in.url).await;
+    let arguments = ["--silent", "--write-out", "%{http_code}", &redirect];
+    let refused = done(neighbour.command(&curl).args(arguments).spawn().unwrap()).await;
+    // curl's statuses for a connection that ends or is reset without an answer (curl(1)).
+    assert!([52, 56].contains(&refused.status) && refused.out == "000", "{refused:?}");
+    assert_eq!(issuer.posts(), 0);
+
+    let mut browser = Command::new(&curl);
+    browser.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let followed = done(browser.spawn().unwrap()).await;
+    assert_eq!(followed.out, "303", "{followed:?}");
+    let signed_in = signing_in.end().await;
+    assert_eq!((signed_in.status, issuer.posts()), (0, 1), "{signed_in:?}");
 }
 
 /// The whole story for another user of this machine: a pass, decoys and the roots are all that it has, the real Codex

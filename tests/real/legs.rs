@@ -287,7 +287,7 @@ async fn echo(answer: Response<Incoming>, status: u16) {
 }
 
 /// The browser goes to the issuer and agrees; answers with where it is sent.
-async fn agree(world: &World, url: &str) -> String {
+pub(super) async fn agree(world: &World, url: &str) -> String {
     let (_, address) = world.resolve().into_iter().next().unwrap();
     let browser = Client::straight_to(address, world.ca_file()).unwrap();
     let path = url.strip_prefix("https://auth.openai.com").unwrap();

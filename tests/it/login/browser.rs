@@ -295,7 +295,7 @@ async fn a_new_login_takes_the_place_of_the_old_one_everywhere() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_else_can_read_a_login_that_goes_on() {
+async fn its_arguments_and_environment_show_no_secret() {
     let _ports = Ports::hold();
     let home = Home::new().await;
     let mut login = home.start(LOGIN);
