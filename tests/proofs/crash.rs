@@ -381,7 +381,8 @@ async fn the_window_is_measured() {
         }
         assert_eq!(done(child).await.status, 0);
         let redeemed = *place.issuer().redeemed_at().last().unwrap();
-        widths.push(journaled.expect("nothing was journaled") - redeemed);
+        let width = journaled.expect("nothing was journaled").checked_duration_since(redeemed);
+        widths.push(width.expect("it was journaled before it was redeemed"));
     }
     widths.sort_unstable();
     println!(
