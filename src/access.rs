@@ -167,6 +167,11 @@ impl Pass {
         &self.ended
     }
 
+    /// Why it has ended.
+    pub fn why_ended(&self, now: OffsetDateTime) -> Refused {
+        if self.record.has_expired(now) { Refused::Expired } else { Refused::Unknown }
+    }
+
     /// Counts one request.
     ///
     /// # Errors

@@ -214,6 +214,11 @@ impl Admitted {
         self.pass.as_ref().map(|pass| pass.ended().clone()).unwrap_or_default()
     }
 
+    /// What a client is told whose pass has ended meanwhile.
+    pub(super) fn why_ended(&self, clock: &Clock) -> Refused {
+        self.pass.as_ref().map_or(Refused::Unknown, |pass| pass.why_ended(clock.now()))
+    }
+
     /// What is done with a target that this client asks for, and where a tunnel to it may lead.
     ///
     /// # Errors
@@ -312,6 +317,7 @@ mod tests {
         assert!(shown(&HeaderMap::new()).is_none());
     }
 
+    #[expect(clippy::disallowed_methods, reason = "the test plays a client")]
     #[cfg(target_os = "linux")]
     #[test]
     fn a_real_connection_is_ours() {

@@ -20,8 +20,7 @@ use super::explained::Explained;
 use super::listener::{Client, ClientStream, RawStream};
 use super::note::Note;
 use super::reject::Rejection;
-use super::{Place, Shared, decoys, exchange, intercept, tunnel};
-use crate::access::Refused;
+use super::{Now, Place, Shared, decoys, exchange, intercept, tunnel};
 use crate::audit::Kind;
 use crate::headers::{VALETKEY_VIA, clean_answer, strip_hop_by_hop};
 use crate::origin::{Origin, Scheme, Target};
@@ -183,12 +182,7 @@ async fn plain(
     exchange::check_target(&request)?;
     exchange::check_host(&request, &origin)?;
 
-    match shared.now.load().rules.decide_plain(&origin.target) {
-        Plain::Forward => {}
-        Plain::NoRule => return Err(Rejection::Target("no rule allows this host")),
-        Plain::OnlyTls => return Err(Rejection::CleartextRefused),
-    }
-    shared.now.load().decoys.check(&request, None)?;
+    check_plain(&shared.now.load(), &origin.target, &request)?;
     // No rule speaks of the host.
     let scope = admitted.elsewhere()?;
     admitted.count(&shared.clock)?;
@@ -208,12 +202,24 @@ async fn plain(
     let mut response = tokio::select! {
         response = sending => response?,
         () = ended.cancelled() => {
-            return Err(Rejection::PassRequired { uid: None, why: Some(Refused::Unknown) });
+            let why = admitted.why_ended(&shared.clock);
+            return Err(Rejection::PassRequired { uid: None, why: Some(why) });
         }
     };
     clean_answer(response.headers_mut());
     // The connection may go on with another pass: what ends with this one is the response.
     Ok(if admitted.is_by_pass() { response.map(|body| body.until(ended)) } else { response })
+}
+
+/// Refuses what may not go out in plain text by what is in force.
+fn check_plain(now: &Now, target: &Target, request: &Request<Incoming>) -> Result<(), Rejection> {
+    match now.rules.decide_plain(target) {
+        Plain::Forward => {}
+        Plain::NoRule => return Err(Rejection::Target("no rule allows this host")),
+        Plain::OnlyTls => return Err(Rejection::CleartextRefused),
+    }
+    now.decoys.check(request, None)?;
+    Ok(())
 }
 
 /// A target that is this very proxy would loop until something runs out.

@@ -312,6 +312,35 @@ async fn a_response_in_plain_http_ends_with_it() {
     assert!(rest.is_empty(), "a body that breaks off does not end well");
 }
 
+/// Also who waits for an answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_in_plain_http_is_told_why_it_ended() {
+    let scene = Scene::usual().await;
+    let (address, _) = scene.strict().await;
+    let reached = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = reached.local_addr().unwrap();
+    let shown = basic(PASS).to_str().unwrap().to_owned();
+    let request = format!(
+        "GET http://{host}/x HTTP/1.1\r\nHost: {host}\r\nProxy-Authorization: {shown}\r\nConnection: close\r\n\r\n"
+    );
+    let revoke = || scene.passes.replace(Vec::new(), &[]);
+    let expire = || {
+        scene.clock.advance(time::Duration::HOUR);
+        scene.passes.end_expired(scene.clock.now());
+    };
+    for (end, said) in [(&revoke as &dyn Fn(), "was revoked"), (&expire, "has expired")] {
+        let reach = Reach { rules: None, tunnel: true, allow_private: true };
+        let expires = Some(scene.clock.now() + time::Duration::HOUR);
+        scene.passes.replace(vec![Record { reach, expires, ..record(PASS) }], &[]);
+        let (answer, _silent) = tokio::join!(answer_to(address, &request), async {
+            let silent = within(reached.accept()).await.unwrap();
+            end();
+            silent
+        });
+        assert!(answer.starts_with("HTTP/1.1 407 ") && answer.contains(said), "{said}: {answer}");
+    }
+}
+
 /// Whoever came in would be the proxy's own user there.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_way_leads_back_into_the_proxy() {
