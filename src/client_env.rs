@@ -468,6 +468,7 @@ mod tests {
     }
 
     /// Nobody writes to it, and who opens it for reading would wait.
+    #[expect(clippy::disallowed_methods, reason = "who opens a pipe may wait for ever")]
     #[cfg(unix)]
     #[test]
     fn a_pipe_is_no_file_of_certificates() {

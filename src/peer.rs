@@ -105,6 +105,7 @@ mod tests {
         assert_eq!(find("", address(1), address(2)), None);
     }
 
+    #[expect(clippy::disallowed_methods, reason = "the test plays a client")]
     #[test]
     fn finds_an_ipv6_socket_that_reaches_an_ipv4_address() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -130,6 +131,7 @@ mod tests {
         assert_eq!(uid_of(peer, own).ok(), Some(expected), "{peer}");
     }
 
+    #[expect(clippy::disallowed_methods, reason = "the test plays a client")]
     #[test]
     fn a_socket_that_was_closed_is_nobodys() {
         let uid = rustix::process::geteuid().as_raw();

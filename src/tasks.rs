@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 /// # Errors
 ///
 /// Those of the system when it gives no thread.
+#[expect(clippy::disallowed_methods, reason = "the one home of spawning")]
 pub fn detached<T: Send + 'static>(
     name: &str,
     job: impl FnOnce() -> T + Send + 'static,

@@ -288,6 +288,7 @@ fn a_first_line_that_a_power_cut_has_torn_is_gone_on_after() {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "it may wait for ever")]
 #[test]
 fn whoever_holds_the_lock_for_ever_holds_up_nobody_that_begins() {
     let (_folder, audit) = written(1);

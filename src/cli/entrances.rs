@@ -274,6 +274,7 @@ fn private_folder(path: &Path) -> Result<(), Failure> {
 }
 
 /// Removes the file of a socket at which nobody listens any more.
+#[expect(clippy::disallowed_methods, reason = "it only asks whether another program listens")]
 fn make_room(path: &Path) -> Result<(), Failure> {
     let Ok(about) = fs::symlink_metadata(path) else { return Ok(()) };
     if !about.file_type().is_socket() {

@@ -70,6 +70,7 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
 /// # Errors
 ///
 /// Why it is ill, as what it does.
+#[expect(clippy::disallowed_methods, reason = "a proxy of this user, never an upstream")]
 async fn ask(info: &ServerInfo) -> Result<(), String> {
     let answer = if let Some(path) = info.proxy.strip_prefix("unix:") {
         return UnixStream::connect(path).await.map(drop).map_err(does_not_answer);

@@ -66,6 +66,7 @@ mod tests {
 
     use super::*;
 
+    #[expect(clippy::disallowed_methods, reason = "the test plays a client")]
     #[tokio::test]
     async fn a_socket_is_bare_when_nothing_early_is_left() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

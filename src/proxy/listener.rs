@@ -125,6 +125,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    #[expect(clippy::disallowed_methods, reason = "the test plays a client")]
     async fn who_comes_from_another_machine_is_asked_whether_it_is_there() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let own = listener.local_addr().unwrap();

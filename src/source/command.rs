@@ -148,6 +148,7 @@ mod tests {
     }
 
     /// However it ends, what it has started ends with it.
+    #[expect(clippy::disallowed_methods, reason = "who opens a pipe may wait for ever")]
     #[tokio::test]
     async fn nothing_that_it_starts_is_left() {
         let folder = tempfile::tempdir().unwrap();

@@ -235,6 +235,7 @@ async fn an_audit_of_many_that_are_killed_is_one_chain() {
     println!("killed {killed} times");
 }
 
+#[expect(clippy::disallowed_methods, reason = "the test plays a reader that blocks")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_is_read_again_says_what_it_has_lost() {
     let scene = Scene::usual().await;

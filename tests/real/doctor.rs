@@ -474,6 +474,7 @@ async fn a_pipe_in_the_place_of_the_running_proxys_file_holds_up_nobody() {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "who opens a pipe may wait for ever")]
 #[tokio::test(flavor = "multi_thread")]
 async fn who_stops_it_stops_what_it_tries() {
     let scene = Scene::usual().await;

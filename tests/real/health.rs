@@ -18,6 +18,7 @@ async fn health_of(scene: &Scene, info: &Path) -> Done {
     health(scene, &["--server-info", info.to_str().unwrap()]).await
 }
 
+#[expect(clippy::disallowed_methods, reason = "the test plays another program")]
 #[tokio::test(flavor = "multi_thread")]
 async fn is_asked_of_whoever_listens() {
     let scene = Scene::usual().await;

@@ -301,6 +301,7 @@ mod tests {
         ["-c", script].map(str::to_owned).into()
     }
 
+    #[expect(clippy::disallowed_methods, reason = "who opens a pipe may wait for ever")]
     #[tokio::test]
     async fn nothing_of_a_program_that_takes_too_long_is_left() {
         let folder = tempfile::tempdir().unwrap();

@@ -269,6 +269,7 @@ async fn leaves_a_broken_cache_alone() {
     assert!(matches!(home.store.get().await, Err(StoreError::Denied { .. })));
 }
 
+#[expect(clippy::disallowed_methods, reason = "the test plays another program")]
 #[tokio::test]
 async fn never_reads_half_a_file() {
     let home = Scene::new(Some(&cache("r1", "x")));

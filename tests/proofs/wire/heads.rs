@@ -124,6 +124,7 @@ impl Port {
     }
 
     /// The status that the input is answered with.
+    #[expect(clippy::disallowed_methods, reason = "the test plays a client")]
     async fn status(&self, input: &[u8]) -> Option<u16> {
         let mut stream = UnixStream::connect(Self::path(&self.scene)).await.unwrap();
         let _written = stream.write_all(input).await;

@@ -87,6 +87,7 @@ impl Activated {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "the test plays a client")]
 #[tokio::test(flavor = "multi_thread")]
 async fn starts_it_at_the_first_client_and_hears_how_it_is() {
     let Some(activate) = program("systemd-socket-activate") else { return };
@@ -116,6 +117,7 @@ async fn starts_it_at_the_first_client_and_hears_how_it_is() {
     assert_eq!(status, Some(0), "{said}");
 }
 
+#[expect(clippy::disallowed_methods, reason = "the test plays a client")]
 #[tokio::test(flavor = "multi_thread")]
 async fn is_told_of_a_socket_that_no_listener_speaks_of() {
     let Some(activate) = program("systemd-socket-activate") else { return };
