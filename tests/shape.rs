@@ -89,12 +89,14 @@ fn room_of(path: &Path) -> String {
     first.strip_suffix(".rs").unwrap_or(first).to_owned()
 }
 
+/// The text without the lines that are comments.
+fn code_of(text: &str) -> String {
+    let is_code = |line: &&str| !line.trim_start().starts_with("//");
+    text.lines().filter(is_code).collect::<Vec<_>>().join("\n")
+}
+
 fn imports_of(text: &str) -> Vec<String> {
-    let code: String = text
-        .lines()
-        .filter(|line| !line.trim_start().starts_with("//"))
-        .collect::<Vec<_>>()
-        .join("\n");
+    let code = code_of(text);
     code.match_indices("crate::")
         .filter(|(at, _)| !code[..*at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
         .map(|(at, found)| {
@@ -167,8 +169,10 @@ fn every_file_says_what_is_in_it() {
 #[test]
 fn secrets_are_opened_in_few_rooms() {
     for (path, text) in files() {
+        let code = code_of(without_tests(&path, &text));
+        // Called, or handed to something that calls it.
         let opens = path.to_str().unwrap() != "secret.rs"
-            && without_tests(&path, &text).contains(".expose()");
+            && [".expose()", "Secret::expose"].iter().any(|way| code.contains(way));
         let may = MAY_EXPOSE.iter().any(|room| path.starts_with(room) || path == Path::new(room))
             || MAY_EXPOSE.contains(&room_of(&path).as_str());
         assert!(!opens || may, "{} opens a secret", path.display());
