@@ -135,7 +135,7 @@ fn with(mut bytes: Vec<u8>, byte: u8) -> Vec<u8> {
     bytes
 }
 
-/// With `--long` another one in each run, so that each night looks further; else always the same, so that a change is
+/// With `--long` another one in each run, so that each looks further; else always the same, so that a change is
 /// judged by what it changes. `VALETKEY_PROOFS_SEED` has one come again.
 fn seed() -> u64 {
     let told = option_env_now("VALETKEY_PROOFS_SEED").map(|seed| seed.parse().unwrap());
