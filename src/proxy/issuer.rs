@@ -50,7 +50,8 @@ pub(super) async fn answer(
     let (all, shown) = (decoy::tags_in(&body), shown.unwrap_or_default());
     if !all.is_empty() || !shown.is_empty() {
         now.decoys.check_body(&all, &shown, &uses.credential)?;
-        return answer_decoy(source, &uses.credential, asked).await;
+        let clock = &connection.shared.clock;
+        return answer_decoy(source, &uses.credential, asked, clock).await;
     }
     let whose = asked.as_ref().and_then(|asked| source.recognises(asked.token()));
     if connection.admitted.is_by_pass() && whose.is_some() {
@@ -90,6 +91,7 @@ async fn answer_decoy(
     source: &TokenSource,
     name: &CredentialName,
     asked: Option<Asked>,
+    clock: &Clock,
 ) -> Result<Response<Body>, Rejection> {
     let answer = match asked {
         Some(Asked::Revoke(_)) | None => json!({}),
@@ -99,7 +101,7 @@ async fn answer_decoy(
                 // A client whose every request will be refused learns it here.
                 source.current().await?;
             }
-            decoys_for(Tag::of(name), &status.account)
+            decoys_for(Tag::of(name), &status.account, clock)
         }
     };
     tracing::debug!(credential = %name, "answering a client that holds decoys");
@@ -111,8 +113,8 @@ async fn answer_decoy(
 }
 
 /// An issuer's answer (RFC 6749 section 5.1) with nothing but decoys.
-fn decoys_for(tag: Tag, account: &Account) -> Value {
-    let set = DecoySet::new(tag, account, Clock::system().now());
+fn decoys_for(tag: Tag, account: &Account, clock: &Clock) -> Value {
+    let set = DecoySet::new(tag, account, clock.now());
     json!({
         "access_token": set.access,
         "expires_in": DecoySet::expires_in(),

@@ -298,6 +298,20 @@ async fn a_refresh_with_decoys_is_answered_with_decoys() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn decoys_live_from_the_proxys_own_now() {
+    let lifetime = Some(time::Duration::days(2));
+    let scene = Scene::start(Options { lifetime, ..Options::default() }).await;
+    scene.clock.advance(time::Duration::hours(12));
+    let body = json!({ "grant_type": "refresh_token", "refresh_token": decoys().refresh });
+    let answer = scene.tell_issuer(HTTP1, "/oauth/token", &body).await;
+    let set: Value = serde_json::from_slice(answer.body()).unwrap();
+    let claims = Claims::of(&Secret::new(set["access_token"].as_str().unwrap())).unwrap();
+    let left = (claims.expires_at.unwrap() - scene.clock.now()).whole_seconds();
+    let whole = set["expires_in"].as_i64().unwrap();
+    assert!((whole - 3600..=whole).contains(&left), "{left} s of {whole}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_logout_with_decoys_ends_nothing() {
     let scene = Scene::usual().await;
     scene.world.api().require_login(true);
