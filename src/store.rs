@@ -144,7 +144,10 @@ impl StoreError {
                     .to_owned()
             }
             Self::Remains { .. } => "unlock the keyring, then sign out once more".to_owned(),
-            Self::Unavailable { .. } => "see that the disk has room, then try again".to_owned(),
+            Self::Unavailable { .. } => {
+                "try again; if it lasts, see that the disk has room, and what else uses the place: valetkey status"
+                    .to_owned()
+            }
         }
     }
 }

@@ -327,10 +327,10 @@ mod tests {
         let path = folder.path().join("lock");
         let held = lock(&path, 0o600, Duration::ZERO).unwrap();
         assert_eq!(held.metadata().unwrap().mode() & 0o777, 0o600);
-        assert!(matches!(
-            lock(&path, 0o600, Duration::from_millis(20)),
-            Err(StoreError::Unavailable { .. })
-        ));
+        let error = lock(&path, 0o600, Duration::from_millis(20)).unwrap_err();
+        assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
+        // A disk with room does not help here.
+        assert!(error.hint().contains("what else uses the place"), "{}", error.hint());
         drop(held);
         lock(&path, 0o600, Duration::ZERO).unwrap();
     }
