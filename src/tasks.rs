@@ -1,4 +1,4 @@
-//! Spawns every task of the program, so that shutdown can wait for them.
+//! Spawns every task of the program, so that shutdown can wait for them, and what may block for ever, which nobody waits for.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;

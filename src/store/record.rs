@@ -22,8 +22,6 @@ pub struct Record {
 }
 
 /// Where the rotation of a login stands. Holds no secret.
-///
-/// Headers are ordered by line, then generation; what is higher is the truth.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
     /// One more for each login and logout.

@@ -125,7 +125,7 @@ impl AuthJson {
     ///
     /// # Errors
     ///
-    /// None of which we know.
+    /// Those of [`serde_json::to_writer`].
     pub fn to_compact_bytes(&self) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
         let mut bytes = Zeroizing::new(Vec::with_capacity(ROOM));
         serde_json::to_writer(&mut *bytes, &self.0)?;
@@ -136,7 +136,7 @@ impl AuthJson {
     ///
     /// # Errors
     ///
-    /// None of which we know.
+    /// Those of [`serde_json::to_writer_pretty`].
     pub fn to_bytes(&self) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
         let mut bytes = Zeroizing::new(Vec::with_capacity(ROOM));
         serde_json::to_writer_pretty(&mut *bytes, &self.0)?;
