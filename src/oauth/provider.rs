@@ -361,7 +361,7 @@ const OF_THE_CLIENT: [&str; 4] =
 
 /// Longest time from asking to the last byte of the answer. The claim on a login outlives it, and the search
 /// for the endpoints before it.
-const POST_LIMIT: Duration = Duration::from_secs(15);
+pub const POST_LIMIT: Duration = Duration::from_secs(15);
 
 /// Longest search for the endpoints before a refresh.
 const DISCOVERY_LIMIT: Duration = Duration::from_secs(10);

@@ -469,5 +469,6 @@ const FRESH_RECORD: &str = ".record-";
 /// Our own lock is held for a few reads and writes, each of which may wait for a keyring.
 const LOCK_LIMIT: Duration = Duration::from_secs(10);
 
-/// How often a write gives way to Codex's before it gives up.
+/// How often a write gives way to Codex's before it gives up: Codex writes once for a login or a refresh, so that even a second
+/// time is rare.
 const PUT_TRIES: u32 = 5;

@@ -135,7 +135,10 @@ pub(super) fn later(moment: OffsetDateTime, by: Duration) -> OffsetDateTime {
     moment.saturating_add(time::Duration::try_from(by).unwrap_or(time::Duration::MAX))
 }
 
+/// Twice the 5 minutes of Codex, so that an issuer that is in trouble for a few does not leave the refresh to it.
 const LONGEST_MARGIN: Duration = Duration::from_secs(10 * 60);
+
+/// A refresh that meets no trouble has ended by then, so that nobody waits for the successor of a short life.
 const SHORTEST_MARGIN: Duration = Duration::from_secs(5);
 
 /// Longest life of an access token that is believed: a year.

@@ -802,17 +802,21 @@ async fn watch_store(
 /// How often the store is looked at although no change was heard of.
 const LOOK_INTERVAL: Duration = Duration::from_secs(15);
 
-/// How often the issuer is asked whom a personal access token speaks for, while it does not say.
+/// How often the issuer is asked whom a personal access token speaks for, while it does not say: clients are told to come
+/// back after this, and however many do, it is no storm.
 const IDENTIFY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How often it is read for those who find nothing to send, at most.
+/// How often it is read for those who find nothing to send, at most: it may be a keyring, which a busy client would
+/// keep busy, and whoever has just signed in waits no longer than this.
 const READ_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a new set may take to be saved before it is used all the same.
+/// How long a new set may take to be saved before it is used all the same: a disk takes milliseconds, and a client that
+/// waits for its request should not wait for a store in trouble.
 const SAVE_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Slowest pace of trying a store that is in trouble.
+/// Slowest pace of trying a store that is in trouble: who has mended it waits a minute at most, as with an issuer.
 const SLOWEST_RETRY: Duration = Duration::from_secs(60);
 
-/// Furthest that a clock is believed to be off.
+/// Furthest that a clock is believed to be off: ten years, longer than certificates live. Where it is further off than that
+/// no answer comes that could tell, so what says so is a mistake.
 const LARGEST_SKEW: time::Duration = time::Duration::days(3660);

@@ -23,6 +23,7 @@ use super::expiry::{Received, later, lifetime};
 use crate::clock::Clock;
 use crate::credential::{Login, TokenSet};
 use crate::fault;
+use crate::oauth::provider::POST_LIMIT;
 use crate::oauth::{Answer, Issuer, Leave, Reason, RefreshError, Trouble};
 use crate::secret::Fingerprint;
 use crate::store::{
@@ -552,8 +553,8 @@ pub(super) fn spread(owner: &str, number: u64) -> f64 {
 /// A claim that nobody has moved for this long is free: longer than any honest way from claim to fence.
 const CLAIM_LEASE: Duration = Duration::from_secs(20);
 
-/// A request takes 15 s at most; after twice that its outcome is unknown.
-const POSTING_LIMIT: Duration = Duration::from_secs(30);
+/// After twice the time that a request may take its outcome is unknown.
+const POSTING_LIMIT: Duration = POST_LIMIT.saturating_mul(2);
 
 /// Longest wait between two looks at somebody else's claim.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
@@ -567,11 +568,13 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10 * 60);
 /// At most one refresh in this time because of an upstream's 401.
 pub(super) const FORCED_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How long a rejection waits for whoever may have redeemed the token to write what it got.
+/// How long a rejection waits for whoever may have redeemed the token to write what it got: Codex does so as soon as it has
+/// the answer, which takes milliseconds, and all who need the token wait meanwhile.
 const REJECTION_GRACE: Duration = Duration::from_secs(1);
 
-/// First pause after a write that failed.
+/// First pause after a write that failed: longer than another writer keeps the place busy, and too short to be noticed.
 const SAVE_PAUSE: Duration = Duration::from_millis(50);
 
-/// How often the end of a refresh is tried to be written down.
+/// How often the end of a refresh is tried to be written down: clients wait for it, and a store that fails for a quarter of a
+/// second fails for longer.
 const SETTLE_TRIES: u32 = 5;

@@ -305,9 +305,11 @@ pub(super) const FRESH: &str = ".auth-";
 /// Codex holds its first lock for a read and a write.
 const CODEX_FIRST_LIMIT: Duration = Duration::from_secs(10);
 
-/// Codex does not wait for `auth.json.lock` at all.
+/// Codex does not wait for `auth.json.lock` at all, so whoever holds it is about to let it go: two seconds are for a disk that
+/// is slow.
 const CODEX_SECOND_LIMIT: Duration = Duration::from_secs(2);
 
-/// A cache that makes no sense is looked at again this often, so far apart.
+/// A cache that makes no sense is looked at again this often, so far apart: 4 KiB are written in place in far less than
+/// these 100 ms, and nobody who waits for the word that it is corrupt notices them.
 const CORRUPT_LOOKS: u32 = 5;
 const CORRUPT_PAUSE: Duration = Duration::from_millis(20);
