@@ -82,8 +82,8 @@ impl Lane {
         self.bulk = if len < LARGE { self.bulk / 2 } else { (self.bulk + len).min(2 * BULK - 1) };
     }
 
-    /// Moves what there is through a pipe. Nothing where there is none to be had, and at the end, which is for the flow to
-    /// see.
+    /// Moves what there is through a pipe. Nothing where there is none to be had, and where splice(2) sees nothing: whether it
+    /// is the end, or a mark, or not there yet, is for the flow to see.
     fn poll_splice(
         &mut self,
         cx: &mut Context<'_>,
@@ -372,6 +372,23 @@ mod tests {
         assert_same(&heard, &sent);
         assert_eq!(joint.written(), (sent.len() as u64, 0));
         assert!(joint.up.pipe.is_none());
+    }
+
+    /// An urgent byte is no part of the stream (RFC 6093 section 3), and what is behind it is.
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn what_is_behind_an_urgent_byte_arrives() {
+        let (mut client, mut joint, mut upstream) = scene(&Arc::new(Pipes::new(1))).await;
+        let sent = text(7, 4 * MIB);
+        joint.up.bulk = BULK;
+        rustix::net::send(&client, b"!", rustix::net::SendFlags::OOB).unwrap();
+        let sending = exchange(&mut client, &sent, &[MIB]);
+        let all =
+            async { tokio::join!(sending, exchange(&mut upstream, &[], &[MIB]), joint.run()) };
+        let limit = Duration::from_secs(10);
+        let (_, heard, ended) = tokio::time::timeout(limit, all).await.expect("it hangs");
+        ended.unwrap();
+        assert_same(&heard, &sent);
     }
 
     #[tokio::test]

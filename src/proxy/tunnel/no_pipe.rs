@@ -39,6 +39,8 @@ pub(super) enum Filled {
     #[expect(dead_code, reason = "nothing is filled")]
     With(usize),
     #[expect(dead_code, reason = "nothing is filled")]
+    Nothing,
+    #[expect(dead_code, reason = "nothing is filled")]
     NotPossible,
 }
 

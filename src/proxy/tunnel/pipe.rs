@@ -66,6 +66,9 @@ pub(super) struct Pipe {
 pub(super) enum Filled {
     /// With something, or with nothing at the end.
     With(usize),
+    /// With nothing yet, or with nothing that can be moved so: behind the mark of an urgent byte splice(2) sees no data, and
+    /// only reading steps over it (tcp(7)).
+    Nothing,
     /// These sockets cannot be joined so, and nothing was taken from them.
     NotPossible,
 }
@@ -88,15 +91,21 @@ impl Pipe {
     ) -> Poll<io::Result<Filled>> {
         loop {
             ready!(from.poll_read_ready(cx))?;
+            // Whether there really is nothing is left for who reads to find: until then the socket counts as readable.
             let filling =
-                || Ok(retry_on_intr(|| splice(from, None, &self.way_in, None, ROOM, HOW))?);
+                || match retry_on_intr(|| splice(from, None, &self.way_in, None, ROOM, HOW)) {
+                    Ok(len) => Ok(Filled::With(len)),
+                    Err(Errno::AGAIN) => Ok(Filled::Nothing),
+                    Err(errno) if is_refused(errno) => Ok(Filled::NotPossible),
+                    Err(errno) => Err(errno.into()),
+                };
             match from.try_io(Interest::READABLE, filling) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) if is_refused(&error) => return Poll::Ready(Ok(Filled::NotPossible)),
-                Err(error) => return Poll::Ready(Err(error)),
-                Ok(len) => {
-                    self.held = len;
-                    return Poll::Ready(Ok(Filled::With(len)));
+                filled => {
+                    if let Ok(Filled::With(len)) = filled {
+                        self.held = len;
+                    }
+                    return Poll::Ready(filled);
                 }
             }
         }
@@ -133,9 +142,8 @@ impl Pipe {
 const HOW: SpliceFlags = SpliceFlags::NONBLOCK.union(SpliceFlags::MOVE);
 
 /// Whether it is the call that the system does not have or does not allow, and not the socket that has failed.
-fn is_refused(error: &io::Error) -> bool {
-    let errno = Errno::from_io_error(error);
-    errno.is_some_and(|it| [Errno::NOSYS, Errno::INVAL, Errno::PERM].contains(&it))
+fn is_refused(errno: Errno) -> bool {
+    [Errno::NOSYS, Errno::INVAL, Errno::PERM].contains(&errno)
 }
 
 #[cfg(test)]
