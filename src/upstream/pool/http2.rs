@@ -318,11 +318,38 @@ impl Reading {
     }
 }
 
-/// Room for one stream.
+/// Room for one stream, for one request.
 pub(in crate::upstream) struct Http2Lease {
-    connection: Arc<Http2>,
+    place: Arc<Place>,
     /// Whether nobody had used the connection for [`REST`].
     has_rested: bool,
+}
+
+/// What a stream takes of its connection for as long as the peer counts it: until the response has ended and the request's
+/// body, too (RFC 9113 section 5.1.2).
+pub(super) struct Place(Arc<Http2>);
+
+impl Place {
+    fn take(connection: Arc<Http2>) -> Arc<Self> {
+        connection.streams.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Self(connection))
+    }
+
+    /// Goes on with a stream in a task, for which the place is kept.
+    pub(super) fn spawn(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
+        let place = self.clone();
+        self.0.tasks.spawn(async move {
+            task.await;
+            drop(place);
+        });
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        *lock(&self.0.last_used) = clock::instant();
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// How long after a use a connection is taken for open without a look: a look costs a turn of another task, and who sends
@@ -333,13 +360,12 @@ const REST: Duration = Duration::from_secs(1);
 impl Http2Lease {
     pub(super) fn new(connection: Arc<Http2>) -> Self {
         let has_rested = !connection.was_used(clock::instant());
-        connection.streams.fetch_add(1, Ordering::Relaxed);
-        Self { connection, has_rested }
+        Self { place: Place::take(connection), has_rested }
     }
 
     /// Whether the peer is still there, as far as the system knows; a connection whose peer is not gets no other stream.
     pub(super) async fn is_there(&self) -> bool {
-        let is_there = !self.has_rested || self.connection.reading.goes_on().await;
+        let is_there = !self.has_rested || self.place.0.reading.goes_on().await;
         if !is_there {
             self.retire();
         }
@@ -356,8 +382,8 @@ impl Http2Lease {
         request: Request<Body>,
         most_interim: MostInterim,
     ) -> Result<Response<Received>, Unanswered> {
-        let Http2 { sender, tasks, .. } = &*self.connection;
-        let sent = stream::send(sender.clone(), request, (most_interim, tasks)).await;
+        let sender = self.place.0.sender.clone();
+        let sent = stream::send(sender, request, (most_interim, &self.place)).await;
         if sent.as_ref().is_err_and(|failed| failed.unprocessed) {
             self.retire();
         }
@@ -365,14 +391,7 @@ impl Http2Lease {
     }
 
     fn retire(&self) {
-        self.connection.refuses.store(true, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Http2Lease {
-    fn drop(&mut self) {
-        *lock(&self.connection.last_used) = clock::instant();
-        self.connection.streams.fetch_sub(1, Ordering::Relaxed);
+        self.place.0.refuses.store(true, Ordering::Relaxed);
     }
 }
 
@@ -530,6 +549,8 @@ mod tests {
         let response = sent.map_err(|failed| failed.error).unwrap();
         assert!(http_body::Body::is_end_stream(response.body()));
         drop((response, lease));
+        let _another = Http2Lease::new(connection.clone());
+        assert!(!connection.has_room(), "the peer counts the stream until its body has ended");
         for _ in 0..3 {
             sender.send(Bytes::from_static(b"abc")).await.expect("the body is not wanted");
         }
@@ -537,6 +558,7 @@ mod tests {
         let limit = Duration::from_secs(10);
         let all = tokio::time::timeout(limit, all).await.unwrap().unwrap();
         assert_eq!(all, (b"abcabcabc".to_vec(), true));
+        assert!(connection.has_room(), "the body has ended");
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
@@ -13,9 +14,9 @@ use http::{Method, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::headers::strip_trailers;
-use crate::tasks::Tasks;
 use crate::upstream::body::{Body, BodyError, BrokenOff};
 use crate::upstream::interim::{MostInterim, Unanswered};
+use crate::upstream::pool::http2::Place;
 
 /// Sends a request, its body in a task of its own where it does not leave at once, and waits for the head of the response.
 ///
@@ -25,7 +26,7 @@ use crate::upstream::interim::{MostInterim, Unanswered};
 pub(super) async fn send(
     mut sender: SendRequest<Bytes>,
     request: Request<Body>,
-    (most_interim, tasks): (MostInterim, &Tasks),
+    (most_interim, place): (MostInterim, &Arc<Place>),
 ) -> Result<Response<Received>, Unanswered> {
     // Of a connection that takes no stream any more nothing has left, whatever it has ended with.
     if let Err(error) = poll_fn(|cx| sender.poll_ready(cx)).await {
@@ -40,7 +41,7 @@ pub(super) async fn send(
     let (answer, stream) = sender
         .send_request(Request::from_parts(parts, ()), is_whole)
         .map_err(|error| Unanswered { unprocessed: true, ..unanswered(error) })?;
-    let sending = if is_whole { Sending::default() } else { leave(stream, body, tasks).await };
+    let sending = if is_whole { Sending::default() } else { leave(stream, body, place).await };
     let response = receive(answer, most_interim).await?;
     let length = response.headers().get(CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
@@ -106,7 +107,7 @@ impl Drop for Sending {
 }
 
 /// Sends as much of a body as leaves at once, and the rest in a task.
-async fn leave(stream: SendStream<Bytes>, body: Body, tasks: &Tasks) -> Sending {
+async fn leave(stream: SendStream<Bytes>, body: Body, place: &Arc<Place>) -> Sending {
     let mut leaving = Leaving { stream, body, held: None };
     if let Poll::Ready(outcome) = poll_fn(|cx| Poll::Ready(leaving.poll(cx))).await {
         leaving.end(outcome);
@@ -117,7 +118,9 @@ async fn leave(stream: SendStream<Bytes>, body: Body, tasks: &Tasks) -> Sending 
         let outcome = poll_fn(|cx| leaving.poll(cx)).await;
         leaving.end(outcome);
     };
-    tasks.spawn(Abortable::new(sending, registration));
+    place.spawn(async move {
+        let _ended_or_not_wanted = Abortable::new(sending, registration).await;
+    });
     Sending(Some(task))
 }
 
