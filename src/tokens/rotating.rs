@@ -1,32 +1,35 @@
-//! A login whose tokens rotate: what is held of it, and the one refresh for all that wait.
+//! A login whose tokens rotate: what is held of it, and what those get who ask for it.
+
+mod flight;
+mod personal;
+mod watch;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::pin::pin;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::sync::watch::{Receiver, Sender};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::expiry::{Moment, Received};
 use super::forbidden::Forbidden;
 use super::held::{Held, Kept, Ready};
-use super::rotation::{FORCED_INTERVAL, Outcome, Rotation, Successor, Want, tokens_of};
+use super::rotation::{Rotation, Want, tokens_of};
 use super::{Enforced, Parts, State, Status, TokenError, Whose};
 use crate::audit::{Audit, Turn};
 use crate::clock::Clock;
-use crate::credential::{Account, Credential, CredentialName, Login, LoginKind, PersonalToken};
-use crate::fault;
-use crate::oauth::{Issuer, Reason, RefreshError, refresh, wire};
+use crate::credential::{Credential, CredentialName, Login, LoginKind};
+use crate::oauth::{Issuer, Reason, refresh, wire};
 use crate::policy::Violation;
 use crate::secret::{Fingerprint, Secret};
-use crate::store::{Cas, Phase, Record, RecordStore, StoreError, remove_login_if};
+use crate::store::{Record, RecordStore, remove_login_if};
 use crate::tasks::Tasks;
+use flight::{Landing, Quiet};
+use personal::Identifying;
 
 pub(super) struct Rotating {
     name: CredentialName,
@@ -41,16 +44,14 @@ pub(super) struct Rotating {
     reading: tokio::sync::Mutex<Option<Instant>>,
     /// The issuer's clock less ours, in milliseconds.
     skew_ms: AtomicI64,
-    kind: watch::Sender<Option<LoginKind>>,
+    kind: Sender<Option<LoginKind>>,
     issuer: Arc<dyn Issuer>,
     policy: Enforced,
     /// Why the last login was not allowed, until there is one that is.
-    violation: watch::Sender<Option<Violation>>,
+    violation: Sender<Option<Violation>>,
     /// Tells those who go on using a value that its login is forbidden.
     forbidden: Forbidden,
-    /// When the issuer last failed to say whom a personal access token speaks for; held while asking, so
-    /// that one asks.
-    identifying: tokio::sync::Mutex<Option<(Instant, TokenError)>>,
+    identifying: Identifying,
     audit: Audit,
     _watch: DropGuard,
 }
@@ -59,7 +60,7 @@ pub(super) struct Rotating {
 #[derive(Default)]
 struct Gate {
     /// The refresh in the air, until its sender is gone.
-    flight: Option<watch::Receiver<Landing>>,
+    flight: Option<Receiver<Landing>>,
     /// No refresh for a while, and what those hear who need one.
     quiet: Option<Quiet>,
     /// How often in a row the store was in trouble.
@@ -78,17 +79,6 @@ struct Gate {
     landed: u64,
 }
 
-struct Quiet {
-    until: Instant,
-    error: TokenError,
-    /// Whether the refresh that was put off was for a token that is still good. One that is not may
-    /// be due at once: the record says.
-    good: bool,
-}
-
-/// How a refresh ended; `None` while it is in the air.
-type Landing = Option<Result<(), TokenError>>;
-
 impl Rotating {
     pub(super) async fn start(
         parts: Parts,
@@ -100,9 +90,9 @@ impl Rotating {
             rotation: Rotation::new(Arc::clone(&store), Arc::clone(&issuer), parts.clock.clone()),
             issuer,
             policy: parts.policy,
-            violation: watch::Sender::new(None),
+            violation: Sender::new(None),
             forbidden: Forbidden::default(),
-            identifying: tokio::sync::Mutex::default(),
+            identifying: Identifying::default(),
             audit: parts.audit,
             name: parts.name,
             clock: parts.clock,
@@ -111,7 +101,7 @@ impl Rotating {
             gate: Mutex::default(),
             reading: tokio::sync::Mutex::default(),
             skew_ms: AtomicI64::new(0),
-            kind: watch::Sender::new(None),
+            kind: Sender::new(None),
             _watch: stop.clone().drop_guard(),
             store,
         });
@@ -121,7 +111,7 @@ impl Rotating {
         rotating.read(Duration::ZERO).await;
         rotating.delete_what_is_forbidden().await;
         let source = Arc::downgrade(&rotating);
-        let watching = move || watch_store(source.clone(), changes.clone(), stop.clone());
+        let watching = move || watch::watch_store(source.clone(), changes.clone(), stop.clone());
         parts.background.keep("following a login", watching);
         rotating
     }
@@ -223,7 +213,7 @@ impl Rotating {
         *self.kind.borrow()
     }
 
-    pub(super) fn kind_changes(&self) -> watch::Receiver<Option<LoginKind>> {
+    pub(super) fn kind_changes(&self) -> Receiver<Option<LoginKind>> {
         self.kind.subscribe()
     }
 
@@ -313,151 +303,6 @@ impl Rotating {
         self.hold(Held { login: Kept::Nothing, ..Held::clone(&held) });
     }
 
-    /// Starts a refresh in the background where the value held is due.
-    fn refresh_if_due(self: &Arc<Self>, held: &Held) {
-        if held.ready().is_some_and(|ready| self.has_come(ready.times.due))
-            && let Some(want) = self.want(held, Reason::Proactive)
-        {
-            // Whoever flies it looks after it; that it may not start now is no news.
-            drop(self.flight(want));
-        }
-    }
-
-    /// What a refresh of the set held would be for; `None` where it cannot be refreshed.
-    fn want(&self, held: &Held, reason: Reason) -> Option<Want> {
-        let set = match &held.login {
-            Kept::Nothing => None,
-            Kept::Ready(ready) => Some(ready.set.as_deref()?),
-            Kept::Forbidden(_) | Kept::Unidentified(_) | Kept::Unsupported(_) => return None,
-        };
-        if held.death().is_some() || !self.issuer.can_renew(set) {
-            return None;
-        }
-        let alive = held.ready().is_some_and(|ready| !self.has_come(ready.times.expires));
-        let good = reason == Reason::Proactive && alive;
-        Some(Want { unwanted: set.map(|set| set.access.fingerprint()), good, alive, reason })
-    }
-
-    /// Waits for the refresh in the air, or for a new one.
-    async fn join(self: &Arc<Self>, want: Want) -> Result<(), TokenError> {
-        let mut flight = self.flight(want)?;
-        match flight.wait_for(Option::is_some).await {
-            Ok(landing) => landing.clone().unwrap_or(Ok(())),
-            // The task is gone without a word: it has panicked, or the runtime ends.
-            Err(_) => {
-                Err(TokenError::IssuerUnavailable { retry_after: READ_INTERVAL, trouble: None })
-            }
-        }
-    }
-
-    /// Waits for the refresh in the air, where there is one. How it ended is in what is held.
-    async fn landed(&self) {
-        let flight = self.gate().flight.clone();
-        if let Some(mut flight) = flight {
-            // The sender is dropped when it has landed long ago.
-            let _landing = flight.wait_for(Option::is_some).await;
-        }
-    }
-
-    /// The refresh in the air, else a new one: a task of its own, which goes on when all who wait
-    /// for it have gone.
-    fn flight(self: &Arc<Self>, want: Want) -> Result<watch::Receiver<Landing>, TokenError> {
-        let mut gate = self.gate();
-        if let Some(flight) = &gate.flight
-            && flight.has_changed().is_ok()
-        {
-            return Ok(flight.clone());
-        }
-        if let Some(quiet) = gate.quiet.as_ref().filter(|quiet| want.good || !quiet.good) {
-            let left = quiet.until.saturating_duration_since(self.clock.instant());
-            if !left.is_zero() {
-                return Err(quiet.error.clone().after(left));
-            }
-        }
-        let (landing, flight) = watch::channel(None);
-        gate.flight = Some(flight.clone());
-        self.refreshes.spawn(Arc::clone(self).fly(want, landing));
-        Ok(flight)
-    }
-
-    async fn fly(self: Arc<Self>, want: Want, landing: watch::Sender<Landing>) {
-        fault::point("refreshing");
-        self.audit.credential(&self.name, Turn::RefreshBegun, None);
-        let outcome = self.rotation.refresh(&want).await;
-        self.write_down_outcome(&outcome);
-        if want.reason == Reason::Unauthorized
-            && matches!(outcome, Ok(Outcome::Redeemed(_) | Outcome::TooSoon | Outcome::Later(_)))
-        {
-            self.gate().forced = Some(self.clock.instant());
-        }
-        let landed = match outcome {
-            Ok(Outcome::Found(record)) => {
-                self.adopt(&record, None);
-                Ok(())
-            }
-            Ok(Outcome::Redeemed(successor)) => {
-                self.save(&successor, &landing).await;
-                Ok(())
-            }
-            Ok(Outcome::TooSoon) => Ok(()),
-            Ok(Outcome::Later(wait)) => {
-                let trouble = self.rotation.trouble(&want);
-                let error = TokenError::IssuerUnavailable { retry_after: wait, trouble };
-                Err(self.keep_quiet(wait, error, want.good))
-            }
-            Err(error) => {
-                tracing::warn!(credential = %self.name, %error, "a login cannot be refreshed");
-                let error = TokenError::StoreUnavailable(Arc::new(error));
-                Err(self.keep_quiet(self.store_pause(), error, want.good))
-            }
-        };
-        landing.send_replace(Some(landed));
-        drop(landing);
-        // Somebody may have written between what we hold and our holding it.
-        self.read(Duration::ZERO).await;
-    }
-
-    fn write_down_outcome(&self, outcome: &Result<Outcome, StoreError>) {
-        let (turn, detail) = match outcome {
-            Ok(Outcome::Redeemed(_)) => (Turn::RefreshEnded, "redeemed"),
-            Ok(Outcome::Found(record)) if matches!(record.header.phase, Phase::Dead(_)) => return,
-            Ok(Outcome::Found(_)) => (Turn::RefreshEnded, "found"),
-            Ok(Outcome::TooSoon) => (Turn::RefreshFailed, "too_soon"),
-            Ok(Outcome::Later(_)) => (Turn::RefreshFailed, "later"),
-            Err(_) => (Turn::RefreshFailed, "store"),
-        };
-        self.audit.credential(&self.name, turn, Some(detail));
-    }
-
-    /// Saves a new set and holds it. Where saving takes long it is held, and all who wait have it,
-    /// before it is saved.
-    async fn save(&self, successor: &Successor, landing: &watch::Sender<Landing>) {
-        if let Some(skew) = successor.skew {
-            let skew = skew.clamp(-LARGEST_SKEW, LARGEST_SKEW).whole_milliseconds();
-            self.skew_ms.store(i64::try_from(skew).unwrap_or(0), Ordering::Relaxed);
-        }
-        let mut saved = pin!(self.rotation.publish(successor));
-        let record = match timeout(SAVE_PATIENCE, &mut saved).await {
-            Ok(record) => record,
-            Err(_) => {
-                self.gate().outlived = successor.follows();
-                self.adopt(&successor.unsaved(), successor.received);
-                landing.send_replace(Some(Ok(())));
-                saved.await
-            }
-        };
-        let received = successor.received.filter(|_| successor.is_in(&record));
-        self.adopt(&record, received);
-        self.gate().outlived = None;
-        tracing::info!(credential = %self.name, "refreshed");
-    }
-
-    fn keep_quiet(&self, wait: Duration, error: TokenError, good: bool) -> TokenError {
-        let until = self.clock.instant() + wait;
-        self.gate().quiet = Some(Quiet { until, error: error.clone(), good });
-        error
-    }
-
     /// The file that holds the login, if a file does.
     pub(super) fn file(&self) -> Option<PathBuf> {
         self.store.file()
@@ -466,18 +311,6 @@ impl Rotating {
     /// Where the store keeps the login.
     pub(super) fn place(&self) -> String {
         self.store.place()
-    }
-
-    /// How long a store in trouble is left alone: 1 s at first, and longer each time.
-    fn store_pause(&self) -> Duration {
-        let mut gate = self.gate();
-        gate.store_failures = gate.store_failures.saturating_add(1);
-        Duration::from_secs(1 << (gate.store_failures - 1).min(6)).min(SLOWEST_RETRY)
-    }
-
-    fn was_forced_lately(&self) -> bool {
-        let (gate, now) = (self.gate(), self.clock.instant());
-        gate.forced.is_some_and(|at| now.saturating_duration_since(at) < FORCED_INTERVAL)
     }
 
     /// Reads the store and holds what is there, unless that was done less than `interval` ago.
@@ -509,21 +342,6 @@ impl Rotating {
             }
             return true;
         }
-    }
-
-    /// Saves what an owner that died was answered, if there is such.
-    async fn recover(&self) {
-        if let Err(error) = self.rotation.recover().await {
-            tracing::debug!(credential = %self.name, %error, "no journal could be looked at");
-        }
-    }
-
-    /// Whether somebody may have sent the refresh token that is held, and nobody knows what was answered; or another was
-    /// refused because of that.
-    fn is_unsettled(&self) -> bool {
-        let held = self.held.load();
-        let phase = held.header.as_ref().map(|header| &header.phase);
-        matches!(phase, Some(Phase::Posting | Phase::Unknown | Phase::Dead(_)))
     }
 
     /// Holds what a refresh has brought.
@@ -598,7 +416,7 @@ impl Rotating {
     }
 
     /// Why the last login was not allowed, until there is one that is.
-    pub(super) fn violation(&self) -> watch::Receiver<Option<Violation>> {
+    pub(super) fn violation(&self) -> Receiver<Option<Violation>> {
         self.violation.subscribe()
     }
 
@@ -625,52 +443,6 @@ impl Rotating {
                 tracing::error!(credential = %self.name, %error, "a login that is not allowed could not be deleted");
             }
         }
-    }
-
-    /// Asks the issuer whom a personal access token speaks for, once for all that wait, and writes it down.
-    async fn identify(&self, token: &Secret) -> Result<(), TokenError> {
-        let mut failed = self.identifying.lock().await;
-        if !matches!(self.held.load().login, Kept::Unidentified(_)) {
-            return Ok(());
-        }
-        let now = self.clock.instant();
-        if let Some((at, error)) = &*failed
-            && now.saturating_duration_since(*at) < IDENTIFY_INTERVAL
-        {
-            return Err(error.clone());
-        }
-        let account = match self.issuer.identify(token).await {
-            Ok(account) => account,
-            Err(error) => {
-                tracing::warn!(credential = %self.name, %error, "nobody knows whom a token speaks for");
-                let error = match error {
-                    RefreshError::Rejected { .. } => TokenError::LoginRequired {
-                        why: "the issuer does not accept the personal access token".to_owned(),
-                        hint: self.how_to_sign_in(),
-                    },
-                    other => TokenError::IssuerUnavailable {
-                        retry_after: IDENTIFY_INTERVAL,
-                        trouble: Some(other.trouble()),
-                    },
-                };
-                *failed = Some((now, error.clone()));
-                return Err(error);
-            }
-        };
-        *failed = None;
-        match write_down_account(&*self.store, token.fingerprint(), &account).await {
-            Ok(record) => self.adopt(&record, None),
-            Err(error) => {
-                // It can be asked again; what is known is used.
-                tracing::warn!(credential = %self.name, %error, "whom a token speaks for could not be saved");
-                let personal = PersonalToken { token: token.clone(), account: Some(account) };
-                let login = Some(Login::Personal(personal));
-                if let Some(header) = self.held.load().header.clone() {
-                    self.adopt(&Record { header, login }, None);
-                }
-            }
-        }
-        Ok(())
     }
 
     fn unexpired<'a>(&self, held: &'a Held) -> Option<&'a Ready> {
@@ -723,100 +495,8 @@ impl Rotating {
     fn how_to_sign_in(&self) -> String {
         format!("sign in: {}", self.name.how_to_sign_in())
     }
-
-    /// How long the watch over the store sleeps at most.
-    fn until_due(&self) -> Duration {
-        let held = self.held.load();
-        let due = held.ready().and_then(|ready| ready.times.due);
-        let left = due.map(|moment| moment.left(&self.clock, self.skew()));
-        // What is due already is tried again at the pace of the looks.
-        left.filter(|left| !left.is_zero()).map_or(LOOK_INTERVAL, |left| left.min(LOOK_INTERVAL))
-    }
 }
-
-impl TokenError {
-    /// The same, heard when `left` is left of the wait.
-    fn after(self, left: Duration) -> Self {
-        match self {
-            Self::IssuerUnavailable { trouble, .. } => {
-                Self::IssuerUnavailable { retry_after: left, trouble }
-            }
-            other => other,
-        }
-    }
-}
-
-/// Writes down whom a personal access token speaks for; answers with the record as it is then.
-async fn write_down_account(
-    store: &dyn RecordStore,
-    token: Fingerprint,
-    account: &Account,
-) -> Result<Record, StoreError> {
-    loop {
-        let (version, mut record) = store.get().await?;
-        match &mut record.login {
-            Some(Login::Personal(personal)) if personal.token.fingerprint() == token => {
-                personal.account = Some(account.clone());
-            }
-            _ => return Ok(record),
-        }
-        record.header.speaks_for = Some(account.clone());
-        match store.cas(version, record.clone()).await? {
-            Cas::Done(_) => return Ok(record),
-            Cas::Conflict | Cas::Unknown => {}
-        }
-    }
-}
-
-/// Holds what the store holds, and refreshes what is due, as long as anybody uses the source.
-async fn watch_store(
-    source: Weak<Rotating>,
-    mut changes: watch::Receiver<u64>,
-    stop: CancellationToken,
-) {
-    let mut wait = LOOK_INTERVAL;
-    let mut policy = match source.upgrade() {
-        Some(source) => source.policy.policy.clone(),
-        None => return,
-    };
-    loop {
-        tokio::select! {
-            // One that nobody changes any more stays as it is.
-            Ok(()) = policy.changed() => {}
-            () = stop.cancelled() => return,
-            () = sleep(wait) => {}
-            changed = changes.changed() => if changed.is_err() { return },
-        }
-        let Some(source) = source.upgrade() else { return };
-        source.read(Duration::ZERO).await;
-        if source.is_unsettled() {
-            source.recover().await;
-            source.read(Duration::ZERO).await;
-        }
-        source.delete_what_is_forbidden().await;
-        source.refresh_if_due(&source.held.load_full());
-        wait = source.until_due();
-    }
-}
-
-/// How often the store is looked at although no change was heard of.
-const LOOK_INTERVAL: Duration = Duration::from_secs(15);
-
-/// How often the issuer is asked whom a personal access token speaks for, while it does not say: clients are told to come
-/// back after this, and however many do, it is no storm.
-const IDENTIFY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How often it is read for those who find nothing to send, at most: it may be a keyring, which a busy client would
 /// keep busy, and whoever has just signed in waits no longer than this.
 const READ_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How long a new set may take to be saved before it is used all the same: a disk takes milliseconds, and a client that
-/// waits for its request should not wait for a store in trouble.
-const SAVE_PATIENCE: Duration = Duration::from_secs(2);
-
-/// Slowest pace of trying a store that is in trouble: who has mended it waits a minute at most, as with an issuer.
-const SLOWEST_RETRY: Duration = Duration::from_secs(60);
-
-/// Furthest that a clock is believed to be off: ten years, longer than certificates live. Where it is further off than that
-/// no answer comes that could tell, so what says so is a mistake.
-const LARGEST_SKEW: time::Duration = time::Duration::days(3660);
