@@ -29,9 +29,11 @@ use crate::secret::Secret;
 use crate::tasks::detached;
 use crate::tls::trust::{Alpn, Distrust, UpstreamTrust, describe_failure};
 
-/// Bytes to and from a target before any TLS of ours: TCP, or a tunnel through the chain, whose first
-/// leg may itself be TLS.
-pub type Transport = Early<Either<TcpStream, Box<TlsStream<TcpStream>>>>;
+/// The first leg of the way out: TCP, or TLS with a proxy of the chain.
+pub type Leg = Either<TcpStream, Box<TlsStream<TcpStream>>>;
+
+/// Bytes to and from a target before any TLS of ours: a leg to the target itself, or a tunnel through the chain.
+pub type Transport = Early<Leg>;
 
 /// A connection to an origin on which HTTP is spoken: plain text for absolute-form requests, else
 /// verified TLS.
@@ -243,8 +245,7 @@ impl Dialer {
         via: String,
     ) -> Result<Transport, UpstreamError> {
         match hop.scheme {
-            ProxyScheme::Http => self.http_tunnel(hop, target, via).await,
-            ProxyScheme::Https => self.https_tunnel(hop, target, via).await,
+            ProxyScheme::Http | ProxyScheme::Https => self.http_tunnel(hop, target, via).await,
             ProxyScheme::Socks5 => self.socks_tunnel_to_an_address(hop, target, scope).await,
             ProxyScheme::Socks5h => self.socks_tunnel(hop, target, CHAIN_LIMIT).await,
         }
@@ -258,34 +259,22 @@ impl Dialer {
     ) -> Result<Transport, UpstreamError> {
         let mut said = Conversation::begin(hop, via).await?;
         loop {
-            let tcp =
-                self.tcp(&hop.proxy, Scope::Anywhere).await.map_err(UpstreamError::of_the_chain)?;
-            let opened = open_tunnel(tcp, (hop, target), &mut said).await?;
-            if let Opened::Tunnel(tcp, early) = opened {
-                return Ok(Early::new(early, Either::Left(tcp)));
+            let leg = self.leg_to(hop).await.map_err(UpstreamError::of_the_chain)?;
+            let opened = open_tunnel(leg, (hop, target), &mut said).await?;
+            if let Opened::Tunnel(leg, early) = opened {
+                return Ok(Early::new(early, leg));
             }
         }
     }
 
-    async fn https_tunnel(
-        &self,
-        hop: &Hop,
-        target: &Target,
-        via: String,
-    ) -> Result<Transport, UpstreamError> {
-        let mut said = Conversation::begin(hop, via).await?;
-        loop {
-            let tls = async {
-                let tcp = self.tcp(&hop.proxy, Scope::Anywhere).await?;
-                let config = self.trust.now().client_config(Alpn::Http1);
-                handshake(config, &hop.proxy, tcp).await
-            };
-            let tls = tls.await.map_err(UpstreamError::of_the_chain)?;
-            let opened = open_tunnel(tls, (hop, target), &mut said).await?;
-            if let Opened::Tunnel(tls, early) = opened {
-                return Ok(Early::new(early, Either::Right(Box::new(tls))));
-            }
+    async fn leg_to(&self, hop: &Hop) -> Result<Leg, UpstreamError> {
+        let tcp = self.tcp(&hop.proxy, Scope::Anywhere).await?;
+        if hop.scheme != ProxyScheme::Https {
+            return Ok(Either::Left(tcp));
         }
+        let config = self.trust.now().client_config(Alpn::Http1);
+        let tls = handshake(config, &hop.proxy, tcp).await?;
+        Ok(Either::Right(Box::new(tls)))
     }
 
     /// The server has until `limit` to connect to the target.

@@ -13,7 +13,6 @@ use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
 use zeroize::Zeroizing;
 
 use super::Hop;
@@ -23,6 +22,7 @@ use crate::limits::INTERIM_RESPONSES;
 use crate::origin::Target;
 use crate::quote::quoted;
 use crate::upstream::body::{Body, BodyError};
+use crate::upstream::dial::Leg;
 use crate::upstream::interim::{self, MostInterim, Unanswered};
 use crate::upstream::{Stage, UpstreamError};
 
@@ -35,9 +35,9 @@ pub(in crate::upstream) struct Conversation {
 }
 
 /// What came of asking.
-pub(in crate::upstream) enum Opened<S> {
+pub(in crate::upstream) enum Opened {
     /// The tunnel, and the bytes that followed the head.
-    Tunnel(S, Bytes),
+    Tunnel(Leg, Bytes),
     /// There is something else to say, and the proxy has closed the connection.
     AskAgain,
 }
@@ -69,18 +69,15 @@ impl Conversation {
     }
 }
 
-/// Asks the proxy at the other end of `stream` for a tunnel. Any 2xx opens it, and bytes that follow the
+/// Asks the proxy at the other end of `leg` for a tunnel. Any 2xx opens it, and bytes that follow the
 /// head are kept.
-pub(in crate::upstream) async fn open_tunnel<S>(
-    stream: S,
+pub(in crate::upstream) async fn open_tunnel(
+    leg: Leg,
     (hop, target): (&Hop, &Target),
     said: &mut Conversation,
-) -> Result<Opened<S>, UpstreamError>
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
+) -> Result<Opened, UpstreamError> {
     let garbage = |error| UpstreamError::new(Stage::ChainGarbage, &hop.proxy).because(error);
-    let mut asking = Asking::on(stream).await.map_err(|error| garbage(BodyError::from(error)))?;
+    let mut asking = Asking::on(leg).await.map_err(|error| garbage(BodyError::from(error)))?;
     loop {
         let request = request(hop, target, said)?;
         let Some(response) = asking.send(request).await else {
@@ -109,15 +106,15 @@ where
 
 /// A connection to a proxy that is asked. It moves only while somebody waits for an answer, and so nothing
 /// that follows one is read as HTTP; hyper by itself would do so behind a 204, which may open a tunnel too.
-struct Asking<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> {
+struct Asking {
     sender: SendRequest<Body>,
-    connection: Connection<TokioIo<S>, Body>,
+    connection: Connection<TokioIo<Leg>, Body>,
     is_over: bool,
 }
 
-impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Asking<S> {
-    async fn on(stream: S) -> hyper::Result<Self> {
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+impl Asking {
+    async fn on(leg: Leg) -> hyper::Result<Self> {
+        let (sender, connection) = http1::handshake(TokioIo::new(leg)).await?;
         Ok(Self { sender, connection, is_over: false })
     }
 
@@ -140,14 +137,11 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Asking<S> {
 }
 
 /// Moves a connection on until something has come of it; `None` when it is over before.
-async fn along<S, T>(
-    connection: &mut Connection<TokioIo<S>, Body>,
+async fn along<T>(
+    connection: &mut Connection<TokioIo<Leg>, Body>,
     is_over: &mut bool,
     what: impl Future<Output = T>,
-) -> Option<T>
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
+) -> Option<T> {
     let mut what = pin!(what);
     poll_fn(|cx| {
         // Why it has ended is told to whoever waits.
