@@ -13,6 +13,7 @@ pub mod group;
 pub mod headers;
 pub mod inject;
 pub mod limits;
+pub mod lock;
 pub mod oauth;
 pub mod origin;
 pub mod panics;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// Which rooms a room may import; the same table stands in `ARCHITECTURE.md`.
 const TABLE: &str = "
-secret clock origin headers tasks peer quote group fault limits panics ←
+secret clock origin headers tasks peer quote group fault limits lock panics ←
 sink       ← tasks
 telemetry  ← sink
 scrub      ← secret
@@ -17,12 +17,12 @@ inject     ← headers secret credential
 rules      ← inject origin credential
 policy     ← credential
 access     ← secret
-audit      ← credential access secret clock sink
+audit      ← credential access secret clock sink lock
 decoy      ← credential secret
 config     ← rules inject origin credential policy limits
 tls        ← clock origin secret quote
 upstream   ← tls origin headers tasks secret quote limits clock
-store      ← credential secret tasks access fault
+store      ← credential secret tasks access fault lock
 source     ← credential secret clock group
 oauth      ← upstream credential secret origin tasks peer quote
 tokens     ← oauth source store policy decoy audit credential secret clock tasks fault

@@ -1,7 +1,7 @@
 //! The file of the audit: lines are only ever added, by one process at a time, and old files are kept for a while.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{
     DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
@@ -14,6 +14,7 @@ use time::OffsetDateTime;
 
 use super::line::{Chain, FILE, TORN};
 use super::{Entry, What};
+use crate::lock;
 use crate::secret::Fingerprint;
 use crate::sink::Writer;
 
@@ -474,18 +475,9 @@ impl Locked {
     }
 
     fn wait_at_most(limit: Duration, lock: File) -> io::Result<Self> {
-        let began = Instant::now();
-        loop {
-            match lock.try_lock() {
-                Ok(()) => return Ok(Self(lock)),
-                Err(TryLockError::Error(error)) => return Err(error),
-                Err(TryLockError::WouldBlock) if began.elapsed() < limit => {
-                    std::thread::sleep(LOCK_RETRY);
-                }
-                Err(TryLockError::WouldBlock) => {
-                    return Err(io::Error::other("another process holds it and does not let go"));
-                }
-            }
+        match lock::wait(&lock, limit)? {
+            true => Ok(Self(lock)),
+            false => Err(io::Error::other("another process holds it and does not let go")),
         }
     }
 
@@ -535,9 +527,6 @@ const TAIL: u64 = 64 * 1024;
 
 /// How long whoever begins waits for the lock: others hold it for a moment.
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
-
-/// The system tells nobody when a lock is free unless they wait for ever.
-const LOCK_RETRY: Duration = Duration::from_millis(10);
 
 /// How long a file that cannot be written is left alone.
 const PAUSE: Duration = Duration::from_secs(1);

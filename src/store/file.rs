@@ -1,11 +1,11 @@
 //! Reads, writes and locks files that hold secrets: nobody else's file, never half a file.
 
-use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 
 use super::StoreError;
 use crate::fault;
+use crate::lock;
 
 /// What is in a file; `None` when there is none. Wiped on drop.
 ///
@@ -125,7 +126,7 @@ pub(super) fn make_private_folder(path: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// The lock over a folder of ours, as [`lock`] gives it.
+/// The lock over a folder of ours, as [`lock()`] gives it.
 pub(super) fn lock_folder(folder: &Path, limit: Duration) -> Result<File, StoreError> {
     lock(&folder.join("lock"), 0o600, limit)
 }
@@ -142,17 +143,13 @@ pub(super) fn lock(path: &Path, mode: u32, limit: Duration) -> Result<File, Stor
         .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
         .open(path)
         .map_err(|error| refused(path, &error))?;
-    let started = Instant::now();
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(TryLockError::Error(error)) => return Err(refused(path, &error)),
-            Err(TryLockError::WouldBlock) if started.elapsed() >= limit => {
-                let what = "another process has held this lock for too long".to_owned();
-                return Err(unavailable(path, what));
-            }
-            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_POLL),
+    match lock::wait(&file, limit) {
+        Ok(true) => Ok(file),
+        Ok(false) => {
+            let what = "another process has held this lock for too long".to_owned();
+            Err(unavailable(path, what))
         }
+        Err(error) => Err(refused(path, &error)),
     }
 }
 
@@ -212,9 +209,6 @@ const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
 /// How many random letters and digits make the name of a file that is being written.
 const RANDOM_LETTERS: usize = 6;
-
-/// How often a lock that is held is tried again.
-const LOCK_POLL: Duration = Duration::from_millis(5);
 
 #[cfg(test)]
 mod tests {
