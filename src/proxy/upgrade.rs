@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::try_join;
 use http::header::{
     CONNECTION, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE,
 };
@@ -131,26 +132,10 @@ impl Upgrade {
         admitted: &Admitted,
         mut response: Response<Body>,
     ) -> Result<Response<Body>, Rejection> {
-        let status = response.status();
-        if status != StatusCode::SWITCHING_PROTOCOLS {
-            if self.falls_back && !SPEAKS_OF_THE_CLIENT.contains(&status) {
-                return Err(Rejection::NoWebSocket(format!("the upstream answered {status}")));
-            }
-            if self.over_http2 && status.is_success() {
-                // To an extended CONNECT any 2xx says that the WebSocket is open (RFC 8441 section 5).
-                return Err(Rejection::BadUpgrade);
-            }
-            strip_hop_by_hop(response.headers_mut());
-            if !self.over_http2 {
-                let close = HeaderValue::from_static("close");
-                response.headers_mut().insert(CONNECTION, close);
-            }
-            return Ok(response);
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return self.refused(response);
         }
-        let accept = derive_accept_key(self.key.as_bytes());
-        let is_right =
-            response.headers().get(SEC_WEBSOCKET_ACCEPT).is_some_and(|got| *got == *accept);
-        if !is_right || !switches_to_websocket(response.headers()) {
+        if !self.accepts(response.headers()) {
             return Err(match self.falls_back {
                 true => Rejection::NoWebSocket(Rejection::BadUpgrade.to_string()),
                 false => Rejection::BadUpgrade,
@@ -166,6 +151,36 @@ impl Upgrade {
             headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
             headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
         }
+        self.join(shared, admitted, upstream);
+        Ok(response.map(|_| Body::from(Bytes::new())))
+    }
+
+    /// What the client gets for an answer that opens no WebSocket.
+    fn refused(self, mut response: Response<Body>) -> Result<Response<Body>, Rejection> {
+        let status = response.status();
+        if self.falls_back && !SPEAKS_OF_THE_CLIENT.contains(&status) {
+            return Err(Rejection::NoWebSocket(format!("the upstream answered {status}")));
+        }
+        if self.over_http2 && status.is_success() {
+            // To an extended CONNECT any 2xx says that the WebSocket is open (RFC 8441 section 5).
+            return Err(Rejection::BadUpgrade);
+        }
+        strip_hop_by_hop(response.headers_mut());
+        if !self.over_http2 {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok(response)
+    }
+
+    /// Whether the head of a 101 belongs to this handshake.
+    fn accepts(&self, headers: &HeaderMap) -> bool {
+        let accept = derive_accept_key(self.key.as_bytes());
+        headers.get(SEC_WEBSOCKET_ACCEPT).is_some_and(|got| *got == *accept)
+            && switches_to_websocket(headers)
+    }
+
+    /// Passes on what both sides say until one ends, or is ended. The client's place is taken as long.
+    fn join(self, shared: &Arc<Shared>, admitted: &Admitted, upstream: OnUpgrade) {
         let ends = Ends {
             draining: shared.closing.draining.clone(),
             forbidden: self.forbidden,
@@ -173,28 +188,25 @@ impl Upgrade {
             cut: shared.closing.cut.clone(),
         };
         let (client, over_http2) = (self.client, self.over_http2);
-        let (admitted, note) = (admitted.clone(), self.note);
+        let (place, note, scrubber) = (admitted.clone(), self.note, self.scrubber);
         note.goes_on_as(Kind::WebSocket);
         shared.connections.spawn(async move {
-            // Its place is taken until the WebSocket ends.
-            let _admitted = admitted;
-            match futures_util::future::try_join(client, upstream).await {
+            let _place = place;
+            let (client, upstream) = match try_join(client, upstream).await {
                 Ok((client, upstream)) => {
-                    let (client, upstream) =
-                        (client_side(client, over_http2), upstream_side(upstream));
-                    let (outcome, bytes) = match self.scrubber {
-                        Some(scrubber) => {
-                            let upstream = Scrubbed::new(upstream, scrubber);
-                            Box::pin(websocket::relay(&ends, client, upstream)).await
-                        }
-                        None => websocket::relay(&ends, client, upstream).await,
-                    };
-                    note.ended(outcome, bytes);
+                    (client_side(client, over_http2), upstream_side(upstream))
                 }
-                Err(error) => tracing::debug!(%error, "upgrade failed"),
-            }
+                Err(error) => return tracing::debug!(%error, "upgrade failed"),
+            };
+            let (outcome, bytes) = match scrubber {
+                Some(scrubber) => {
+                    let upstream = Scrubbed::new(upstream, scrubber);
+                    Box::pin(websocket::relay(&ends, client, upstream)).await
+                }
+                None => websocket::relay(&ends, client, upstream).await,
+            };
+            note.ended(outcome, bytes);
         });
-        Ok(response.map(|_| Body::from(Bytes::new())))
     }
 }
 
