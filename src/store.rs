@@ -97,9 +97,6 @@ pub trait RecordStore: Send + Sync {
     /// Where the login is kept, or would be, for people to read: a file or an entry. Exact once the record
     /// was read or written.
     fn place(&self) -> String;
-
-    /// What outlives what.
-    fn durability(&self) -> BoxFuture<'_, Result<Durability, StoreError>>;
 }
 
 impl StoreError {
@@ -161,15 +158,6 @@ pub enum Cas {
     Conflict,
     /// The record may or may not be in place: read again.
     Unknown,
-}
-
-/// What a record survives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Durability {
-    /// Nothing: it ends with the process.
-    Process,
-    /// A crash of this machine.
-    Disk,
 }
 
 /// A store that could not do its work, by what must happen next.
@@ -272,13 +260,4 @@ pub async fn remove_login_if(
             Cas::Conflict | Cas::Unknown => {}
         }
     }
-}
-
-/// As [`RecordStore::put`].
-///
-/// # Errors
-///
-/// As there.
-pub async fn put_login(store: &dyn RecordStore, login: Option<Login>) -> Result<(), StoreError> {
-    store.put(login, None).await
 }

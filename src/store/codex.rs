@@ -24,9 +24,7 @@ use tokio::sync::watch;
 use super::journal::{Journal, Journals, Left, Now, Stamp};
 use super::keyring::Keyring;
 use super::watch::Watch;
-use super::{
-    Cas, Durability, Header, Record, RecordStore, StoreError, Version, file, journal, record,
-};
+use super::{Cas, Header, Record, RecordStore, StoreError, Version, file, journal, record};
 use crate::credential::{Keep, Login};
 use crate::tasks::Tasks;
 use auth_json::AuthJson;
@@ -107,10 +105,6 @@ impl RecordStore for CodexStore {
 
     fn place(&self) -> String {
         self.home.cache.place(*self.home.found_in())
-    }
-
-    fn durability(&self) -> BoxFuture<'_, Result<Durability, StoreError>> {
-        std::future::ready(Ok(Durability::Disk)).boxed()
     }
 }
 

@@ -6,9 +6,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, ready};
 use tokio::sync::watch;
 
-use super::{
-    Cas, Durability, Header, Journal, Left, Record, RecordStore, Stamp, StoreError, Version,
-};
+use super::{Cas, Header, Journal, Left, Record, RecordStore, Stamp, StoreError, Version};
 use crate::credential::Login;
 use crate::secret::Fingerprint;
 
@@ -72,9 +70,5 @@ impl RecordStore for MemoryStore {
 
     fn place(&self) -> String {
         "memory".to_owned()
-    }
-
-    fn durability(&self) -> BoxFuture<'_, Result<Durability, StoreError>> {
-        ready(Ok(Durability::Process)).boxed()
     }
 }

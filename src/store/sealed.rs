@@ -16,7 +16,7 @@ use tokio::sync::watch::Receiver;
 use super::journal::{Journal, Journals, Left, Now, Stamp};
 use super::keyring::Keyring;
 use super::watch::Watch;
-use super::{Cas, Durability, Header, Record, RecordStore, StoreError, Version, file, journal};
+use super::{Cas, Header, Record, RecordStore, StoreError, Version, file, journal};
 use crate::credential::{CredentialName, Keep, Login};
 use crate::secret::Fingerprint;
 use crate::tasks::Tasks;
@@ -110,10 +110,6 @@ impl RecordStore for SealedStore {
             Some(Form::Sealed) => format!("{}, sealed with a key in the keyring", path.display()),
             Some(Form::Plain) | None => path.display().to_string(),
         }
-    }
-
-    fn durability(&self) -> BoxFuture<'_, Result<Durability, StoreError>> {
-        std::future::ready(Ok(Durability::Disk)).boxed()
     }
 }
 

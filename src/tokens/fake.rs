@@ -17,9 +17,7 @@ use crate::credential::{Account, Login, TokenSet};
 use crate::oauth::{Answer, Issuer, Leave, Reason, RefreshError};
 use crate::secret::{Fingerprint, Secret};
 use crate::store::memory::MemoryStore;
-use crate::store::{
-    Cas, Durability, Journal, Left, Record, RecordStore, Redeemed, Stamp, StoreError, Version,
-};
+use crate::store::{Cas, Journal, Left, Record, RecordStore, Redeemed, Stamp, StoreError, Version};
 
 /// An issuer that takes each refresh token once and ends the login when one comes twice.
 pub(super) struct StrictIssuer {
@@ -284,10 +282,6 @@ impl RecordStore for Stumbling {
 
     fn place(&self) -> String {
         self.inner.place()
-    }
-
-    fn durability(&self) -> BoxFuture<'_, Result<Durability, StoreError>> {
-        self.inner.durability()
     }
 }
 

@@ -140,21 +140,21 @@ impl Rotation {
         }
     }
 
-    /// Publishes an answer that whoever asked for it has left in a journal. Whether there was one.
+    /// Publishes an answer that whoever asked for it has left in a journal, if anybody has.
     ///
     /// # Errors
     ///
     /// [`StoreError`]; then it is still there.
-    pub(super) async fn recover(&self) -> Result<bool, StoreError> {
+    pub(super) async fn recover(&self) -> Result<(), StoreError> {
         let (_, record) = self.store.get().await?;
         let Left::Answer(redeemed) = self.store.look_back(Stamp::of(&record)).await? else {
-            return Ok(false);
+            return Ok(());
         };
         let successor = Successor::found(record, *redeemed);
         loop {
             if let Some(record) = self.try_publish(&successor).await? {
                 self.tidy(&successor, &record).await;
-                return Ok(true);
+                return Ok(());
             }
         }
     }

@@ -11,7 +11,7 @@ use crate::decoy::{DecoySet, Tag};
 use crate::oauth::{RefreshError, Trouble};
 use crate::store::codex::CodexStore;
 use crate::store::keyring::Keyring;
-use crate::store::{Header, Phase, Record, RecordStore as _, Redeemed, Stamp, put_login};
+use crate::store::{Header, Phase, Record, RecordStore as _, Redeemed, Stamp};
 
 struct World {
     clock: Clock,
@@ -398,10 +398,10 @@ async fn a_request_is_not_replayed_for_another_account() {
         account_id: Some("account-2".to_owned()),
         ..set
     };
-    put_login(&*world.store, Some(Login::ChatGpt(other))).await.unwrap();
+    world.store.put(Some(Login::ChatGpt(other)), None).await.unwrap();
     assert_eq!(world.after_401("chatgpt", &refused).await, "pass");
     assert_eq!(world.token().await, "b0");
-    put_login(&*world.store, Some(Login::ApiKey(Secret::new("k")))).await.unwrap();
+    world.store.put(Some(Login::ApiKey(Secret::new("k"))), None).await.unwrap();
     world.settle().await;
     assert_eq!(world.after_401("chatgpt", &refused).await, "pass");
 }
@@ -565,10 +565,10 @@ async fn needs_no_login_to_start_and_finds_one_later() {
         other => panic!("{other:?}"),
     }
     assert_eq!((world.source.kind(), world.source.status().state), (None, State::NoLogin));
-    put_login(&*world.store, Some(login(&world.clock, 3000))).await.unwrap();
+    world.store.put(Some(login(&world.clock, 3000)), None).await.unwrap();
     world.settle().await;
     assert_eq!(world.token().await, "a0");
-    put_login(&*world.store, Some(Login::Unsupported("an agent identity".into()))).await.unwrap();
+    world.store.put(Some(Login::Unsupported("an agent identity".into())), None).await.unwrap();
     world.settle().await;
     assert_eq!(
         world.token().await,
@@ -577,11 +577,11 @@ async fn needs_no_login_to_start_and_finds_one_later() {
     // A home that a client has: it must not be taken for a login, and not be refreshed.
     let tag = Tag::of(&"openai".parse().unwrap());
     let decoys = DecoySet::new(tag, &Account::default(), world.clock.now()).into_login();
-    put_login(&*world.store, Some(decoys)).await.unwrap();
+    world.store.put(Some(decoys), None).await.unwrap();
     world.settle().await;
     assert!(world.token().await.starts_with("login: a decoy of a login that is kept elsewhere"));
     assert!(matches!(world.source.status().state, State::Unsupported(_)));
-    put_login(&*world.store, None).await.unwrap();
+    world.store.put(None, None).await.unwrap();
     world.settle().await;
     assert_eq!(world.token().await, "login: Not logged in");
 }
@@ -608,11 +608,11 @@ async fn tells_when_a_login_changes_its_kind() {
     let mut changes = tokens.kind_changes();
     let unheard = tokio::time::timeout(Duration::from_secs(40), changes.next()).await;
     assert!(unheard.is_err(), "nothing has changed");
-    put_login(&*world.store, Some(Login::ApiKey(Secret::new("k")))).await.unwrap();
+    world.store.put(Some(Login::ApiKey(Secret::new("k"))), None).await.unwrap();
     changes.next().await;
     assert_eq!(tokens.kinds(), [(name.clone(), LoginKind::ApiKey)].into());
     assert_eq!(world.token().await, "k");
-    put_login(&*world.store, None).await.unwrap();
+    world.store.put(None, None).await.unwrap();
     changes.next().await;
     assert!(tokens.kinds().is_empty());
 }
@@ -624,7 +624,7 @@ async fn an_api_key_in_the_cache_is_read_again_after_a_401() {
     let first = world.source.current().await.unwrap();
     world.pass_time(2);
     assert_eq!(world.after_401("api", &first).await, "pass");
-    put_login(&*world.store, key("k2")).await.unwrap();
+    world.store.put(key("k2"), None).await.unwrap();
     world.pass_time(2);
     assert_eq!(world.after_401("api", &first).await, "k2");
     assert!(world.issuer.posts().is_empty());

@@ -14,9 +14,9 @@ use valetkey::credential::{CredentialName, Keep, Login, TokenSet};
 use valetkey::sandbox::client::{HTTP1, Visit};
 use valetkey::sandbox::{Issuer, OAUTH_CLIENT_ID, OAUTH_HOST, PretendLogin, Settings};
 use valetkey::secret::{Fingerprint, Secret};
+use valetkey::store::RecordStore as _;
 use valetkey::store::keyring::Keyring;
 use valetkey::store::sealed::SealedStore;
-use valetkey::store::{RecordStore as _, put_login};
 use valetkey::tasks::Tasks;
 
 use super::desktop::Desktop;
@@ -126,7 +126,7 @@ impl Place {
                 let folder = self.stored().parent().unwrap().to_owned();
                 let name: CredentialName = OAUTH_NAME.parse().unwrap();
                 let store = SealedStore::new(folder, &name, Keep::File, Keyring::system(), tasks);
-                put_login(&store, Some(Login::OAuth(login))).await.unwrap();
+                store.put(Some(Login::OAuth(login)), None).await.unwrap();
                 drop(store.get().await.unwrap());
             }
             Kept::Sealed => panic!("nobody but the program can write a sealed login"),

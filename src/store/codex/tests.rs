@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::MetadataExt as _;
 
-use super::super::{Phase, Redeemed, put_login};
+use super::super::{Phase, Redeemed};
 use super::*;
 use crate::credential::TokenSet;
 use crate::secret::{Fingerprint, Secret};
@@ -85,7 +85,7 @@ async fn a_missing_home_holds_no_login_and_is_made_for_one() {
     let (_, record) = store.get().await.unwrap();
     assert!(record.login.is_none());
     assert!(!home.exists());
-    put_login(&store, Some(Login::ApiKey(Secret::new("sk-1")))).await.unwrap();
+    store.put(Some(Login::ApiKey(Secret::new("sk-1"))), None).await.unwrap();
     let (_, record) = store.get().await.unwrap();
     assert!(matches!(record.login, Some(Login::ApiKey(_))));
     assert_eq!(
@@ -294,12 +294,12 @@ async fn never_reads_half_a_file() {
 async fn a_logout_removes_the_cache_and_a_login_replaces_it() {
     let home = Scene::new(Some(&cache("r1", "x")));
     home.mark(Phase::Unknown).await;
-    put_login(&home.store, None).await.unwrap();
+    home.store.put(None, None).await.unwrap();
     assert!(!home.path("auth.json").exists());
     let header = home.get().await.1.header;
     assert_eq!((header.line, header.generation, header.phase), (2, 1, Phase::Idle));
     home.write(&cache("r1", "x"));
-    put_login(&home.store, Some(Login::ApiKey(Secret::new("sk-2")))).await.unwrap();
+    home.store.put(Some(Login::ApiKey(Secret::new("sk-2"))), None).await.unwrap();
     assert!(!home.text().contains("r1") && !home.text().contains("\"x\""));
     assert_eq!(home.get().await.1.header.line, 4);
 }
@@ -353,7 +353,7 @@ async fn a_journal_is_beside_the_record_and_goes_with_the_login() {
     let left = file_store(scene.folder.path()).look_back(stamp.clone()).await.unwrap();
     let Left::Answer(found) = left else { panic!("{left:?}") };
     assert!(record::same_login(Some(&found.login), Some(&redeemed.login)));
-    put_login(&scene.store, None).await.unwrap();
+    scene.store.put(None, None).await.unwrap();
     assert_eq!(journals(), 0);
     assert!(matches!(scene.store.look_back(stamp).await, Ok(Left::Nothing)));
 }

@@ -121,7 +121,7 @@ async fn a_login_that_is_forced_out_is_deleted_unless_one_only_looks() {
         assert!(source.current().await.is_err());
         assert!(world.issuer.posts().is_empty());
         // One that is allowed takes its place.
-        put_login(&*world.store, Some(Login::ApiKey(Secret::new("sk-1")))).await.unwrap();
+        world.store.put(Some(Login::ApiKey(Secret::new("sk-1"))), None).await.unwrap();
         world.settle().await;
         assert_eq!(sent(&source).await, "sk-1");
     }
@@ -131,7 +131,7 @@ async fn a_login_that_is_forced_out_is_deleted_unless_one_only_looks() {
 async fn a_login_that_comes_while_it_is_not_allowed_is_never_sent() {
     let (world, source, policy) = under(Login::ApiKey(Secret::new("sk-1")), true).await;
     policy.send_replace(only(LoginKind::ApiKey, Level::Forced));
-    put_login(&*world.store, Some(login(&world.clock, 3000))).await.unwrap();
+    world.store.put(Some(login(&world.clock, 3000)), None).await.unwrap();
     world.settle().await;
     assert!(world.store.record().await.login.is_none());
     let sentence = "forbidden: API key login is required, but ChatGPT is currently being used.";

@@ -5,7 +5,7 @@ use std::time::Instant;
 use time::OffsetDateTime;
 
 use super::super::super::keyring::fake::{FakeRing, Mood};
-use super::super::super::{Cas, Left, Phase, Record, RecordStore as _, Redeemed, Stamp, put_login};
+use super::super::super::{Cas, Left, Phase, Record, RecordStore as _, Redeemed, Stamp};
 use super::super::CodexStore;
 use super::*;
 use crate::credential::TokenSet;
@@ -407,7 +407,7 @@ async fn an_entry_that_makes_no_sense_is_left_alone() {
 #[tokio::test]
 async fn a_session_without_a_keyring_takes_no_answer_that_was_left() {
     let scene = Scene::new(Keep::Auto);
-    put_login(&scene.store, Some(login("r1", None))).await.unwrap();
+    scene.store.put(Some(login("r1", None)), None).await.unwrap();
     let claimed = async |store: &CodexStore, owner: &str| {
         let mut record = store.get().await.unwrap().1;
         record.header.owner = owner.to_owned();

@@ -16,7 +16,6 @@ use super::super::*;
 use super::ended;
 use crate::credential::Account;
 use crate::secret::Secret;
-use crate::store::Durability;
 
 /// What happens at one await.
 #[derive(Clone, Copy, Debug)]
@@ -330,10 +329,6 @@ impl RecordStore for Shaky {
 
     fn place(&self) -> String {
         "the store".to_owned()
-    }
-
-    fn durability(&self) -> BoxFuture<'_, Result<Durability, StoreError>> {
-        self.world.store.durability()
     }
 }
 
