@@ -99,6 +99,22 @@ const STREAM_WINDOW: u32 = 64 * 1024;
 /// and neither hyper nor h2 has a limit of its own.
 pub const INTERIM_RESPONSES: u32 = 16;
 
+/// What of a body waits beside the socket's buffer for the window of an HTTP/2 peer, client or upstream.
+pub const HTTP2_SEND_BUFFER: usize = 128 * 1024;
+
+/// Largest HTTP/2 frame: the least that RFC 9113 section 4.2 allows to ask for. A larger one is held whole
+/// before any of it can be passed on.
+pub const HTTP2_FRAME: u32 = 16 * 1024;
+
+/// How many streams a peer may make us reset by breaking the protocol on them, before the HTTP/2 connection is given up
+/// (RUSTSEC-2024-0003).
+///
+/// Pings and SETTINGS are counted by `upstream/calm.rs`: h2 reads the next frame only when the answer to the last one is
+/// in its buffer for the socket, so a peer that sends them without reading stops itself, but one that reads the answers
+/// would go on for ever. Of empty DATA frames h2 takes 100, of small ones as many as have
+/// a cost of half the connection's window; then it ends the connection.
+pub const HTTP2_BROKEN_STREAMS: usize = 64;
+
 /// A tool that was given a wrong pass tries a few times; each try looks at a file.
 const WRONG_PASSES: u32 = 10;
 

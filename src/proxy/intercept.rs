@@ -23,28 +23,16 @@ use super::listener::ClientStream;
 use super::note::Note;
 use super::reject::Rejection;
 use super::resting::{self, Activity};
-use crate::limits::Limits;
+use crate::limits::{HTTP2_BROKEN_STREAMS, HTTP2_FRAME, HTTP2_SEND_BUFFER, Limits};
 use crate::origin::{Host, Origin, Target};
 use crate::upstream::calm::Calm;
 use crate::upstream::early::Early;
 use crate::upstream::gathered::Gathered;
 
-/// What of a response's body waits beside the socket's buffer for the client's window.
-const SEND_BUFFER: usize = 128 * 1024;
-
-/// Largest frame: the least that RFC 9113 section 4.2 allows to ask for. A larger one is held whole
-/// before any of it can be passed on.
-const MOST_FRAME: u32 = 16 * 1024;
-
 /// How many streams may be reset by the client before we have looked at them (CVE-2023-44487, rapid
 /// reset); h2's own default. One that we have looked at ends at once when it is reset, so that resets
 /// cost a client as much as they cost us.
 const MOST_RESET_UNSEEN: usize = 20;
-
-/// How many streams a client may make us reset by breaking the protocol on them, before the connection is
-/// given up (RUSTSEC-2024-0003). Pings, SETTINGS and small DATA frames are bounded as on the upstream's
-/// side (`upstream/pool/http2.rs`).
-const MOST_BROKEN_STREAMS: usize = 64;
 
 /// The connection's window: that of all its streams together, so that an upload that an upstream does not
 /// take never stalls its neighbours (RFC 9113 section 5.2.2 warns of it). h2 takes its half, usually 8 MiB, for
@@ -167,10 +155,10 @@ async fn converse(connection: Arc<Intercepted>, limits: &Limits, stream: InsideT
         .enable_connect_protocol()
         .max_concurrent_streams(limits.streams)
         .max_pending_accept_reset_streams(MOST_RESET_UNSEEN)
-        .max_local_error_reset_streams(MOST_BROKEN_STREAMS)
+        .max_local_error_reset_streams(HTTP2_BROKEN_STREAMS)
         .max_header_list_size(limits.head_size)
-        .max_frame_size(MOST_FRAME)
-        .max_send_buf_size(SEND_BUFFER)
+        .max_frame_size(HTTP2_FRAME)
+        .max_send_buf_size(HTTP2_SEND_BUFFER)
         .initial_stream_window_size(limits.stream_window)
         .initial_connection_window_size(connection_window(limits))
         .serve_connection(TokioIo::new(Calm::of_client(stream)), service);

@@ -20,7 +20,7 @@ use super::paced::Paced;
 use super::stream::{self, Received};
 use super::{IDLE_LIMIT, lock};
 use crate::clock;
-use crate::limits::HEAD_SIZE;
+use crate::limits::{HEAD_SIZE, HTTP2_BROKEN_STREAMS, HTTP2_FRAME, HTTP2_SEND_BUFFER};
 use crate::tasks::Tasks;
 use crate::upstream::body::{Body, BodyError};
 use crate::upstream::calm::{Calm, Signs};
@@ -56,22 +56,6 @@ impl Window {
         self.of_a_stream() * WATERMARK as u32
     }
 }
-
-/// What of a request's body waits beside the socket's buffer for the upstream's window.
-const SEND_BUFFER: usize = 128 * 1024;
-
-/// Largest frame: the least that RFC 9113 section 4.2 allows to ask for. A larger one is held whole
-/// before any of it can be passed on.
-const MOST_FRAME: u32 = 16 * 1024;
-
-/// How many streams an upstream may make us reset by breaking the protocol on them, before the
-/// connection is given up (RUSTSEC-2024-0003).
-///
-/// Pings and SETTINGS are counted by [`Calm`]: h2 reads the next frame only when the answer to the last one is
-/// in its buffer for the socket, so a peer that sends them without reading stops itself, but one that reads the answers
-/// would go on for ever. Of empty DATA frames h2 takes 100, of small ones as many as have
-/// a cost of half the connection's window; then it ends the connection.
-const MOST_BROKEN_STREAMS: usize = 64;
 
 /// How often a connection in use from which nothing comes is asked whether it lives, so that a stream on a dead one ends;
 /// and how long the answer may take.
@@ -166,10 +150,10 @@ where
         .initial_max_send_streams(UNTOLD)
         .initial_window_size(window.of_a_stream())
         .initial_connection_window_size(window.of_the_connection())
-        .max_frame_size(MOST_FRAME)
+        .max_frame_size(HTTP2_FRAME)
         .max_header_list_size(HEAD_SIZE)
-        .max_send_buffer_size(SEND_BUFFER)
-        .max_local_error_reset_streams(Some(MOST_BROKEN_STREAMS))
+        .max_send_buffer_size(HTTP2_SEND_BUFFER)
+        .max_local_error_reset_streams(Some(HTTP2_BROKEN_STREAMS))
         .enable_push(false)
         .handshake(stream)
         .await?;
