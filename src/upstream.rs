@@ -188,9 +188,7 @@ impl Upstream {
         origin: &Origin,
         request: Request<Body>,
     ) -> Result<Response<Body>, UpstreamError> {
-        let response = self.send_alone(origin, request, HEAD_LIMIT).await?;
-        expect_http(origin, response.status())?;
-        Ok(response)
+        self.send_within(Scope::Anywhere, origin, request).await
     }
 
     /// Sends the handshake of an upgrade, once. After a 101 the connection is in the response's
@@ -204,16 +202,7 @@ impl Upstream {
         origin: &Origin,
         request: Request<Body>,
     ) -> Result<Response<Body>, UpstreamError> {
-        self.send_alone(origin, request, UPGRADE_LIMIT).await
-    }
-
-    async fn send_alone(
-        &self,
-        origin: &Origin,
-        request: Request<Body>,
-        limit: Duration,
-    ) -> Result<Response<Body>, UpstreamError> {
-        self.send_alone_to(origin, request, (Scope::Anywhere, limit)).await
+        self.send_alone(origin, request, (Scope::Anywhere, UPGRADE_LIMIT)).await
     }
 
     /// Sends a request on a connection of its own to a place that must be in this scope, once: what others reach
@@ -228,12 +217,12 @@ impl Upstream {
         origin: &Origin,
         request: Request<Body>,
     ) -> Result<Response<Body>, UpstreamError> {
-        let response = self.send_alone_to(origin, request, (scope, HEAD_LIMIT)).await?;
+        let response = self.send_alone(origin, request, (scope, HEAD_LIMIT)).await?;
         expect_http(origin, response.status())?;
         Ok(response)
     }
 
-    async fn send_alone_to(
+    async fn send_alone(
         &self,
         origin: &Origin,
         request: Request<Body>,
