@@ -249,7 +249,7 @@ impl Pulse {
         loop {
             if self.was_asked {
                 match self.pings.poll_pong(cx) {
-                    Poll::Ready(Ok(_)) => self.look_again_in(PING_INTERVAL),
+                    Poll::Ready(Ok(_)) => self.wait(PING_INTERVAL, false),
                     // The connection ends by itself.
                     Poll::Ready(Err(_)) => return Poll::Pending,
                     Poll::Pending => {
@@ -258,8 +258,7 @@ impl Pulse {
                         if !signs.take_life() {
                             return Poll::Ready(());
                         }
-                        self.look_again_in(PING_LIMIT);
-                        self.was_asked = true;
+                        self.wait(PING_LIMIT, true);
                         continue;
                     }
                 }
@@ -267,16 +266,15 @@ impl Pulse {
             ready!(self.timer.as_mut().poll(cx));
             let is_silent = !signs.take_life();
             if is_used && is_silent && self.pings.send_ping(Ping::opaque()).is_ok() {
-                self.look_again_in(PING_LIMIT);
-                self.was_asked = true;
+                self.wait(PING_LIMIT, true);
             } else {
-                self.look_again_in(PING_INTERVAL);
+                self.wait(PING_INTERVAL, false);
             }
         }
     }
 
-    fn look_again_in(&mut self, time: Duration) {
-        self.was_asked = false;
+    fn wait(&mut self, time: Duration, was_asked: bool) {
+        self.was_asked = was_asked;
         self.timer.as_mut().reset(tokio::time::Instant::now() + time);
     }
 }
