@@ -114,12 +114,9 @@ impl<S> Calm<S> {
     }
 
     fn is_too_much(&self) -> bool {
+        let over = self.questions.saturating_sub(MOST_AT_ONCE + self.moved / BYTES_OF_A_QUESTION);
         // The clock is not asked while it makes no difference.
-        self.questions > MOST_AT_ONCE + self.moved / BYTES_OF_A_QUESTION
-            && self.questions
-                > MOST_AT_ONCE
-                    + self.moved / BYTES_OF_A_QUESTION
-                    + self.since.elapsed().as_secs() * MOST_IN_A_SECOND
+        over > 0 && over > self.since.elapsed().as_secs() * MOST_IN_A_SECOND
     }
 }
 
