@@ -75,7 +75,7 @@ pub struct NoRandom;
 
 /// What is kept of a pass: enough to recognise it, and nothing to show it with.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct PassRecord {
     /// Unique among all passes.
     pub name: PassName,
     /// That of the pass. It is random over 256 bits, so that a hash without salt and cost hides it.
@@ -92,7 +92,7 @@ pub struct Record {
     pub used: u64,
 }
 
-impl Record {
+impl PassRecord {
     /// Whether its time is over.
     pub fn has_expired(&self, now: OffsetDateTime) -> bool {
         self.expires.is_some_and(|expires| expires <= now)
@@ -126,7 +126,7 @@ impl Reach {
 #[derive(Debug)]
 pub struct Pass {
     /// But for how often it was used, which is in `uses`.
-    record: Record,
+    record: PassRecord,
     uses: Mutex<Uses>,
     ended: CancellationToken,
     /// That of [`Passes::counted`].
@@ -143,7 +143,7 @@ struct Uses {
 }
 
 impl Pass {
-    fn new(record: Record, counted: Arc<Notify>) -> Self {
+    fn new(record: PassRecord, counted: Arc<Notify>) -> Self {
         let uses = Mutex::new(Uses { saved: record.used, unsaved: 0 });
         Self { record, uses, ended: CancellationToken::new(), counted }
     }
@@ -196,8 +196,8 @@ impl Pass {
     }
 
     /// Whether a record is that of this pass, however often it was used.
-    fn is_of(&self, record: &Record) -> bool {
-        Record { used: record.used, ..self.record.clone() } == *record
+    fn is_of(&self, record: &PassRecord) -> bool {
+        PassRecord { used: record.used, ..self.record.clone() } == *record
     }
 }
 
@@ -227,9 +227,9 @@ impl Passes {
     /// These and no others from now on. One that is not among them, or says something else than before, ends, and with
     /// it all that goes on under it. `counted` are requests that the records know of now
     /// ([`Passes::unsaved`]).
-    pub fn replace(&self, records: Vec<Record>, counted: &[(Fingerprint, u64)]) {
+    pub fn replace(&self, records: Vec<PassRecord>, counted: &[(Fingerprint, u64)]) {
         let before = self.now.load_full();
-        let renewed = |record: Record| match before.iter().find(|pass| pass.is_of(&record)) {
+        let renewed = |record: PassRecord| match before.iter().find(|pass| pass.is_of(&record)) {
             Some(pass) => {
                 let counted = counted.iter().filter(|(digest, _)| *digest == record.digest);
                 let counted = counted.map(|(_, count)| count).sum();
@@ -300,8 +300,8 @@ mod tests {
 
     const NOW: OffsetDateTime = datetime!(2026-11-29 12:00 UTC);
 
-    fn record(name: &str) -> Record {
-        Record {
+    fn record(name: &str) -> PassRecord {
+        PassRecord {
             name: name.parse().unwrap(),
             digest: Secret::new(format!("vkp_{name}")).fingerprint(),
             reach: Reach::default(),
@@ -343,7 +343,7 @@ mod tests {
         passes.replace(vec![record("a"), record("b"), record("c")], &[]);
         let [a, b, c] = ["a", "b", "c"].map(|name| find(&passes, name).unwrap());
         let narrower = Reach { rules: Some(vec![]), ..Reach::default() };
-        passes.replace(vec![record("a"), Record { reach: narrower, ..record("b") }], &[]);
+        passes.replace(vec![record("a"), PassRecord { reach: narrower, ..record("b") }], &[]);
         assert_eq!([&a, &b, &c].map(|pass| pass.ended().is_cancelled()), [false, true, true]);
         assert_eq!([&a, &b, &c].map(|pass| pass.take(NOW).is_ok()), [true, false, false]);
         assert!(
@@ -357,7 +357,7 @@ mod tests {
     fn a_pass_ends_with_its_time() {
         let passes = Passes::default();
         let later = NOW + time::Duration::HOUR;
-        passes.replace(vec![Record { expires: Some(later), ..record("a") }, record("b")], &[]);
+        passes.replace(vec![PassRecord { expires: Some(later), ..record("a") }, record("b")], &[]);
         let [a, b] = ["a", "b"].map(|name| find(&passes, name).unwrap());
         assert_eq!(passes.end_expired(NOW), Some(later));
         assert!(a.take(later - time::Duration::NANOSECOND).is_ok());
@@ -372,7 +372,7 @@ mod tests {
     fn no_request_too_many_while_it_is_saved() {
         const MOST: u64 = 20_000;
         let passes = Passes::default();
-        let limited = |used| Record { max_requests: Some(MOST), used, ..record("a") };
+        let limited = |used| PassRecord { max_requests: Some(MOST), used, ..record("a") };
         passes.replace(vec![limited(0)], &[]);
         let pass = find(&passes, "a").unwrap();
         let taken: u64 = std::thread::scope(|scope| {
@@ -393,7 +393,7 @@ mod tests {
     #[test]
     fn requests_are_counted_once_and_across_saving() {
         let passes = Passes::default();
-        let five = |used| Record { max_requests: Some(5), used, ..record("a") };
+        let five = |used| PassRecord { max_requests: Some(5), used, ..record("a") };
         passes.replace(vec![five(1)], &[]);
         let pass = find(&passes, "a").unwrap();
         let take = || pass.take(NOW).is_ok();

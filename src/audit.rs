@@ -1,4 +1,4 @@
-//! Who used which credential for what: a line for each exchange and each turn of a credential, chained by hashes.
+//! Who used which credential for what: a line for each exchange and each event of a credential, chained by hashes.
 
 pub mod file;
 mod line;
@@ -66,8 +66,8 @@ impl Audit {
     }
 
     /// Writes down what became of a credential. `detail` is a word or a code of ours or an issuer's.
-    pub fn credential(&self, name: &CredentialName, turn: Turn, detail: Option<&str>) {
-        self.note(turn.event(), || What::Credential {
+    pub fn credential(&self, name: &CredentialName, event: CredentialEvent, detail: Option<&str>) {
+        self.note(event.name(), || What::Credential {
             credential: bounded(name.as_str()),
             detail: detail.map(code),
         });
@@ -136,7 +136,7 @@ impl Kind {
 
 /// What became of a credential.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
+pub enum CredentialEvent {
     /// Somebody signed in.
     Login,
     /// Somebody signed out.
@@ -157,8 +157,8 @@ pub enum Turn {
     Deleted,
 }
 
-impl Turn {
-    fn event(self) -> &'static str {
+impl CredentialEvent {
+    fn name(self) -> &'static str {
         match self {
             Self::Login => "login",
             Self::Logout => "logout",

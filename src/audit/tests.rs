@@ -425,16 +425,16 @@ fn it_is_switched_on_and_off_for_all_that_hold_it() {
     out.0.lock().unwrap().0 = 100;
     let other = audit.clone();
     let name = "openai".parse().unwrap();
-    other.credential(&name, Turn::Login, None);
+    other.credential(&name, CredentialEvent::Login, None);
     assert!(!other.is_on() && other.flush());
     audit.change(Some(Trail::Lines(Box::new(out.clone()))), Clock::system()).unwrap();
     assert!(other.is_on());
-    other.credential(&name, Turn::Dead, Some("refresh_token_reused"));
+    other.credential(&name, CredentialEvent::Dead, Some("refresh_token_reused"));
     other.pass_made(&"ci".parse().unwrap());
     other.pass_revoked(None);
     assert!(audit.flush());
     audit.change(None, Clock::system()).unwrap();
-    other.credential(&name, Turn::Logout, None);
+    other.credential(&name, CredentialEvent::Logout, None);
     let text = String::from_utf8(out.0.lock().unwrap().1.clone()).unwrap();
     let events: Vec<&str> =
         text.lines().map(|line| &line[line.find("\"event\"").unwrap()..]).collect();

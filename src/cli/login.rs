@@ -12,7 +12,7 @@ use super::credentials::{Credentials, SignIn, Turn};
 use super::output::{self, Failure, WRONG_USE};
 use super::way_out::WayOut;
 use super::{Typed, audit, process, status};
-use crate::audit::Turn as Event;
+use crate::audit::CredentialEvent;
 use crate::clock::Clock;
 use crate::credential::{Account, CredentialName, Grant, Keep, Login, TokenSet};
 use crate::oauth::Answer;
@@ -87,7 +87,7 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
         signed_in
     };
     process::runtime()?.block_on(signing_in)?;
-    audit::written(&config, |audit| audit.credential(&name, Event::Login, None));
+    audit::written(&config, |audit| audit.credential(&name, CredentialEvent::Login, None));
     Ok(ExitCode::SUCCESS)
 }
 

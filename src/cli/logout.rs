@@ -6,7 +6,7 @@ use super::credentials::{Credentials, SignIn, Turn};
 use super::output::{self, Failure};
 use super::way_out::WayOut;
 use super::{Typed, audit, process};
-use crate::audit::Turn as Event;
+use crate::audit::CredentialEvent;
 use crate::credential::{CredentialName, Login};
 use crate::store::StoreError;
 use crate::tasks::Tasks;
@@ -51,7 +51,7 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
     };
     let (failed, signed_out) = process::runtime()?.block_on(signing_out);
     audit::written(&config, |audit| {
-        signed_out.iter().for_each(|name| audit.credential(name, Event::Logout, None));
+        signed_out.iter().for_each(|name| audit.credential(name, CredentialEvent::Logout, None));
     });
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

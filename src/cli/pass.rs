@@ -13,7 +13,7 @@ use super::output::{self, Failure, WRONG_USE, counted};
 use super::running::{self, ServerInfo};
 use super::status::in_words;
 use super::{Typed, audit, passes};
-use crate::access::{self, PassName, Reach, Record};
+use crate::access::{self, PassName, PassRecord, Reach};
 use crate::clock::Clock;
 use crate::config::{Config, ListenAddress, Listener};
 use crate::origin::Target;
@@ -91,7 +91,7 @@ fn make(new: &New, config: &Config, typed: &Typed) -> Result<(), Failure> {
     let rules = new.rules.as_deref().map(|rules| known(rules, config)).transpose()?;
     let now = Clock::system().now();
     let pass = access::mint()?;
-    let record = Record {
+    let record = PassRecord {
         name: new.name.clone(),
         digest: Fingerprint::of(pass.as_bytes()),
         reach: Reach { rules, tunnel: new.tunnel, allow_private: new.allow_private },
@@ -185,7 +185,7 @@ fn list(config: &Config, as_json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-fn to_text(record: &Record, now: OffsetDateTime) -> Vec<(&'static str, String)> {
+fn to_text(record: &PassRecord, now: OffsetDateTime) -> Vec<(&'static str, String)> {
     let Reach { rules, tunnel, allow_private } = &record.reach;
     let counts = match record.expires {
         _ if record.is_used_up() => "no more: it is used up".to_owned(),
@@ -210,7 +210,7 @@ fn to_text(record: &Record, now: OffsetDateTime) -> Vec<(&'static str, String)> 
     ]
 }
 
-fn to_json(record: &Record, now: OffsetDateTime) -> Value {
+fn to_json(record: &PassRecord, now: OffsetDateTime) -> Value {
     let moment = |at: OffsetDateTime| at.format(&Rfc3339).ok();
     json!({
         "name": record.name.as_str(),

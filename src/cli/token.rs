@@ -14,7 +14,7 @@ use super::credentials::Credentials;
 use super::output::{self, Failure};
 use super::way_out::WayOut;
 use super::{Typed, audit, process};
-use crate::audit::{Audit, Turn};
+use crate::audit::{Audit, CredentialEvent};
 use crate::config::Config;
 use crate::credential::{Credential, CredentialName};
 use crate::origin::{Scheme, Target};
@@ -211,7 +211,7 @@ impl Opened {
         };
         self.jobs.finished().await;
         let text = text_of(&*credential.map_err(failure)?)?;
-        self.audit.credential(name, Turn::HandedOut, None);
+        self.audit.credential(name, CredentialEvent::HandedOut, None);
         self.audit.flush();
         Ok(Found { text, expires_at: source.status().expires_at })
     }

@@ -44,7 +44,7 @@ pub(super) fn keep(body: Inbound, budget: &Budget, most: usize) -> (Body, Replay
     }
     let size = body.size_hint();
     let copy =
-        Copy { frames: Vec::new(), len: 0, most, budget: budget.clone(), is_given_up: false };
+        BodyCopy { frames: Vec::new(), len: 0, most, budget: budget.clone(), is_given_up: false };
     let state = State { rest: Some(body), copy: Some(copy), turn: 0, sent: 0 };
     let shared = Arc::new(Mutex::new(state));
     let first = Sending { shared: shared.clone(), turn: 0, size };
@@ -90,7 +90,7 @@ impl Replay {
 struct State {
     /// What the client has not sent yet; `None` after its end.
     rest: Option<Inbound>,
-    copy: Option<Copy>,
+    copy: Option<BodyCopy>,
     /// Which sending may read on.
     turn: usize,
     /// How many frames of the copy that sending has passed on.
@@ -108,7 +108,7 @@ impl State {
     }
 }
 
-struct Copy {
+struct BodyCopy {
     frames: Vec<Frame<Bytes>>,
     len: usize,
     most: usize,
@@ -117,7 +117,7 @@ struct Copy {
     is_given_up: bool,
 }
 
-impl Copy {
+impl BodyCopy {
     /// Keeps one more frame; `false` when that is too much.
     fn push(&mut self, frame: &Frame<Bytes>) -> bool {
         let Some(copied) = duplicate(frame) else { return true };
@@ -131,7 +131,7 @@ impl Copy {
     }
 }
 
-impl Drop for Copy {
+impl Drop for BodyCopy {
     fn drop(&mut self) {
         self.budget.give_back(self.len);
     }

@@ -21,14 +21,14 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
-use super::journal::{Journal, Journals, Left, Now, Stamp};
+use super::journal::{Current, Journal, Journals, Left, Stamp};
 use super::keyring::Keyring;
 use super::watch::Watch;
 use super::{Cas, Header, Record, RecordStore, StoreError, Version, file, journal, record};
 use crate::credential::{Keep, Login};
 use crate::tasks::Tasks;
 use auth_json::AuthJson;
-use cache::{Cache, Held, Mark, Spot, choose, version};
+use cache::{Cache, CachedLogin, Mark, Spot, choose, version};
 use found::{Found, Reading};
 
 /// The login in one Codex home or in the keyring entry of that home, and its record in `.valetkey` there.
@@ -140,7 +140,7 @@ impl Home {
         names.min_by_key(|name| (*name != own, name.clone())).unwrap_or(own)
     }
 
-    fn now(&self) -> Result<Now, StoreError> {
+    fn now(&self) -> Result<Current, StoreError> {
         let found = self.read(Reading::Strict)?;
         let record = Record { header: found.header.clone(), login: found.login().cloned() };
         Ok(self.now_with(&found, &record))
@@ -148,9 +148,9 @@ impl Home {
 
     /// What is there once that record is in the place of what was found. A place that was not looked at, or could not be,
     /// may hold another login, whose journals are not in the way.
-    fn now_with(&self, found: &Found, record: &Record) -> Now {
+    fn now_with(&self, found: &Found, record: &Record) -> Current {
         let has_seen = |spot| self.cache.uses(spot) && found.look(spot).is_ok();
-        Now {
+        Current {
             stamp: Stamp::of(record),
             has_seen_file: has_seen(Spot::File),
             has_seen_keyring: has_seen(Spot::Entry),
@@ -298,11 +298,13 @@ impl Home {
         let is_new_line = found.header.line != record.header.line;
         let is_same = record::same_login(found.login(), record.login.as_ref());
         let written = match &record.login {
-            _ if is_same && !is_new_line => Written::unchanged(found),
+            _ if is_same && !is_new_line => WriteOutcome::unchanged(found),
             None => self.remove_tokens(found)?,
             Some(login) => self.write_tokens(found, login, is_new_line)?,
         };
-        let Written::Now { mut file, mut entry, spot, remains } = written else { return Ok(None) };
+        let WriteOutcome::Done { mut file, mut entry, spot, remains } = written else {
+            return Ok(None);
+        };
         if let Some(stale) = spot.map(Spot::other)
             && let Some(held) = self.stale(found, record, stale)
             && let Some(mark) = self.cache.remove_stale(stale, held)
@@ -324,7 +326,7 @@ impl Home {
     }
 
     /// What another place than the one written holds, if it is certainly older.
-    fn stale<'a>(&self, found: &'a Found, record: &Record, other: Spot) -> Option<&'a Held> {
+    fn stale<'a>(&self, found: &'a Found, record: &Record, other: Spot) -> Option<&'a CachedLogin> {
         let held = found.held(other)?;
         let (old, new) = (held.login.as_ref()?, record.login.as_ref()?);
         let choice = match other {
@@ -343,7 +345,7 @@ impl Home {
         found: &Found,
         login: &Login,
         is_new_line: bool,
-    ) -> Result<Written, StoreError> {
+    ) -> Result<WriteOutcome, StoreError> {
         let spot = match (self.cache.uses(Spot::Entry), self.cache.uses(Spot::File)) {
             (false, _) => Spot::File,
             (true, false) => Spot::Entry,
@@ -365,10 +367,10 @@ impl Home {
         found: &Found,
         login: &Login,
         is_new_line: bool,
-    ) -> Result<Written, StoreError> {
+    ) -> Result<WriteOutcome, StoreError> {
         let _locks = self.cache.lock(spot)?;
         if self.was_changed(found, spot)? {
-            return Ok(Written::NotOver);
+            return Ok(WriteOutcome::NotOver);
         }
         if spot == Spot::File && found.file.is_err() {
             let what = "what is in it makes no sense".to_owned();
@@ -396,18 +398,18 @@ impl Home {
         {
             tracing::warn!(%error, "a login is in the keyring, and an old file still there");
         }
-        Ok(Written::Now { file, entry, spot: Some(spot), remains: None })
+        Ok(WriteOutcome::Done { file, entry, spot: Some(spot), remains: None })
     }
 
     /// Removes the tokens from both places. A keyring that cannot be reached keeps its entry, which the
     /// caller must hear of.
-    fn remove_tokens(&self, found: &Found) -> Result<Written, StoreError> {
+    fn remove_tokens(&self, found: &Found) -> Result<WriteOutcome, StoreError> {
         if self.was_changed(found, Spot::Entry).unwrap_or(false) {
-            return Ok(Written::NotOver);
+            return Ok(WriteOutcome::NotOver);
         }
         let locks = self.cache.lock(Spot::File)?;
         if self.was_changed(found, Spot::File)? {
-            return Ok(Written::NotOver);
+            return Ok(WriteOutcome::NotOver);
         }
         file::remove(&self.cache.auth_json())?;
         drop(locks);
@@ -420,7 +422,7 @@ impl Home {
             .err()
             .map(|error| StoreError::Remains { place: place(), what: error.to_string() });
         let entry = if remains.is_some() { Mark::Unreadable } else { Mark::Nothing };
-        Ok(Written::Now { file: Mark::Nothing, entry, spot: None, remains })
+        Ok(WriteOutcome::Done { file: Mark::Nothing, entry, spot: None, remains })
     }
 
     /// Whether a place holds something else than what was read there.
@@ -435,17 +437,17 @@ impl Home {
 }
 
 /// How writing the tokens ended.
-enum Written {
+enum WriteOutcome {
     /// This is what the places hold now, and where the login is. `remains`: why it is still somewhere.
-    Now { file: Mark, entry: Mark, spot: Option<Spot>, remains: Option<StoreError> },
+    Done { file: Mark, entry: Mark, spot: Option<Spot>, remains: Option<StoreError> },
     /// Codex wrote since they were read; its tokens stay.
     NotOver,
 }
 
-impl Written {
+impl WriteOutcome {
     fn unchanged(found: &Found) -> Self {
         let (file, entry) = (Mark::of(&found.file), Mark::of(&found.entry));
-        Self::Now { file, entry, spot: found.spot, remains: None }
+        Self::Done { file, entry, spot: found.spot, remains: None }
     }
 }
 

@@ -22,7 +22,7 @@ use time::OffsetDateTime;
 
 use super::keyring::Keyring;
 use super::record::{fingerprint, hex, moment};
-use super::sealed::form::{Written, json};
+use super::sealed::form::{StoredTokens, json};
 use super::sealed::key;
 use super::{Header, Record, StoreError, file, seal};
 use crate::credential::Login;
@@ -127,7 +127,7 @@ impl Stamp {
 }
 
 /// What is there now, for those who remove what is not needed any more.
-pub(super) struct Now {
+pub(super) struct Current {
     pub(super) stamp: Stamp,
     /// Whether the login would have been seen that is kept in a file.
     pub(super) has_seen_file: bool,
@@ -135,7 +135,7 @@ pub(super) struct Now {
     pub(super) has_seen_keyring: bool,
 }
 
-impl Now {
+impl Current {
     /// A record that could be nowhere else.
     pub(super) fn all(stamp: Stamp) -> Self {
         Self { stamp, has_seen_file: true, has_seen_keyring: true }
@@ -173,7 +173,7 @@ impl Journals<'_> {
     pub(super) fn reserve(
         &self,
         stamp: Stamp,
-        now: &Now,
+        now: &Current,
         tasks: Tasks,
     ) -> Result<Box<dyn Journal>, StoreError> {
         self.sweep(now)?;
@@ -190,7 +190,7 @@ impl Journals<'_> {
         let page = note.page().map_err(|what| file::unavailable(&path, what))?;
         let file = begin(&path, &page).map_err(|error| file::refused(&path, &error))?;
         let bound_to = self.bound_to(note_of(&page));
-        let held = Held { path, file, key, bound_to };
+        let held = LockedJournal { path, file, key, bound_to };
         Ok(Box::new(Reserved { held: Arc::new(held), tasks }))
     }
 
@@ -225,7 +225,7 @@ impl Journals<'_> {
 
     /// Removes those that nobody writes into and nobody needs: of another generation than the one that the record is
     /// of now, or of another claim on it and without an answer. The caller holds the lock of the folder.
-    pub(super) fn sweep(&self, now: &Now) -> Result<(), StoreError> {
+    pub(super) fn sweep(&self, now: &Current) -> Result<(), StoreError> {
         for path in self.paths()? {
             let free = is_free(&path)?;
             let Some(bytes) = file::read(&path)? else { continue };
@@ -245,7 +245,7 @@ impl Journals<'_> {
     pub(super) fn look_and_tidy(
         &self,
         stamp: &Stamp,
-        now: impl FnOnce() -> Result<Now, StoreError>,
+        now: impl FnOnce() -> Result<Current, StoreError>,
     ) -> Result<Left, StoreError> {
         let (left, untidy) = self.look(stamp)?;
         if untidy
@@ -258,7 +258,7 @@ impl Journals<'_> {
     }
 
     /// As [`Journals::sweep`], where nothing depends on it.
-    pub(super) fn sweep_after(&self, now: &Now) {
+    pub(super) fn sweep_after(&self, now: &Current) {
         if let Err(error) = self.sweep(now) {
             tracing::warn!(%error, "journals that nobody needs could not be removed");
         }
@@ -303,7 +303,7 @@ impl Journals<'_> {
         let bound_to = self.bound_to(note_of(bytes));
         // One that was torn does not open.
         let opened = seal::open(sealed, &key, &bound_to).ok();
-        let kept = opened.and_then(|bytes| serde_json::from_slice::<Kept>(&bytes).ok());
+        let kept = opened.and_then(|bytes| serde_json::from_slice::<StoredAnswer>(&bytes).ok());
         Ok(kept.map(|kept| kept.redeemed()))
     }
 
@@ -372,11 +372,11 @@ fn is_free(path: &Path) -> Result<bool, StoreError> {
 }
 
 struct Reserved {
-    held: Arc<Held>,
+    held: Arc<LockedJournal>,
     tasks: Tasks,
 }
 
-struct Held {
+struct LockedJournal {
     path: PathBuf,
     /// Locked.
     file: File,
@@ -384,7 +384,7 @@ struct Held {
     bound_to: Vec<u8>,
 }
 
-impl Held {
+impl LockedJournal {
     fn keep(&self, answer: &[u8]) -> Result<(), StoreError> {
         let sealed = seal::seal(answer, &self.key, &self.bound_to);
         let line = sealed.map_err(|what| file::unavailable(&self.path, what))? + "\n";
@@ -398,7 +398,7 @@ impl Held {
 
 impl Journal for Reserved {
     fn keep(&self, redeemed: &Redeemed) -> BoxFuture<'_, Result<(), StoreError>> {
-        let answer = Kept::of(redeemed).and_then(|kept| json(&kept));
+        let answer = StoredAnswer::of(redeemed).and_then(|kept| json(&kept));
         async move {
             let held = Arc::clone(&self.held);
             let answer = answer.map_err(|what| file::unavailable(&held.path, what))?;
@@ -470,9 +470,9 @@ fn answer_of(bytes: &[u8]) -> Option<&str> {
 
 /// An answer as it is written down.
 #[derive(Serialize, Deserialize)]
-struct Kept {
+struct StoredAnswer {
     kind: Kind,
-    tokens: Written,
+    tokens: StoredTokens,
     lifetime: Option<Duration>,
     #[serde(with = "moment")]
     forced_at: Option<OffsetDateTime>,
@@ -486,7 +486,7 @@ enum Kind {
     OAuth,
 }
 
-impl Kept {
+impl StoredAnswer {
     fn of(redeemed: &Redeemed) -> Result<Self, String> {
         let (kind, set) = match &redeemed.login {
             Login::ChatGpt(set) => (Kind::ChatGpt, set),
@@ -494,7 +494,7 @@ impl Kept {
             _ => return Err("a login of this kind does not rotate".to_owned()),
         };
         let (lifetime, forced_at) = (redeemed.lifetime, redeemed.forced_at);
-        Ok(Self { kind, tokens: Written::of(set), lifetime, forced_at })
+        Ok(Self { kind, tokens: StoredTokens::of(set), lifetime, forced_at })
     }
 
     fn redeemed(&self) -> Redeemed {

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 
 use super::record::moment;
 use super::{StoreError, file};
-use crate::access::{PassName, Reach, Record};
+use crate::access::{PassName, PassRecord, Reach};
 use crate::secret::Fingerprint;
 
 /// The file of all passes of one user.
@@ -42,13 +42,13 @@ impl PassFile {
     /// # Errors
     ///
     /// [`StoreError`] for a file that cannot be read, is not ours, or makes no sense.
-    pub fn read(&self) -> Result<Vec<Record>, StoreError> {
+    pub fn read(&self) -> Result<Vec<PassRecord>, StoreError> {
         let path = self.path();
         let Some(bytes) = file::read(&path)? else { return Ok(Vec::new()) };
         let corrupt = |what: String| file::corrupt(&path, what);
-        let written: Written =
+        let list: PassList =
             serde_json::from_slice(&bytes).map_err(|error| corrupt(error.to_string()))?;
-        written.passes.into_iter().map(|entry| entry.record().map_err(&corrupt)).collect()
+        list.passes.into_iter().map(|entry| entry.record().map_err(&corrupt)).collect()
     }
 
     /// Adds a pass. One of the same name that counts no more at `now` makes room for it. Whether it was added: not
@@ -57,8 +57,8 @@ impl PassFile {
     /// # Errors
     ///
     /// [`StoreError`]; then nothing was changed.
-    pub fn add(&self, record: Record, now: OffsetDateTime) -> Result<bool, StoreError> {
-        let counts = |known: &Record| {
+    pub fn add(&self, record: PassRecord, now: OffsetDateTime) -> Result<bool, StoreError> {
+        let counts = |known: &PassRecord| {
             known.name == record.name && !known.has_expired(now) && !known.is_used_up()
         };
         self.change(|records| {
@@ -91,7 +91,7 @@ impl PassFile {
     /// # Errors
     ///
     /// [`StoreError`]; then nothing was changed.
-    pub fn count(&self, used: &[(Fingerprint, u64)]) -> Result<Vec<Record>, StoreError> {
+    pub fn count(&self, used: &[(Fingerprint, u64)]) -> Result<Vec<PassRecord>, StoreError> {
         let counted = self.change(|records| {
             for (digest, count) in used {
                 for record in records.iter_mut().filter(|record| record.digest == *digest) {
@@ -105,8 +105,8 @@ impl PassFile {
     /// Changes the file in one step, with all other processes kept out.
     fn change<T>(
         &self,
-        change: impl FnOnce(&mut Vec<Record>) -> T,
-    ) -> Result<(Vec<Record>, T), StoreError> {
+        change: impl FnOnce(&mut Vec<PassRecord>) -> T,
+    ) -> Result<(Vec<PassRecord>, T), StoreError> {
         self.make_folder()?;
         let _ours = file::lock_folder(&self.folder, LOCK_LIMIT)?;
         file::sweep(&self.folder, &[FRESH]);
@@ -114,8 +114,8 @@ impl PassFile {
         let mut records = before.clone();
         let outcome = change(&mut records);
         if records != before {
-            let written = Written { passes: records.iter().map(Entry::of).collect() };
-            let json = serde_json::to_vec_pretty(&written)
+            let list = PassList { passes: records.iter().map(StoredPass::of).collect() };
+            let json = serde_json::to_vec_pretty(&list)
                 .map_err(|error| file::corrupt(&self.path(), error.to_string()))?;
             file::replace(&self.path(), FRESH, &json)?;
         }
@@ -132,14 +132,14 @@ const LOCK_LIMIT: Duration = Duration::from_secs(10);
 /// The file. What it does not know is a mistake: a limit that is passed over would let somebody in.
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
-    passes: Vec<Entry>,
+struct PassList {
+    passes: Vec<StoredPass>,
 }
 
 /// One pass in it.
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct Entry {
+struct StoredPass {
     name: String,
     sha256: String,
     /// Null for all.
@@ -154,17 +154,18 @@ struct Entry {
     used: u64,
 }
 
-impl Entry {
-    fn of(record: &Record) -> Self {
-        let Record { name, digest, reach, created, expires, max_requests, used } = record.clone();
+impl StoredPass {
+    fn of(record: &PassRecord) -> Self {
+        let PassRecord { name, digest, reach, created, expires, max_requests, used } =
+            record.clone();
         let Reach { rules, tunnel, allow_private } = reach;
         let (name, sha256, created) = (name.to_string(), digest.to_hex(), Some(created));
         Self { name, sha256, rules, tunnel, allow_private, created, expires, max_requests, used }
     }
 
-    fn record(self) -> Result<Record, String> {
+    fn record(self) -> Result<PassRecord, String> {
         let Self { name, sha256, rules, tunnel, allow_private, .. } = self;
-        Ok(Record {
+        Ok(PassRecord {
             name: name.parse().map_err(|bad| format!("a pass is called `{name}`: {bad}"))?,
             digest: Fingerprint::from_hex(&sha256)
                 .ok_or_else(|| format!("the `sha256` of `{name}` is none"))?,
@@ -186,8 +187,8 @@ mod tests {
 
     const NOW: OffsetDateTime = datetime!(2026-11-29 12:00 UTC);
 
-    fn record(name: &str) -> Record {
-        Record {
+    fn record(name: &str) -> PassRecord {
+        PassRecord {
             name: name.parse().unwrap(),
             digest: Secret::new(format!("vkp_{name}")).fingerprint(),
             reach: Reach {
@@ -209,7 +210,7 @@ mod tests {
         assert_eq!(passes.read().unwrap(), []);
         assert!(!folder.path().join("passes").exists(), "reading makes nothing");
         assert!(passes.add(record("a"), NOW).unwrap() && passes.add(record("b"), NOW).unwrap());
-        assert!(!passes.add(Record { max_requests: None, ..record("a") }, NOW).unwrap());
+        assert!(!passes.add(PassRecord { max_requests: None, ..record("a") }, NOW).unwrap());
         assert_eq!(passes.read().unwrap(), [record("a"), record("b")]);
         let text = std::fs::read_to_string(passes.path()).unwrap();
         assert!(!text.contains("vkp_"), "{text}");
@@ -225,7 +226,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let passes = PassFile::new(folder.path().join("passes"));
         passes.add(record("a"), NOW).unwrap();
-        let another = Record { digest: Secret::new("vkp_2").fingerprint(), ..record("a") };
+        let another = PassRecord { digest: Secret::new("vkp_2").fingerprint(), ..record("a") };
         assert!(!passes.add(another.clone(), NOW).unwrap());
         passes.count(&[(record("a").digest, 2)]).unwrap();
         assert!(passes.add(another, NOW).unwrap(), "the first is used up");

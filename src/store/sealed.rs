@@ -13,14 +13,14 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch::Receiver;
 
-use super::journal::{Journal, Journals, Left, Now, Stamp};
+use super::journal::{Current, Journal, Journals, Left, Stamp};
 use super::keyring::Keyring;
 use super::watch::Watch;
 use super::{Cas, Header, Record, RecordStore, StoreError, Version, file, journal};
 use crate::credential::{CredentialName, Keep, Login};
 use crate::secret::Fingerprint;
 use crate::tasks::Tasks;
-use form::{Form, Kept};
+use form::{Form, LoginFile};
 
 /// The login of one credential, in a folder that holds those of all.
 ///
@@ -140,10 +140,10 @@ impl Place {
     }
 
     /// What the file holds, still sealed, and its version.
-    fn load(&self) -> Result<(Version, Option<Kept>), StoreError> {
+    fn load(&self) -> Result<(Version, Option<LoginFile>), StoreError> {
         let path = self.path();
         let bytes = file::read(&path)?;
-        let kept = bytes.as_ref().map(|bytes| Kept::parse(bytes)).transpose();
+        let kept = bytes.as_ref().map(|bytes| LoginFile::parse(bytes)).transpose();
         let kept = kept.map_err(|what| file::corrupt(&path, what))?;
         Ok((version(bytes.as_deref()), kept))
     }
@@ -161,7 +161,7 @@ impl Place {
     }
 
     /// The login in the file. A key that cannot be had is an error, and never a missing login.
-    fn open(&self, kept: &Kept) -> Result<Option<Login>, StoreError> {
+    fn open(&self, kept: &LoginFile) -> Result<Option<Login>, StoreError> {
         let key = match kept.form() {
             Some(Form::Sealed) => Some(key::find(&self.keyring)?.ok_or_else(|| {
                 let what = "the key that it is sealed with is no longer in the keyring";
@@ -177,8 +177,8 @@ impl Place {
         StoreError::Corrupt { place, what, is_replaceable: true }
     }
 
-    fn now(&self) -> Result<Now, StoreError> {
-        self.read().map(|found| Now::all(Stamp::of(&found.record)))
+    fn now(&self) -> Result<Current, StoreError> {
+        self.read().map(|found| Current::all(Stamp::of(&found.record)))
     }
 
     fn journals(&self) -> Journals<'_> {
@@ -231,7 +231,7 @@ impl Place {
         };
         let record = Record { header, login };
         self.write(&record, form)?;
-        self.journals().sweep_after(&Now::all(Stamp::of(&record)));
+        self.journals().sweep_after(&Current::all(Stamp::of(&record)));
         Ok(())
     }
 
@@ -266,7 +266,7 @@ impl Place {
             _ => None,
         };
         let unfit = |what| StoreError::Denied { place: path.display().to_string(), what };
-        let kept = Kept::of(record, &self.name, key.as_ref()).map_err(unfit)?;
+        let kept = LoginFile::of(record, &self.name, key.as_ref()).map_err(unfit)?;
         let bytes = kept.to_bytes().map_err(unfit)?;
         file::replace(&path, FRESH, &bytes)?;
         *self.form() = kept.form();

@@ -20,7 +20,7 @@ use super::forbidden::Forbidden;
 use super::held::{Held, Kept, Ready};
 use super::rotation::{Rotation, Want, tokens_of};
 use super::{Enforced, Parts, State, Status, TokenError, Whose};
-use crate::audit::{Audit, Turn};
+use crate::audit::{Audit, CredentialEvent};
 use crate::clock::Clock;
 use crate::credential::{Credential, CredentialName, Login, LoginKind};
 use crate::oauth::{Issuer, Reason, refresh, wire};
@@ -296,7 +296,7 @@ impl Rotating {
     }
 
     pub(super) fn logged_out(&self) {
-        self.audit.credential(&self.name, Turn::Logout, Some("by_a_client"));
+        self.audit.credential(&self.name, CredentialEvent::Logout, Some("by_a_client"));
         let mut gate = self.gate();
         let held = self.held.load_full();
         gate.dropped = held.ready().and_then(Ready::fingerprint);
@@ -392,7 +392,7 @@ impl Rotating {
         if let Some(code) = held.death()
             && self.held.load().death().is_none()
         {
-            self.audit.credential(&self.name, Turn::Dead, Some(code));
+            self.audit.credential(&self.name, CredentialEvent::Dead, Some(code));
         }
         self.held.store(Arc::new(held));
         self.kind.send_if_modified(|known| std::mem::replace(known, kind) != kind);
@@ -405,7 +405,7 @@ impl Rotating {
             }
         });
         if moved && begins {
-            self.audit.credential(&self.name, Turn::Forbidden, None);
+            self.audit.credential(&self.name, CredentialEvent::Forbidden, None);
             self.forbidden.forbid();
         }
     }
@@ -436,7 +436,7 @@ impl Rotating {
         };
         match remove_login_if(&*self.store, is_forbidden).await {
             Ok(()) => {
-                self.audit.credential(&self.name, Turn::Deleted, None);
+                self.audit.credential(&self.name, CredentialEvent::Deleted, None);
                 tracing::warn!(credential = %self.name, "a login that is not allowed was deleted")
             }
             Err(error) => {

@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use valetkey::access::{Reach, Record};
+use valetkey::access::{PassRecord, Reach};
 use valetkey::limits::Limits;
 use valetkey::sandbox::Settings;
 use valetkey::sandbox::client::{self, HTTP1, HTTP2, Visit};
@@ -20,8 +20,8 @@ use super::wire::{PING, SETTINGS, Wire, frame};
 
 const PASS: &str = "vkp_of-a-test";
 
-fn record() -> Record {
-    Record {
+fn record() -> PassRecord {
+    PassRecord {
         name: "ci".parse().unwrap(),
         digest: Secret::new(PASS).fingerprint(),
         reach: Reach::default(),

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
-use valetkey::access::{self, Reach, Record};
+use valetkey::access::{self, PassRecord, Reach};
 use valetkey::limits::Limits;
 use valetkey::proxy::{Door, Socket};
 use valetkey::sandbox::client::{self, Client, HTTP1, HTTP2, Refused, Visit};
@@ -25,8 +25,8 @@ use super::support::{CHATGPT, CODEX, EXAMPLE, OTHER, Options, Scene, refusal, wi
 use super::websocket::{extended_connect, http2};
 
 /// A pass that anybody may make up, in the way that it is kept.
-fn record(pass: &str) -> Record {
-    Record {
+fn record(pass: &str) -> PassRecord {
+    PassRecord {
         name: "ci".parse().unwrap(),
         digest: Secret::new(pass).fingerprint(),
         reach: Reach::default(),
@@ -136,7 +136,7 @@ async fn it_reaches_its_rules_and_nothing_else() {
     scene.world.api().require_login(true);
     let (_, stranger) = scene.strict().await;
     let client = stranger.showing(basic(PASS));
-    let own = |reach: Reach| scene.passes.replace(vec![Record { reach, ..record(PASS) }], &[]);
+    let own = |reach: Reach| scene.passes.replace(vec![PassRecord { reach, ..record(PASS) }], &[]);
     let some = |names: &[&str]| Some(names.iter().map(|&name| name.to_owned()).collect());
     let get = async |target, path: &str| {
         client.get(Visit::to(target, HTTP1), path).await.map(|answer| answer.status().as_u16())
@@ -188,12 +188,12 @@ async fn plain_http_is_of_other_hosts_too() {
     let url = format!("http://{}/x", reached.local_addr().unwrap());
     for (tunnel, code) in [(false, "target_forbidden"), (true, "target_forbidden")] {
         let reach = Reach { tunnel, ..Reach::default() };
-        scene.passes.replace(vec![Record { reach, ..record(PASS) }], &[]);
+        scene.passes.replace(vec![PassRecord { reach, ..record(PASS) }], &[]);
         let answer = ask(url.clone()).await;
         assert!(answer.contains(&format!("x-valetkey-error: {code}")), "{answer}");
     }
     let reach = Reach { tunnel: true, allow_private: true, ..Reach::default() };
-    scene.passes.replace(vec![Record { reach, ..record(PASS) }], &[]);
+    scene.passes.replace(vec![PassRecord { reach, ..record(PASS) }], &[]);
     let serving = async {
         let (mut stream, _) = reached.accept().await.unwrap();
         let mut head = vec![0; 4096];
@@ -220,8 +220,8 @@ async fn all_that_goes_on_under_it_ends_with_it() {
     let scene = Scene::usual().await;
     let (_, stranger) = scene.strict().await;
     let reach = Reach { rules: None, tunnel: true, allow_private: true };
-    let all = Record { reach, ..record(PASS) };
-    let other = Record { name: "other".parse().unwrap(), ..record("vkp_other") };
+    let all = PassRecord { reach, ..record(PASS) };
+    let other = PassRecord { name: "other".parse().unwrap(), ..record("vkp_other") };
     scene.passes.replace(vec![all, other.clone()], &[]);
     let client = stranger.showing(basic(PASS));
 
@@ -285,7 +285,7 @@ async fn a_response_in_plain_http_ends_with_it() {
     let scene = Scene::usual().await;
     let (address, _) = scene.strict().await;
     let reach = Reach { rules: None, tunnel: true, allow_private: true };
-    scene.passes.replace(vec![Record { reach, ..record(PASS) }], &[]);
+    scene.passes.replace(vec![PassRecord { reach, ..record(PASS) }], &[]);
     let reached = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let host = reached.local_addr().unwrap();
     let shown = basic(PASS).to_str().unwrap().to_owned();
@@ -347,7 +347,7 @@ async fn no_way_leads_back_into_the_proxy() {
     let scene = Scene::usual().await;
     let (_, stranger) = scene.strict().await;
     let reach = Reach { rules: Some(Vec::new()), tunnel: true, allow_private: true };
-    scene.passes.replace(vec![Record { reach, ..record(PASS) }], &[]);
+    scene.passes.replace(vec![PassRecord { reach, ..record(PASS) }], &[]);
     let client = stranger.showing(basic(PASS));
     let wide = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
     let port = wide.local_addr().unwrap().port();
@@ -364,7 +364,7 @@ async fn it_counts_so_long_and_so_often() {
     let (_, stranger) = scene.strict().await;
     let client = stranger.showing(basic(PASS));
     let expires = Some(scene.clock.now() + time::Duration::hours(1));
-    scene.passes.replace(vec![Record { expires, max_requests: Some(3), ..record(PASS) }], &[]);
+    scene.passes.replace(vec![PassRecord { expires, max_requests: Some(3), ..record(PASS) }], &[]);
     let mut connection = client.open(Visit::to(CHATGPT, HTTP2)).await.unwrap();
     let mut get = async || connection.get(&format!("{CODEX}/models")).await.unwrap();
     for _ in 0..2 {
@@ -378,7 +378,7 @@ async fn it_counts_so_long_and_so_often() {
     assert!(said.contains("as many requests as it was made for"), "{said}");
     assert_eq!(scene.world.api().seen().len(), 3);
 
-    scene.passes.replace(vec![Record { expires, ..record(PASS) }], &[]);
+    scene.passes.replace(vec![PassRecord { expires, ..record(PASS) }], &[]);
     let mut connection = client.open(Visit::to(CHATGPT, HTTP2)).await.unwrap();
     scene.clock.advance(time::Duration::HOUR);
     // Also in a tunnel that was opened before.

@@ -13,7 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use valetkey::access::{Passes, Record};
+use valetkey::access::{PassRecord, Passes};
 use valetkey::clock::Clock;
 use valetkey::config::env::Environment;
 use valetkey::config::{Config, CredentialKind, Overrides, SourceSpec};
@@ -73,7 +73,7 @@ pub(crate) struct Scene {
     /// Who is let in with what.
     pub(crate) passes: Arc<Passes>,
     /// What the proxy finds in the place of the passes when it looks next.
-    pub(crate) kept_passes: Arc<Mutex<Option<Vec<Record>>>>,
+    pub(crate) kept_passes: Arc<Mutex<Option<Vec<PassRecord>>>>,
     /// How often it has looked.
     pub(crate) looks: Arc<AtomicUsize>,
     /// What the owner of the machine allows.
@@ -124,7 +124,7 @@ impl Scene {
         let allowed = Enforced { policy: policy.subscribe(), deletes: true };
         let tokens = tokens(&config, &clock, &upstream, &(refreshes.clone(), allowed)).await;
         let (passes, kept_passes) = (Arc::new(Passes::default()), Arc::default());
-        let kept_passes: Arc<Mutex<Option<Vec<Record>>>> = kept_passes;
+        let kept_passes: Arc<Mutex<Option<Vec<PassRecord>>>> = kept_passes;
         let looks = Arc::new(AtomicUsize::new(0));
         let proxy = Proxy::new(Parts {
             rules: config.rules,

@@ -1,7 +1,7 @@
 //! Where clients are heard, who is let in there, and what would keep one out.
 
 use super::report::{Check, Report};
-use crate::access::Record;
+use crate::access::PassRecord;
 use crate::cli::passes;
 use crate::clock::Clock;
 use crate::config::{Config, Listener};
@@ -16,7 +16,7 @@ pub(super) fn examine(config: &Config, report: &mut Report) {
         }
     };
     let now = Clock::system().now();
-    let counts = |record: &&Record| !record.has_expired(now) && !record.is_used_up();
+    let counts = |record: &&PassRecord| !record.has_expired(now) && !record.is_used_up();
     let counting = records.iter().filter(counts).count();
     if !records.is_empty() {
         let sentence = format!("{counting} of {} count", records.len());

@@ -33,7 +33,7 @@ impl Spot {
 }
 
 /// What is in a place.
-pub(super) struct Held {
+pub(super) struct CachedLogin {
     pub(super) bytes: Zeroizing<Vec<u8>>,
     pub(super) members: AuthJson,
     pub(super) login: Option<Login>,
@@ -47,7 +47,7 @@ pub(super) struct Trouble {
 }
 
 /// What a look at a place brought; a place that is not looked at holds nothing.
-pub(super) type Look = Result<Option<Held>, Trouble>;
+pub(super) type Look = Result<Option<CachedLogin>, Trouble>;
 
 /// What is known of the bytes in a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -263,7 +263,7 @@ impl Cache {
 
     /// Removes the older of two copies, if it is still the one that was read. Whether it could be is
     /// nothing that anything depends on.
-    pub(super) fn remove_stale(&self, spot: Spot, read: &Held) -> Option<Mark> {
+    pub(super) fn remove_stale(&self, spot: Spot, read: &CachedLogin) -> Option<Mark> {
         let remove = || -> Result<bool, StoreError> {
             let _locks = self.lock(spot)?;
             if self.bytes(spot)?.as_ref() != Some(&read.bytes) {
@@ -290,10 +290,10 @@ impl Cache {
     }
 }
 
-fn parse(bytes: Zeroizing<Vec<u8>>) -> Result<Held, String> {
+fn parse(bytes: Zeroizing<Vec<u8>>) -> Result<CachedLogin, String> {
     let members = AuthJson::parse(&bytes)?;
     let login = members.login()?;
-    Ok(Held { bytes, members, login })
+    Ok(CachedLogin { bytes, members, login })
 }
 
 /// What Codex names its entries by.

@@ -2,7 +2,7 @@
 
 use super::super::record::fingerprint;
 use super::super::{Header, StoreError, Version};
-use super::cache::{Held, Look, Spot, choose};
+use super::cache::{CachedLogin, Look, Spot, choose};
 use crate::credential::Login;
 
 /// Everything that is kept, as it was found.
@@ -25,7 +25,7 @@ impl Found {
         }
     }
 
-    pub(super) fn held(&self, spot: Spot) -> Option<&Held> {
+    pub(super) fn held(&self, spot: Spot) -> Option<&CachedLogin> {
         self.look(spot).as_ref().ok().and_then(Option::as_ref)
     }
 

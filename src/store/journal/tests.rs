@@ -36,11 +36,11 @@ impl Scene {
     }
 
     fn reserve(&self, stamp: &Stamp) -> Box<dyn Journal> {
-        self.journals().reserve(stamp.clone(), &Now::all(stamp.clone()), Tasks::new()).unwrap()
+        self.journals().reserve(stamp.clone(), &Current::all(stamp.clone()), Tasks::new()).unwrap()
     }
 
     fn left(&self, stamp: &Stamp) -> Left {
-        self.journals().look_and_tidy(stamp, || Ok(Now::all(stamp.clone()))).unwrap()
+        self.journals().look_and_tidy(stamp, || Ok(Current::all(stamp.clone()))).unwrap()
     }
 
     fn files(&self) -> usize {
@@ -182,7 +182,7 @@ async fn sweeps_what_is_superseded_and_nothing_that_is_held_or_of_others() {
         Stamp { owner: "b".to_owned(), ..Stamp::of(&redeemed("r1").over(&record("a").header)) };
     let neighbour = scene
         .named("work.more")
-        .reserve(old.clone(), &Now::all(old.clone()), Tasks::new())
+        .reserve(old.clone(), &Current::all(old.clone()), Tasks::new())
         .unwrap();
     drop(neighbour);
     std::fs::write(scene.journals().path("c"), "garbage").unwrap();
@@ -237,9 +237,9 @@ async fn an_answer_is_not_swept_by_somebody_who_has_slept() {
     let journal = scene.reserve(&now);
     journal.keep(&redeemed("r2")).await.unwrap();
     drop(journal);
-    let left = scene.journals().look_and_tidy(&old, || Ok(Now::all(now.clone()))).unwrap();
+    let left = scene.journals().look_and_tidy(&old, || Ok(Current::all(now.clone()))).unwrap();
     assert_eq!(word(left), "nothing");
-    let late = scene.journals().reserve(old, &Now::all(now.clone()), Tasks::new()).unwrap();
+    let late = scene.journals().reserve(old, &Current::all(now.clone()), Tasks::new()).unwrap();
     assert_eq!(word(scene.left(&now)), "r2");
     drop(late);
 }
@@ -256,12 +256,18 @@ async fn what_cannot_be_read_is_never_taken_for_nothing() {
     assert!(matches!(error, StoreError::Locked { .. }), "{error}");
     // Nor is anything reserved that could not be sealed.
     assert!(
-        scene.journals().reserve(stamp.clone(), &Now::all(stamp.clone()), Tasks::new()).is_err()
+        scene
+            .journals()
+            .reserve(stamp.clone(), &Current::all(stamp.clone()), Tasks::new())
+            .is_err()
     );
     scene.ring.be(Mood::Willing);
     // Nor over an answer that is there.
     assert!(
-        scene.journals().reserve(stamp.clone(), &Now::all(stamp.clone()), Tasks::new()).is_err()
+        scene
+            .journals()
+            .reserve(stamp.clone(), &Current::all(stamp.clone()), Tasks::new())
+            .is_err()
     );
     assert_eq!(word(scene.left(&stamp)), "r1");
     // A link is no journal of ours.

@@ -19,10 +19,10 @@ pub(super) enum Form {
 
 /// What the file holds. At most one of `login` and `sealed` is there; neither after a logout.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Kept {
+pub(super) struct LoginFile {
     pub(super) header: Header,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    login: Option<Written>,
+    login: Option<StoredTokens>,
     /// Nonce and sealed login, in Base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     sealed: Option<String>,
@@ -30,7 +30,7 @@ pub(super) struct Kept {
 
 /// Tokens as they are written down. Wiped on drop.
 #[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
-pub(in crate::store) struct Written {
+pub(in crate::store) struct StoredTokens {
     access: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     refresh: Option<String>,
@@ -43,7 +43,7 @@ pub(in crate::store) struct Written {
     last_refresh: Option<OffsetDateTime>,
 }
 
-impl Kept {
+impl LoginFile {
     /// What a file's bytes say.
     ///
     /// # Errors
@@ -73,7 +73,7 @@ impl Kept {
         let header = record.header.clone();
         let login = match &record.login {
             None => None,
-            Some(Login::OAuth(set)) => Some(Written::of(set)),
+            Some(Login::OAuth(set)) => Some(StoredTokens::of(set)),
             Some(_) => return Err("a login of this kind is not kept here".to_owned()),
         };
         let (login, sealed) = match (login, key) {
@@ -109,9 +109,9 @@ impl Kept {
             (Some(login), ..) => Login::OAuth(login.to_set()),
             (None, Some(sealed), Some(key)) => {
                 let bytes = open(sealed, key, &bound_to(name, &self.header))?;
-                let written: Written = serde_json::from_slice(&bytes)
+                let tokens: StoredTokens = serde_json::from_slice(&bytes)
                     .map_err(|_| "what was sealed is no login".to_owned())?;
-                Login::OAuth(written.to_set())
+                Login::OAuth(tokens.to_set())
             }
             (None, Some(_), None) => return Err("it is sealed".to_owned()),
         };
@@ -127,7 +127,7 @@ impl Kept {
     }
 }
 
-impl Written {
+impl StoredTokens {
     pub(in crate::store) fn of(set: &TokenSet) -> Self {
         let text = |secret: &Secret| secret.expose().to_owned();
         Self {

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::{READ_INTERVAL, Rotating};
-use crate::audit::Turn;
+use crate::audit::CredentialEvent;
 use crate::fault;
 use crate::oauth::Reason;
 use crate::store::{Phase, StoreError};
@@ -104,7 +104,7 @@ impl Rotating {
 
     async fn fly(self: Arc<Self>, want: Want, landing: watch::Sender<Landing>) {
         fault::point("refreshing");
-        self.audit.credential(&self.name, Turn::RefreshBegun, None);
+        self.audit.credential(&self.name, CredentialEvent::RefreshBegun, None);
         let outcome = self.rotation.refresh(&want).await;
         self.write_down_outcome(&outcome);
         if want.reason == Reason::Unauthorized
@@ -140,15 +140,15 @@ impl Rotating {
     }
 
     fn write_down_outcome(&self, outcome: &Result<Outcome, StoreError>) {
-        let (turn, detail) = match outcome {
-            Ok(Outcome::Redeemed(_)) => (Turn::RefreshEnded, "redeemed"),
+        let (event, detail) = match outcome {
+            Ok(Outcome::Redeemed(_)) => (CredentialEvent::RefreshEnded, "redeemed"),
             Ok(Outcome::Found(record)) if matches!(record.header.phase, Phase::Dead(_)) => return,
-            Ok(Outcome::Found(_)) => (Turn::RefreshEnded, "found"),
-            Ok(Outcome::TooSoon) => (Turn::RefreshFailed, "too_soon"),
-            Ok(Outcome::Later(_)) => (Turn::RefreshFailed, "later"),
-            Err(_) => (Turn::RefreshFailed, "store"),
+            Ok(Outcome::Found(_)) => (CredentialEvent::RefreshEnded, "found"),
+            Ok(Outcome::TooSoon) => (CredentialEvent::RefreshFailed, "too_soon"),
+            Ok(Outcome::Later(_)) => (CredentialEvent::RefreshFailed, "later"),
+            Err(_) => (CredentialEvent::RefreshFailed, "store"),
         };
-        self.audit.credential(&self.name, turn, Some(detail));
+        self.audit.credential(&self.name, event, Some(detail));
     }
 
     /// Saves a new set and holds it. Where saving takes long it is held, and all who wait have it,
