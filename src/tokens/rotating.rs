@@ -56,7 +56,7 @@ pub(super) struct Rotating {
     _watch: DropGuard,
 }
 
-/// What decides whether a refresh starts.
+/// What is changed together with what is held, and what decides whether a refresh starts.
 #[derive(Default)]
 struct Gate {
     /// The refresh in the air, until its sender is gone.
@@ -75,8 +75,8 @@ struct Gate {
     dropped: Option<Fingerprint>,
     /// The access token whose successor is held and not saved yet.
     outlived: Option<Fingerprint>,
-    /// How many sets a refresh has brought: a read begun before one is older than it.
-    landed: u64,
+    /// How many records were adopted otherwise than by a read: a read begun before one is older than it.
+    adopted: u64,
 }
 
 impl Rotating {
@@ -167,7 +167,7 @@ impl Rotating {
         if self.gate().muted.contains(rule) {
             return Ok(None);
         }
-        self.landed().await;
+        self.wait_for_flight().await;
         let mut held = self.held.load_full();
         let is_refused = |held: &Held| held.ready().is_some_and(|it| it.is(refused));
         if is_refused(&held) {
@@ -272,7 +272,7 @@ impl Rotating {
         whose: Whose,
     ) -> Result<Bytes, TokenError> {
         // A set that is being replaced must not be handed out: the client would save it over the new one.
-        self.landed().await;
+        self.wait_for_flight().await;
         let held = self.held.load_full();
         if whose == Whose::Current
             && !self.was_forced_lately()
@@ -322,10 +322,10 @@ impl Rotating {
         }
         *last = Some(now);
         loop {
-            let landed = self.gate().landed;
+            let adopted = self.gate().adopted;
             let read = self.store.get().await;
             let gate = self.gate();
-            if gate.landed != landed {
+            if gate.adopted != adopted {
                 continue;
             }
             match read {
@@ -344,10 +344,10 @@ impl Rotating {
         }
     }
 
-    /// Holds what a refresh has brought.
+    /// Holds a record that did not come from a read: what a refresh has brought or found, or whom a token speaks for.
     fn adopt(&self, record: &Record, received: Option<Received>) {
         let mut gate = self.gate();
-        gate.landed += 1;
+        gate.adopted += 1;
         gate.store_failures = 0;
         self.adopt_within(gate, record, received);
     }

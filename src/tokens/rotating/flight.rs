@@ -68,7 +68,7 @@ impl Rotating {
     }
 
     /// Waits for the refresh in the air, where there is one. How it ended is in what is held.
-    pub(super) async fn landed(&self) {
+    pub(super) async fn wait_for_flight(&self) {
         let flight = self.gate().flight.clone();
         if let Some(mut flight) = flight {
             // The sender is dropped when it has landed long ago.
@@ -112,7 +112,7 @@ impl Rotating {
         {
             self.gate().forced = Some(self.clock.instant());
         }
-        let landed = match outcome {
+        let ended = match outcome {
             Ok(Outcome::Found(record)) => {
                 self.adopt(&record, None);
                 Ok(())
@@ -133,7 +133,7 @@ impl Rotating {
                 Err(self.keep_quiet(self.store_pause(), error, want.good))
             }
         };
-        landing.send_replace(Some(landed));
+        landing.send_replace(Some(ended));
         drop(landing);
         // Somebody may have written between what we hold and our holding it.
         self.read(Duration::ZERO).await;
