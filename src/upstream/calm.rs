@@ -9,8 +9,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-/// Counts the frames that only want an answer, PING and SETTINGS, which h2 answers for ever. When there are more than
-/// anybody needs, h2 is given a flood of the kind that it ends by itself: a head of more CONTINUATION frames than it
+/// Counts the frames that carry nothing of a message, such as PING and SETTINGS, which h2 answers for ever. When there are more
+/// than anybody needs, h2 is given a flood of the kind that it ends by itself: a head of more CONTINUATION frames than it
 /// takes. So it says ENHANCE_YOUR_CALM to the peer, in the form and at the place that is right.
 pub struct Calm<S> {
     stream: S,
@@ -18,8 +18,8 @@ pub struct Calm<S> {
     left: usize,
     /// The head of the next frame, as far as it has come.
     head: Vec<u8>,
-    /// Frames that want an answer.
-    questions: u64,
+    /// What the frames have cost that carry nothing of a message, each its [`price`].
+    spent: u64,
     /// Bytes both ways, but for those frames.
     moved: u64,
     since: Instant,
@@ -61,7 +61,7 @@ impl<S> Calm<S> {
             stream,
             left: 0,
             head: Vec::with_capacity(HEAD),
-            questions: 0,
+            spent: 0,
             moved: 0,
             since: Instant::now(),
             is_news: false,
@@ -98,15 +98,14 @@ impl<S> Calm<S> {
             let of_head = (HEAD - self.head.len()).min(come.len());
             self.head.extend_from_slice(&come[..of_head]);
             come = &come[of_head..];
-            if let [a, b, c, kind, flags, ..] = self.head[..]
+            if let [a, b, c, kind, ..] = self.head[..]
                 && self.head.len() == HEAD
             {
                 self.left = u32::from_be_bytes([0, a, b, c]) as usize;
                 self.is_news = [SETTINGS, GOAWAY].contains(&kind);
-                if [SETTINGS, PING].contains(&kind) && flags & ACK == 0 {
-                    self.questions += 1;
-                } else {
-                    self.moved += (HEAD + self.left) as u64;
+                match price(kind) {
+                    0 => self.moved += (HEAD + self.left) as u64,
+                    price => self.spent += price,
                 }
                 self.head.clear();
             }
@@ -114,11 +113,28 @@ impl<S> Calm<S> {
     }
 
     fn is_too_much(&self) -> bool {
-        let over = self.questions.saturating_sub(MOST_AT_ONCE + self.moved / BYTES_OF_A_QUESTION);
+        let allowed = MOST_AT_ONCE + self.moved / BYTES_OF_A_QUESTION;
+        let over = self.spent.saturating_sub(allowed * QUESTION);
         // The clock is not asked while it makes no difference.
-        over > 0 && over > self.since.elapsed().as_secs() * MOST_IN_A_SECOND
+        over > 0 && over > self.since.elapsed().as_secs() * MOST_IN_A_SECOND * QUESTION
     }
 }
+
+/// What a frame takes of what a peer may send that carries nothing of a message.
+const fn price(kind: u8) -> u64 {
+    match kind {
+        DATA | HEADERS | CONTINUATION => 0,
+        WINDOW_UPDATE => UPDATE,
+        _ => QUESTION,
+    }
+}
+
+/// A question, an answer that nobody has asked for, a stream given up, a kind that nobody knows.
+const QUESTION: u64 = 16;
+
+/// Two of them may answer each piece of content, of one byte even, by who gives the window of the stream and of the connection
+/// back at once: its frame of ten bytes allows so much.
+const UPDATE: u64 = 1;
 
 /// What h2 ends a connection for, whatever stream it is on.
 fn flood() -> Vec<u8> {
@@ -131,13 +147,13 @@ fn flood() -> Vec<u8> {
 const HEAD: usize = 9;
 const PREFACE: usize = 24;
 
-/// Kinds of frames, and a flag (RFC 9113 section 6).
+/// Kinds of frames (RFC 9113 section 6).
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
-const PING: u8 = 6;
 const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
-const ACK: u8 = 1;
 
 /// h2 takes a quarter more than fill the longest head that it may have, each full (0.4.20, `codec/framed_read.rs`): 80 for
 /// a MiB, which is the most that can be set.
@@ -226,6 +242,9 @@ mod tests {
 
     use super::*;
 
+    const PING: u8 = 6;
+    const ACK: u8 = 1;
+
     fn frame(kind: u8, flags: u8, len: u8) -> Vec<u8> {
         [&[0, 0, len, kind, flags, 0, 0, 0, 0][..], &vec![b'x'; usize::from(len)]].concat()
     }
@@ -245,11 +264,9 @@ mod tests {
     #[tokio::test]
     async fn a_flood_ends_between_two_frames() {
         let allowed = frame(PING, 0, 8).repeat(usize::try_from(MOST_AT_ONCE).unwrap());
-        let answers = frame(PING, ACK, 8).repeat(5000);
-        let useful = frame(0, 0, 200).repeat(200);
+        let useful = frame(DATA, 0, 200).repeat(200);
         for piece in [1, 7, 9, 17, 64, 100_000] {
             assert_eq!(read(&allowed, piece).await, allowed, "{piece}");
-            assert_eq!(read(&answers, piece).await, answers, "{piece}");
             let sent = [&allowed[..], &frame(PING, 0, 8), &frame(PING, 0, 8)].concat();
             let expected = [&allowed[..], &frame(PING, 0, 8), &flood()].concat();
             assert!(read(&sent, piece).await == expected, "{piece}");
@@ -259,12 +276,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn whatever_carries_nothing_is_counted() {
+        const RST_STREAM: u8 = 3;
+        for (kind, flags, len) in
+            [(SETTINGS, ACK, 0), (PING, ACK, 8), (RST_STREAM, 0, 4), (2, 0, 5), (99, 0, 3)]
+        {
+            let sent = frame(kind, flags, len).repeat(2 * usize::try_from(MOST_AT_ONCE).unwrap());
+            assert!(read(&sent, 1000).await.ends_with(&flood()), "{kind}");
+        }
+        let (window, content) = (frame(WINDOW_UPDATE, 0, 4), frame(DATA, 0, 1));
+        assert!(read(&window.repeat(20_000), 1000).await.ends_with(&flood()));
+        let each = [&content[..], &window, &window].concat().repeat(20_000);
+        assert!(read(&each, 1000).await == each, "they answer content");
+    }
+
+    #[tokio::test]
     async fn the_preface_is_no_frame() {
         let sent = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &frame(SETTINGS, 0, 0)].concat();
         let mut calm = Calm::of_client(&sent[..]);
         let mut read = Vec::new();
         calm.read_to_end(&mut read).await.unwrap();
-        assert_eq!((read, calm.questions, calm.moved), (sent, 1, 0));
+        assert_eq!((read, calm.spent, calm.moved), (sent, QUESTION, 0));
     }
 
     #[tokio::test]
