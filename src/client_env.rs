@@ -1,6 +1,8 @@
 //! The variables that a client program needs to go through the proxy and to trust it: one list for
 //! `run`, `env` and whoever sets a client up.
 
+mod before;
+mod git;
 mod java;
 mod proxy_url;
 mod wget;
@@ -10,7 +12,6 @@ use std::ffi::OsString;
 use std::fs::Permissions;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{self, Write as _};
-use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -56,9 +57,19 @@ const PROXIES: [&str; 7] = [
 const OF_ONE_PROGRAM: [&str; 4] =
     ["cargo_http_proxy", "npm_config_https_proxy", "pip_proxy", "pnpm_config_https_proxy"];
 
+fn of_one_program(env: &Environment) -> impl Iterator<Item = &str> {
+    env.names().filter(|name| OF_ONE_PROGRAM.contains(&name.to_ascii_lowercase().as_str()))
+}
+
 /// The three in which gcloud has its proxy where the user has named one for it: host, port and type.
 const GCLOUD_PROXY: [&str; 3] =
     ["CLOUDSDK_PROXY_ADDRESS", "CLOUDSDK_PROXY_PORT", "CLOUDSDK_PROXY_TYPE"];
+
+/// Variables of hosts that are reached without a proxy.
+const PAST: [&str; 3] = ["NO_PROXY", "no_grpc_proxy", "no_proxy"];
+
+/// Has Node look at the variables at all.
+const OF_NODE: &str = "NODE_USE_ENV_PROXY";
 
 /// Hosts that clients reach without the proxy, besides those of the user's own `NO_PROXY`.
 const LOCAL: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
@@ -106,7 +117,7 @@ impl ClientEnv {
     ///
     /// A variable that is set already keeps the certificates of its file: each distinct former value
     /// gets a file of its own. One that cannot be read is left out, with a warning in the log.
-    /// Several may write into one folder.
+    /// Where they are set already, they are made from what was there before. Several may write into one folder.
     ///
     /// # Errors
     ///
@@ -114,7 +125,7 @@ impl ClientEnv {
     pub fn write(facts: &Facts<'_>, env: &Environment, folder: Folder<'_>) -> io::Result<Self> {
         let mut set = BTreeMap::new();
         let mut files = Files { facts, folder, written: BTreeMap::new() };
-        let env = &folder.reached_by(env);
+        let env = &folder.reached_by(&before::restored(env));
         for name in REPLACING {
             set.insert(name.to_owned(), files.file(env.get(name).map(PathBuf::from), true)?);
         }
@@ -124,11 +135,10 @@ impl ClientEnv {
         for (name, proxy) in without_logins(env) {
             set.insert(name.to_owned(), proxy.into());
         }
-        let is_another = |name: &&str| OF_ONE_PROGRAM.contains(&name.to_ascii_lowercase().as_str());
-        for name in PROXIES.into_iter().chain(env.names().filter(is_another)) {
+        for name in PROXIES.into_iter().chain(of_one_program(env)) {
             set.insert(name.to_owned(), facts.proxy.as_str().into());
         }
-        set.extend(for_git(&facts.proxy, env));
+        set.extend(git::setting(&facts.proxy, env));
         if env.get(GCLOUD_PROXY[0]).is_some() {
             let port = facts.proxy.port().to_string();
             let values = [facts.proxy.host(), &port, "http"];
@@ -137,18 +147,19 @@ impl ClientEnv {
             );
         }
         let no_proxy = no_proxy(env);
-        for name in ["NO_PROXY", "no_proxy", "no_grpc_proxy"] {
+        for name in PAST {
             set.insert(name.to_owned(), no_proxy.clone().into());
         }
         let former = env.text(java::VARIABLE);
         let options = java::options(former, (&facts.proxy, &no_proxy), &files.java()?);
         set.insert(java::VARIABLE.to_owned(), options);
         set.insert(wget::VARIABLE.to_owned(), files.wgetrc(env)?);
-        set.insert("NODE_USE_ENV_PROXY".to_owned(), "1".into());
+        set.insert(OF_NODE.to_owned(), "1".into());
         if let Folder::Here(_) = folder {
             set.insert(UPSTREAM_PROXY.to_owned(), facts.chain.into());
             let bundle_path = facts.bundle_path.map(Path::as_os_str).unwrap_or_default();
             set.insert(UPSTREAM_CA_BUNDLE.to_owned(), bundle_path.to_owned());
+            set.insert(before::VARIABLE.to_owned(), before::kept(env).into());
         }
         Ok(Self(set))
     }
@@ -161,34 +172,10 @@ impl ClientEnv {
     }
 
     /// What takes the variables back in an environment that they are set in: each with what it is to be then, or `None`
-    /// where it is to be unset. What they were before is not known, but of those to which ours was added.
-    ///
-    /// # Errors
-    ///
-    /// Those of a temporary folder.
-    pub fn taken_back(env: &Environment) -> io::Result<BTreeMap<String, Option<String>>> {
-        // Of the names alone comes no file but those of this folder, and every variable.
-        let kept = |name: &&str| GCLOUD_PROXY.contains(name);
-        let names = env.names().map(|name| (name, env.get(name).filter(|_| kept(&name))));
-        let bare = Environment::from_pairs(names.map(|(name, it)| (name, it.unwrap_or_default())));
-        let proxy = SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into();
-        let (chain, bundle_path) = ("", None);
-        let facts = Facts { proxy, system: &[], bundle: &[], own: &[], chain, bundle_path };
-        let folder = tempfile::tempdir()?;
-        let made = Self::write(&facts, &bare, Folder::Here(folder.path()))?;
-        let is_set = |name: &&str| env.stated(name).is_some() && !name.starts_with(GIT);
-        let mut back: BTreeMap<String, Option<String>> = made
-            .iter()
-            .map(|(name, _)| name)
-            .filter(is_set)
-            .map(|it| (it.to_owned(), None))
-            .collect();
-        if let Some(options) = env.text(java::VARIABLE) {
-            let theirs = java::without_ours(&options);
-            back.insert(java::VARIABLE.to_owned(), Some(theirs).filter(|it| !it.is_empty()));
-        }
-        back.extend(git_before(env));
-        Ok(back)
+    /// where it is to be unset. What was there before comes back, but for a proxy that had a login; what somebody has set
+    /// since stays.
+    pub fn taken_back(env: &Environment) -> BTreeMap<String, Option<String>> {
+        before::taken_back(env)
     }
 
     /// The value of a variable.
@@ -241,6 +228,12 @@ impl Folder<'_> {
 /// What the names of files start with that are added to a client's own roots.
 const ADDED: &str = "added";
 
+/// What the names of files start with that replace them.
+const ROOTS: &str = "roots";
+
+/// What the names of wget's settings start with.
+const SETTINGS: &str = "wgetrc";
+
 /// Certificates are for everybody who is let into their folder: in a container that may be another user.
 const PUBLIC: u32 = 0o644;
 /// What was the user's may hold a password.
@@ -262,7 +255,7 @@ impl Files<'_> {
         let former = key.0.as_deref().map(certificates_of).unwrap_or_default();
         let system = if with_system { self.facts.system } else { &[] };
         let all = [system, self.facts.bundle, &former, self.facts.own].concat();
-        let kind = if with_system { "roots" } else { ADDED };
+        let kind = if with_system { ROOTS } else { ADDED };
         let path =
             self.folder.write_once((kind, ".pem"), pem::write_pem(&all).as_bytes(), PUBLIC)?;
         let value = path.clone().into();
@@ -273,7 +266,7 @@ impl Files<'_> {
     /// Java's trust store, which replaces its own roots.
     fn java(&self) -> io::Result<PathBuf> {
         let all = [self.facts.system, self.facts.bundle, self.facts.own].concat();
-        self.folder.write_once(("roots", ".p12"), &pkcs12::trust_store(&all), PUBLIC)
+        self.folder.write_once((ROOTS, ".p12"), &pkcs12::trust_store(&all), PUBLIC)
     }
 
     /// wget's settings: those of the user, then ours.
@@ -283,7 +276,7 @@ impl Files<'_> {
         // Without theirs a container may read it.
         let mode = if theirs.is_empty() { PUBLIC } else { PRIVATE };
         let settings = wget::settings(theirs, &self.facts.proxy, &roots);
-        Ok(self.folder.write_once(("wgetrc", ""), &settings, mode)?.into())
+        Ok(self.folder.write_once((SETTINGS, ""), &settings, mode)?.into())
     }
 }
 
@@ -337,35 +330,6 @@ fn without_login(proxy: &str) -> Option<String> {
     }
 }
 
-/// One more setting for git, behind those that are in the environment already: what the user's files say of a proxy
-/// would win over `HTTPS_PROXY`.
-fn for_git(proxy: &ProxyUrl, env: &Environment) -> [(String, OsString); 3] {
-    let count: u16 = env.text(GIT_COUNT).and_then(|count| count.parse().ok()).unwrap_or(0);
-    [
-        (GIT_COUNT.to_owned(), (u32::from(count) + 1).to_string().into()),
-        (format!("GIT_CONFIG_KEY_{count}"), "http.proxy".into()),
-        (format!("GIT_CONFIG_VALUE_{count}"), proxy.as_str().into()),
-    ]
-}
-
-/// Git's settings without the last one, if that is ours.
-fn git_before(env: &Environment) -> Vec<(String, Option<String>)> {
-    let count = env.text(GIT_COUNT).and_then(|count| count.parse::<u16>().ok());
-    let Some(last) = count.and_then(|count| count.checked_sub(1)) else { return Vec::new() };
-    let (key, value) = (format!("GIT_CONFIG_KEY_{last}"), format!("GIT_CONFIG_VALUE_{last}"));
-    if env.text(&key).as_deref() != Some("http.proxy") {
-        return Vec::new();
-    }
-    let before = (last > 0).then(|| last.to_string());
-    vec![(GIT_COUNT.to_owned(), before), (key, None), (value, None)]
-}
-
-/// What the names of git's settings start with.
-const GIT: &str = "GIT_CONFIG_";
-
-/// How many settings there are in the environment (git-config(1)).
-const GIT_COUNT: &str = "GIT_CONFIG_COUNT";
-
 /// What the user's own variable has programs reach without a proxy.
 pub fn their_no_proxy(env: &Environment) -> String {
     env.text("no_proxy").or_else(|| env.text("NO_PROXY")).unwrap_or_default()
@@ -382,9 +346,11 @@ fn no_proxy(env: &Environment) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
 
-    fn made_from(env: &Environment) -> ClientEnv {
+    pub(super) fn made_from(env: &Environment) -> ClientEnv {
         let folder = tempfile::tempdir().unwrap();
         let proxy = SocketAddr::from(([127, 0, 0, 1], 8377)).into();
         let (chain, bundle_path) = ("", None);
@@ -414,57 +380,6 @@ mod tests {
         let made = made_from(&env);
         let values: Vec<_> = made.iter().filter(is_gcloud).map(|(_, value)| value).collect();
         assert_eq!(values, ["127.0.0.1", "8377", "http"]);
-    }
-
-    #[test]
-    fn what_was_set_is_taken_back() {
-        let before = [
-            ("JAVA_TOOL_OPTIONS", "-Xmx1g"),
-            ("GIT_CONFIG_COUNT", "1"),
-            ("GIT_CONFIG_KEY_0", "user.name"),
-            ("GIT_CONFIG_VALUE_0", "me"),
-            ("CLOUDSDK_PROXY_ADDRESS", "corp"),
-            ("PIP_PROXY", "http://corp:1"),
-            ("PATH", "/bin"),
-        ];
-        let put = Environment::from_pairs(before);
-        let made = made_from(&put);
-        let all = before.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value)));
-        let inside: BTreeMap<String, OsString> =
-            all.chain(made.iter().map(|(name, value)| (name.to_owned(), value.clone()))).collect();
-        let inside = Environment::from_pairs(inside);
-        assert!(ClientEnv::is_set_in(&inside));
-        let back = ClientEnv::taken_back(&inside).unwrap();
-        let names: Vec<&str> = back.keys().map(String::as_str).collect();
-        assert_eq!(names, made.iter().map(|(name, _)| name).collect::<Vec<_>>());
-        for (name, value) in back {
-            let expected = match name.as_str() {
-                "JAVA_TOOL_OPTIONS" => Some("-Xmx1g"),
-                "GIT_CONFIG_COUNT" => Some("1"),
-                _ => None,
-            };
-            assert_eq!(value.as_deref(), expected, "{name}");
-        }
-        let alone = Environment::from_pairs([("PATH", "/bin"), ("HTTP_PROXY", "http://corp:1")]);
-        assert!(ClientEnv::taken_back(&alone).unwrap().is_empty());
-        let (chain, theirs) = ((UPSTREAM_PROXY, ""), (ADDING[0], "/etc/corp.pem"));
-        for env in
-            [vec![chain], vec![theirs], vec![chain, theirs], vec![(ADDING[0], "/added-0.pem")]]
-        {
-            assert!(!ClientEnv::is_set_in(&Environment::from_pairs(env)));
-        }
-    }
-
-    #[test]
-    fn settings_of_git_that_are_there_stay() {
-        for (count, names) in [
-            (None, ["GIT_CONFIG_COUNT", "GIT_CONFIG_KEY_0", "GIT_CONFIG_VALUE_0"]),
-            (Some("2"), ["GIT_CONFIG_COUNT", "GIT_CONFIG_KEY_2", "GIT_CONFIG_VALUE_2"]),
-        ] {
-            let made = made_from(&Environment::from_pairs(count.map(|it| (GIT_COUNT, it))));
-            let of_git = made.iter().filter(|(name, _)| name.starts_with("GIT_CONFIG"));
-            assert_eq!(of_git.map(|(name, _)| name).collect::<Vec<_>>(), names);
-        }
     }
 
     /// Nobody writes to it, and who opens it for reading would wait.

@@ -97,13 +97,18 @@ fn unset(shell: Shell, typed: &Typed) -> Result<String, Failure> {
             .status(output::WRONG_USE)
             .hint("for a shell: valetkey env --unset"));
     }
+    let back = ClientEnv::taken_back(&typed.env);
+    let comes_back = |name: &&str| back.get(*name).is_some_and(Option::is_some);
     let chain = typed.env.text(UPSTREAM_PROXY);
-    if let Some(Ok(chain)) = chain.as_deref().map(config::ProxyUrl::parse) {
+    if let Some(Ok(chain)) = chain.as_deref().map(config::ProxyUrl::parse)
+        && !["HTTPS_PROXY", "https_proxy", UPSTREAM_PROXY].iter().any(comes_back)
+    {
         output::words(format_args!(
             "the company's proxy is taken out too; put it back: HTTPS_PROXY={chain}"
         ));
     }
-    Ok(shell.print_unset(ClientEnv::taken_back(&typed.env)?))
+    shell.can_hold(back.iter().filter_map(|(name, it)| Some((name.as_str(), it.clone()?))))?;
+    Ok(shell.print_unset(back))
 }
 
 fn running_proxy(typed: &Typed, config: &Config) -> Result<ProxyUrl, Failure> {

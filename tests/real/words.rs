@@ -242,6 +242,29 @@ async fn a_shell_whose_proxy_is_gone_is_told_and_gets_out() {
     assert!(!left.out.contains("_PROXY") && !left.out.contains("valetkey/env"), "{left:?}");
 }
 
+/// What a shell has of its own comes back, however often it was put behind a proxy, and git is not left with one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shell_is_as_before_after_unset() {
+    let scene = Scene::usual().await;
+    let serving = Serving::start_with(&scene, &["--listen", "0"]).await;
+    let certificates = scene.path("mine.pem");
+    fs::copy(scene.world.ca_file(), &certificates).unwrap();
+    let env = "eval \"$(valetkey env --shell bash)\"";
+    let script = format!(
+        "env | grep -v ^_= | sort >before; {env}; {env}; git config --get-all http.proxy | wc -l; \
+         eval \"$(valetkey env --shell bash --unset)\"; env | grep -v ^_= | sort >after; diff before after && echo same"
+    );
+    let mut command = Command::new("sh");
+    command.args(["-c", &script]).current_dir(scene.path("")).env_clear().envs(&scene.env);
+    let here = std::path::Path::new(env!("CARGO_BIN_EXE_valetkey")).parent().unwrap();
+    command.env("PATH", format!("{}:{}", here.display(), std::env!("PATH")));
+    command.env("NODE_EXTRA_CA_CERTS", &certificates).env("NO_PROXY", "intra.corp");
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let shell = done(command.spawn().unwrap()).await;
+    assert_eq!(shell.out.trim(), "1\nsame", "{shell:?}");
+    drop(serving);
+}
+
 /// Somebody whose home is not theirs: of root none keeps root out, so it is another user then.
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
