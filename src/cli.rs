@@ -42,6 +42,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::env::{Environment, LOG};
+use crate::config::paths::Paths;
 use crate::config::{Config, ListenAddress, Listener, Overrides};
 use crate::fault;
 use crate::origin::Target;
@@ -140,6 +141,14 @@ struct Typed {
 }
 
 impl Typed {
+    /// Where files are, whatever the configuration says.
+    fn paths(&self) -> Result<Paths, Failure> {
+        let found = Paths::find(&self.env, self.overrides.config.clone());
+        found.map_err(|error| {
+            Failure::from(error).hint("set HOME to the folder of the user valetkey runs as")
+        })
+    }
+
     /// The configuration, with its mistakes shown all at once.
     fn config(&self) -> Result<Config, Failure> {
         let mut config = Config::load(&self.overrides, &self.env).map_err(output::mistakes)?;

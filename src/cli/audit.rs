@@ -69,7 +69,9 @@ fn files(arguments: &Verify, typed: &Typed) -> Result<Vec<(PathBuf, File)>, Fail
         };
         return arguments.files.iter().map(open).collect();
     }
-    let config = typed.config()?;
+    let config = typed.config().map_err(|failure| {
+        failure.hint("or name the files, the oldest first: valetkey audit verify FILE…")
+    })?;
     let AuditConfig::File { path, .. } = &config.audit else {
         return Err(Failure::new("no audit is written into a file")
             .hint("name the files, the oldest first; or switch it on: [audit] to = \"file\""));

@@ -69,9 +69,28 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
 /// There is a CA after this: one is made where there was none, so that a client can be told to trust it
 /// before the first proxy runs.
 fn print(typed: &Typed, show: impl Fn(&Root)) -> Result<(), Failure> {
-    let config = typed.config()?;
+    let config = match typed.config() {
+        Ok(config) => config,
+        Err(failure) => return print_what_is_there(typed, failure, show),
+    };
     let names = config.ca_names();
-    let ca = LocalCa::open(&ca_dir(&config), &names, Clock::system()).map_err(output::hinted)?;
+    let ca =
+        LocalCa::open(&ca_dir(&config.paths), &names, Clock::system()).map_err(output::hinted)?;
     ca.roots().iter().for_each(show);
+    Ok(())
+}
+
+/// The roots that there are need no configuration; where there are none it would have to say for which hosts.
+fn print_what_is_there(
+    typed: &Typed,
+    mistakes: Failure,
+    show: impl Fn(&Root),
+) -> Result<(), Failure> {
+    let roots = LocalCa::load_roots(&ca_dir(&typed.paths()?)).map_err(output::hinted)?;
+    if roots.is_empty() {
+        return Err(mistakes);
+    }
+    mistakes.report();
+    roots.iter().for_each(show);
     Ok(())
 }

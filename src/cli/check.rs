@@ -50,7 +50,7 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
             Err(error) => wrong.push(output::hinted(error).about(&about)),
         }
     }
-    match passes::file(&config).read() {
+    match passes::file(&config.paths).read() {
         Ok(passes) => wrong.extend(entrances::obstacles(&config.listeners, !passes.is_empty())),
         Err(error) => wrong.push(output::hinted(error)),
     }

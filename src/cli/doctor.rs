@@ -173,5 +173,5 @@ fn way_out(
 
 /// The roots of the local CA, if there is one that can be read.
 fn roots_in(config: &Config) -> Result<Vec<Root>, super::Failure> {
-    LocalCa::load_roots(&ca_dir(config)).map_err(output::hinted)
+    LocalCa::load_roots(&ca_dir(&config.paths)).map_err(output::hinted)
 }

@@ -137,7 +137,7 @@ fn client_env(
     proxy: ProxyUrl,
     folder: Folder<'_>,
 ) -> Result<ClientEnv, Failure> {
-    let roots = LocalCa::load_roots(&ca_dir(config)).map_err(output::hinted)?;
+    let roots = LocalCa::load_roots(&ca_dir(&config.paths)).map_err(output::hinted)?;
     let way_out = WayOut::new(config, &roots, &typed.env)?;
     way_out.client_env(&roots, proxy, &typed.env, folder)
 }

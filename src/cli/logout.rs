@@ -24,7 +24,9 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Failure> {
-    let config = typed.config()?;
+    let config = typed.config().map_err(|failure| {
+        failure.hint("to sign out of the usual login, whatever it says: valetkey --config \"$(mktemp)\" logout")
+    })?;
     process::harden();
     let jobs = Tasks::new();
     let way_out = WayOut::of(&config, &typed.env)?;

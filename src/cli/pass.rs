@@ -15,6 +15,7 @@ use super::status::in_words;
 use super::{Typed, audit, passes};
 use crate::access::{self, PassName, PassRecord, Reach};
 use crate::clock::Clock;
+use crate::config::paths::Paths;
 use crate::config::{Config, ListenAddress, Listener};
 use crate::origin::Target;
 use crate::secret::Fingerprint;
@@ -78,11 +79,10 @@ struct New {
 }
 
 pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Failure> {
-    let config = typed.config()?;
     match &arguments.command {
-        Command::New(new) => make(new, &config, typed)?,
-        Command::List { json } => list(&config, *json)?,
-        Command::Revoke(Revoke { name, .. }) => revoke(&config, name.as_ref())?,
+        Command::New(new) => make(new, &typed.config()?, typed)?,
+        Command::List { json } => list(&typed.paths()?, *json)?,
+        Command::Revoke(Revoke { name, .. }) => revoke(name.as_ref(), typed)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -101,12 +101,11 @@ fn make(new: &New, config: &Config, typed: &Typed) -> Result<(), Failure> {
         used: 0,
     };
     let name = &new.name;
-    if !passes::file(config).add(record, now).map_err(output::hinted)? {
+    if !passes::file(&config.paths).add(record, now).map_err(output::hinted)? {
         return Err(Failure::new(format!("there is a pass `{name}` already"))
             .hint(format!("end it: valetkey pass revoke {name}; or choose another name")));
     }
     audit::written(config, |audit| audit.pass_made(&new.name));
-    output::data(&*pass);
     let until = new.ttl.map_or_else(
         || "until it is revoked".to_owned(),
         |life| format!("until {}", in_words(now + life.0)),
@@ -165,9 +164,9 @@ fn known(rules: &[String], config: &Config) -> Result<Vec<String>, Failure> {
     }
 }
 
-fn list(config: &Config, as_json: bool) -> Result<(), Failure> {
+fn list(paths: &Paths, as_json: bool) -> Result<(), Failure> {
     let (records, now) =
-        (passes::file(config).read().map_err(output::hinted)?, Clock::system().now());
+        (passes::file(paths).read().map_err(output::hinted)?, Clock::system().now());
     if as_json {
         let list: Vec<Value> = records.iter().map(|record| to_json(record, now)).collect();
         output::data(format_args!("{:#}", Value::from(list)));
@@ -225,10 +224,20 @@ fn to_json(record: &PassRecord, now: OffsetDateTime) -> Value {
     })
 }
 
-fn revoke(config: &Config, name: Option<&PassName>) -> Result<(), Failure> {
-    let count = passes::file(config).remove(name).map_err(output::hinted)?;
+/// Ends passes, whatever the configuration says: a proxy that runs goes on by the last one that made sense, and lets in
+/// whoever shows them.
+fn revoke(name: Option<&PassName>, typed: &Typed) -> Result<(), Failure> {
+    let count = passes::file(&typed.paths()?).remove(name).map_err(output::hinted)?;
     if count > 0 {
-        audit::written(config, |audit| audit.pass_revoked(name));
+        match typed.config() {
+            Ok(config) => audit::written(&config, |audit| audit.pass_revoked(name)),
+            Err(failure) => {
+                failure.report();
+                output::warning(
+                    "if there is an audit, it does not say so: what it is, is not known",
+                );
+            }
+        }
     }
     match (name, count) {
         (Some(name), 0) => {

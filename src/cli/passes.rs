@@ -11,7 +11,7 @@ use super::changes::{Changes, Complaint, Outside};
 use super::output;
 use crate::access::Passes;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::paths::Paths;
 use crate::fault;
 use crate::proxy::Look;
 use crate::store::StoreError;
@@ -19,8 +19,8 @@ use crate::store::passes::PassFile;
 use crate::tasks::Tasks;
 
 /// Where the passes are kept.
-pub(super) fn file(config: &Config) -> PassFile {
-    PassFile::new(config.paths.data_dir.join("passes"))
+pub(super) fn file(paths: &Paths) -> PassFile {
+    PassFile::new(paths.data_dir.join("passes"))
 }
 
 /// The passes that a proxy goes by, and their file.

@@ -20,6 +20,7 @@ use crate::audit::Audit;
 use crate::client_env::{ClientEnv, Folder};
 use crate::clock::Clock;
 use crate::config::env::Environment;
+use crate::config::paths::Paths;
 use crate::config::{Config, OnViolation};
 use crate::limits::Limits;
 use crate::proxy::{Look, Parts, Proxy};
@@ -213,7 +214,7 @@ fn allowed(tokens: &Tokens) -> Result<(), Failure> {
 /// [`Failure`] for a CA that cannot be used.
 pub(super) fn local_ca(config: &Config) -> Result<LocalCa, Failure> {
     let names = config.ca_names();
-    LocalCa::open(&ca_dir(config), &names, Clock::system()).map_err(output::hinted)
+    LocalCa::open(&ca_dir(&config.paths), &names, Clock::system()).map_err(output::hinted)
 }
 
 /// One for this process alone, whose keys are never written. What is kept is neither read nor made.
@@ -227,8 +228,8 @@ pub(super) fn ephemeral_ca(config: &Config) -> Result<LocalCa, Failure> {
 }
 
 /// Where the local CA is kept.
-pub(super) fn ca_dir(config: &Config) -> PathBuf {
-    config.paths.data_dir.join("ca")
+pub(super) fn ca_dir(paths: &Paths) -> PathBuf {
+    paths.data_dir.join("ca")
 }
 
 /// Binds a listener.

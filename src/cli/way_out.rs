@@ -35,7 +35,7 @@ impl WayOut {
     ///
     /// As [`WayOut::new`].
     pub(super) fn of(config: &Config, env: &Environment) -> Result<Self, Failure> {
-        let roots = LocalCa::load_roots(&ca_dir(config)).map_err(output::hinted)?;
+        let roots = LocalCa::load_roots(&ca_dir(&config.paths)).map_err(output::hinted)?;
         Self::new(config, &roots, env)
     }
 

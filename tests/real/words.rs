@@ -265,6 +265,36 @@ async fn a_shell_is_as_before_after_unset() {
     drop(serving);
 }
 
+/// What one needs in an emergency, whatever became of the configuration.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ends_something_needs_no_sound_configuration() {
+    let scene = scene().await;
+    for name in ["a", "b"] {
+        assert_eq!(typed(&scene, &format!("pass new {name}"), "").await.status, 0);
+    }
+    let printed = typed(&scene, "ca print", "").await.out;
+    fs::write(scene.path(".config/valetkey/config.toml"), "listen = 8377\n").unwrap();
+    let list = typed(&scene, "pass list", "").await;
+    assert!(list.status == 0 && list.out.starts_with("a\n"), "{list:?}");
+    let revoked = typed(&scene, "pass revoke a", "").await;
+    assert_eq!(revoked.status, 0, "{revoked:?}");
+    assert!(revoked.err.contains("`a` counts no more"), "{revoked:?}");
+    assert!(revoked.err.contains("warning: if there is an audit"), "{revoked:?}");
+    let revoked = typed(&scene, "pass revoke --all", "").await;
+    assert!(revoked.err.contains("1 pass counts no more"), "{revoked:?}");
+    let ca = typed(&scene, "ca print", "").await;
+    assert_eq!((ca.status, ca.out), (0, printed));
+    assert!(ca.err.contains("listen = \"127.0.0.1:8377\""), "{}", ca.err);
+    let verify = typed(&scene, "audit verify", "").await;
+    assert!(verify.status == 2 && verify.err.contains("hint: or name the files"), "{verify:?}");
+    let out = typed(&scene, "logout", "").await;
+    assert!(out.status == 2 && out.err.contains("hint: to sign out of the usual login"), "{out:?}");
+    fs::write(scene.path("empty"), "").unwrap();
+    let out = typed(&scene, "--config empty logout", "").await;
+    assert!(out.err.contains("Successfully logged out"), "{out:?}");
+    assert!(!scene.path(".codex/auth.json").exists());
+}
+
 /// Somebody whose home is not theirs: of root none keeps root out, so it is another user then.
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]

@@ -32,7 +32,7 @@ pub(super) struct Arguments {
 pub(super) fn install(arguments: Arguments, typed: &Typed) -> Result<(), Failure> {
     let config = typed.config()?;
     say_whose(&typed.env);
-    let dir = ca_dir(&config);
+    let dir = ca_dir(&config.paths);
     let mut roots = roots_in_use(&config, &dir, arguments.dry_run)?;
     let now = Clock::system().now();
     let retired = LocalCa::load_retired(&dir).map_err(output::hinted)?;

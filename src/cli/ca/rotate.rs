@@ -26,7 +26,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: Arguments, typed: &Typed) -> Result<(), Failure> {
     let config = typed.config()?;
-    let rotation = Rotation { dir: &ca_dir(&config), names: &config.ca_names() };
+    let rotation = Rotation { dir: &ca_dir(&config.paths), names: &config.ca_names() };
     if !arguments.finish && !arguments.now {
         return rotation.begin();
     }

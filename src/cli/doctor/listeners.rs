@@ -8,7 +8,7 @@ use crate::config::{Config, Listener};
 
 /// The listeners of a configuration, whether a proxy runs or not, and the passes.
 pub(super) fn examine(config: &Config, report: &mut Report) {
-    let records = match passes::file(config).read() {
+    let records = match passes::file(&config.paths).read() {
         Ok(records) => records,
         Err(error) => {
             report.add(Check::failed("passes", error.to_string(), error.hint()));

@@ -206,7 +206,7 @@ impl Visited {
     /// ask the doctor makes none.
     async fn open(config: &Config, host: &Host) -> Result<Self, Failure> {
         let (names, clock) = (config.ca_names(), Clock::system());
-        let known = LocalCa::open_unchanged(&ca_dir(config), &names, clock.clone());
+        let known = LocalCa::open_unchanged(&ca_dir(&config.paths), &names, clock.clone());
         let ca = match known.map_err(output::hinted)? {
             Some(ca) => ca,
             None => LocalCa::ephemeral(&names, clock).map_err(output::hinted)?,
