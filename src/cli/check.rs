@@ -64,7 +64,11 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
     };
     for shown in shown {
         if let (true, State::Unreadable(why)) = (shown.is_shared, &shown.status.state) {
-            wrong.push(Failure::new(format!("credential `{}`: {why}", shown.name)));
+            let failure = Failure::new(format!("credential `{}`: {why}", shown.name));
+            wrong.push(match shown.hint() {
+                Some(hint) => failure.hint(hint),
+                None => failure,
+            });
         }
     }
     for target in past::hosts_past(&config.rules) {

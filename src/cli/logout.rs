@@ -74,6 +74,11 @@ async fn sign_out(cache: &SignIn, is_one_of_many: bool) -> Result<bool, Failure>
             output::words(format_args!("{about}Successfully logged out"));
             return Ok(true);
         }
+        Err(StoreError::Corrupt { place, what, is_replaceable: false }) => {
+            return Err(Failure::new(format!("{place} cannot be read: {what}"))
+                .hint(format!("move {place} away: then nobody is signed in by it"))
+                .hint("the issuer is not told so: what is in it lives until it expires"));
+        }
         Err(error) => return Err(output::hinted(error)),
     };
     let Some(login) = login else {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::credentials::Credentials;
+use super::credentials::{Credentials, Turn};
 use super::output::{self, Failure};
 use super::running::{self, ServerInfo};
 use super::way_out::WayOut;
@@ -128,6 +128,8 @@ pub(super) struct Shown {
     /// The file that it is in, if it is a login in a file.
     pub(super) file: Option<PathBuf>,
     pub(super) status: Status,
+    /// What to do about a login that cannot be read.
+    remedy: Option<String>,
 }
 
 /// Reads every credential, and asks no issuer.
@@ -152,6 +154,11 @@ pub(super) async fn read_through(
             // What comes of it is in the status.
             let _read_once = source.current().await;
         }
+        let status = source.status();
+        let remedy = match status.state {
+            State::Unreadable(_) if !is_key => remedy(&credentials, name).await,
+            _ => None,
+        };
         all.push(Shown {
             name: name.clone(),
             is_shared: !is_key,
@@ -163,10 +170,17 @@ pub(super) async fn read_through(
             ),
             place: source.place().unwrap_or_else(|| kind.map(place_of).unwrap_or_default()),
             file: source.file(),
-            status: source.status(),
+            status,
+            remedy,
         });
     }
     Ok(all)
+}
+
+/// What the store of a login says to do so that it can be read.
+async fn remedy(credentials: &Credentials<'_>, name: &CredentialName) -> Option<String> {
+    let store = credentials.cache(name, Turn::In).ok()?.store;
+    store.get().await.err().map(|error| error.hint())
 }
 
 fn place_of(kind: &CredentialKind) -> String {
@@ -218,7 +232,9 @@ impl Shown {
             }
             State::Forbidden(violation) => Err(Failure::new(violation.sentence.clone())
                 .hint("what is asked for, and where: valetkey check --managed")),
-            State::Unreadable(_) => Err(failure.hint("see: valetkey status")),
+            State::Unreadable(_) => {
+                Err(failure.hint(self.hint().unwrap_or_else(|| "see: valetkey status".to_owned())))
+            }
         }
     }
 
@@ -262,6 +278,7 @@ impl Shown {
     pub(super) fn hint(&self) -> Option<String> {
         match &self.status.state {
             State::NoLogin if !self.is_by_itself => Some(self.name.how_to_sign_in()),
+            State::Unreadable(_) if self.is_shared => self.remedy.clone(),
             State::Unreadable(_) => match self.source.as_ref()? {
                 SourceSpec::Env(name) => Some(format!("set {name} where valetkey runs")),
                 SourceSpec::File(path) => Some(format!("write the key into {}", path.display())),

@@ -295,6 +295,22 @@ async fn what_ends_something_needs_no_sound_configuration() {
     assert!(!scene.path(".codex/auth.json").exists());
 }
 
+/// Each command says the same of a login that cannot be read, and what it says helps.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_of_a_damaged_login_helps() {
+    let scene = Scene::usual().await;
+    let file = scene.path(".codex/auth.json");
+    fs::write(&file, "{").unwrap();
+    let hint = format!("move {} away, then sign in again", file.display());
+    for line in ["status", "check", "doctor"] {
+        let done = typed(&scene, line, "").await;
+        assert!([&*done.out, &*done.err].concat().contains(&hint), "{line}: {done:?}");
+    }
+    let out = typed(&scene, "logout", "").await;
+    assert!(out.err.contains(&format!("hint: move {} away: then", file.display())), "{out:?}");
+    assert!(!out.err.contains("sign in again"), "{out:?}");
+}
+
 /// Somebody whose home is not theirs: of root none keeps root out, so it is another user then.
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]

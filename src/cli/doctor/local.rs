@@ -162,12 +162,7 @@ pub(super) fn credential(shown: &Shown, report: &mut Report) {
             format!("sign in again: {}", shown.name.how_to_sign_in())
         }
         State::Forbidden(_) => "see: valetkey check --managed".to_owned(),
-        State::Unreadable(_) if !shown.is_shared => {
-            shown.hint().unwrap_or_else(|| "see: valetkey check".to_owned())
-        }
-        State::Unreadable(_) => {
-            format!("make it right, or sign in again: {}", shown.name.how_to_sign_in())
-        }
+        State::Unreadable(_) => shown.hint().unwrap_or_else(|| "see: valetkey check".to_owned()),
         State::Ok => "see: valetkey status".to_owned(),
     };
     let because = shown.reason().map(|reason| format!(": {reason}")).unwrap_or_default();

@@ -9,6 +9,7 @@ use crate::clock::Clock;
 use crate::config::{Config, CredentialKind};
 use crate::credential::{Account, CredentialName, LoginKind};
 use crate::decoy::{self, DecoySet, Shape, Tag};
+use crate::store::StoreError;
 use crate::store::codex::plain;
 
 /// What `init codex` takes.
@@ -88,7 +89,7 @@ fn write_home(dir: &Path, config: &Config, shown: &Shown) -> Result<(), Failure>
     }
     let file = dir.join("auth.json");
     let file = file.display();
-    match plain::read(&dir).map_err(output::hinted)? {
+    match plain::read(&dir).map_err(not_for_decoys)? {
         Some(login) if decoy::is_decoy_of(&login, tag, account) => {
             output::words(format_args!("unchanged: {file} holds decoys of this login"));
             say_what_is_next(&dir);
@@ -109,6 +110,18 @@ fn write_home(dir: &Path, config: &Config, shown: &Shown) -> Result<(), Failure>
     output::words(format_args!("wrote {file}: decoys of {}", whom(&shown.name, account)));
     say_what_is_next(&dir);
     Ok(())
+}
+
+/// The failure that a file is which cannot be read, where nobody wants to sign in.
+fn not_for_decoys(error: StoreError) -> Failure {
+    match error {
+        StoreError::Corrupt { ref place, .. } => {
+            let hint =
+                format!("move {place} away, or take another folder: valetkey init codex --dir DIR");
+            Failure::from(error).hint(hint)
+        }
+        error => output::hinted(error),
+    }
 }
 
 /// The folder that a path means, whether it is there already or not.
