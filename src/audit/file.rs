@@ -70,7 +70,16 @@ impl AuditError {
     /// What to do about it.
     pub fn hint(&self) -> String {
         match self {
+            Self::Io { error, .. } if error.kind() == io::ErrorKind::IsADirectory => {
+                "name a file in it: [audit] file = \"…\"".to_owned()
+            }
+            Self::Io { error, .. } if is_of_a_link(error) => {
+                "name the file itself and no link to it: [audit] file = \"…\"".to_owned()
+            }
             Self::Io { path, .. } => match path.parent() {
+                Some(folder) if folder.as_os_str().is_empty() => {
+                    "is there room, and is it yours? ls -ld .".to_owned()
+                }
                 Some(folder) => {
                     format!("is there room, and is it yours? ls -ld {}", folder.display())
                 }
@@ -81,6 +90,11 @@ impl AuditError {
     }
 }
 
+/// Whether the system does not follow a link there.
+fn is_of_a_link(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
+}
+
 impl AuditFile {
     /// Opens the file, or makes it and its folder. `most` is in bytes; at least one old file is kept.
     ///
@@ -89,6 +103,10 @@ impl AuditFile {
     /// [`AuditError`] for a file that cannot be written, belongs to another user, or holds something else.
     pub fn open(path: &Path, most: u64, keep: u32) -> Result<Self, AuditError> {
         let at = |error| AuditError::Io { path: path.to_owned(), error };
+        // Before a lock is made beside it.
+        if path.is_dir() {
+            return Err(at(io::ErrorKind::IsADirectory.into()));
+        }
         if let Some(folder) = path.parent() {
             DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(at)?;
         }

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use super::paths::{NoHome, Paths};
+use super::paths::{BadPath, Paths};
 use super::table::{Table, one_of};
 
 /// Where the audit is written.
@@ -45,7 +45,7 @@ impl AuditForm {
     /// Reads the table; `None` where there is none.
     pub(super) fn read(
         document: &Table<'_>,
-        path: &impl Fn(&str) -> Result<PathBuf, NoHome>,
+        path: &impl Fn(&str) -> Result<PathBuf, BadPath>,
     ) -> Option<Self> {
         let table = document.get("audit")?.table(KEYS)?;
         let to = table.parsed("to", one_of(TO));

@@ -11,7 +11,7 @@ use super::audit::AuditForm;
 use super::limits;
 use super::managed;
 use super::mistakes::{Mistakes, Place};
-use super::paths::{NoHome, resolve};
+use super::paths::{BadPath, resolve};
 use super::rule::{self, RuleForm};
 use super::table::{At, Table, Value, one_of};
 use super::terms;
@@ -147,7 +147,7 @@ impl Layer {
             ..Self::default()
         };
         let before = mistakes.count();
-        let presets = table.parsed_list("use", |name| Ok::<_, NoHome>(name.to_owned()));
+        let presets = table.parsed_list("use", |name| Ok::<_, BadPath>(name.to_owned()));
         if table.key("use").is_some() && mistakes.count() == before {
             layer.presets = Some(presets);
         }
@@ -169,7 +169,7 @@ impl Layer {
 /// A source, or here also a command.
 fn proxy_login(
     table: &Table<'_>,
-    path: &impl Fn(&str) -> Result<PathBuf, NoHome>,
+    path: &impl Fn(&str) -> Result<PathBuf, BadPath>,
 ) -> Option<LoginSpec> {
     let text = table.get("proxy_login")?.text()?;
     match text.value.strip_prefix("command:").map(str::trim) {
@@ -277,7 +277,7 @@ fn resolved(upstream: &Table<'_>) -> BTreeMap<Target, Target> {
 
 fn credentials(
     table: &Table<'_>,
-    path: &impl Fn(&str) -> Result<PathBuf, NoHome>,
+    path: &impl Fn(&str) -> Result<PathBuf, BadPath>,
 ) -> BTreeMap<CredentialName, CredentialForm> {
     let Some(table) = table.get("credentials").and_then(|it| it.names()) else {
         return BTreeMap::new();
@@ -315,7 +315,7 @@ impl CredentialForm {
         }
     }
 
-    fn read(&mut self, table: &Table<'_>, path: &impl Fn(&str) -> Result<PathBuf, NoHome>) {
+    fn read(&mut self, table: &Table<'_>, path: &impl Fn(&str) -> Result<PathBuf, BadPath>) {
         self.keys = CREDENTIAL.iter().filter_map(|key| Some((*key, table.key(key)?))).collect();
         self.kind = table.parsed("kind", one_of(KINDS));
         self.home = table.parsed("home", path);
@@ -341,7 +341,7 @@ fn visible(text: &str) -> Result<String, &'static str> {
 fn source(
     table: &Table<'_>,
     key: &str,
-    path: &impl Fn(&str) -> Result<PathBuf, NoHome>,
+    path: &impl Fn(&str) -> Result<PathBuf, BadPath>,
 ) -> Option<At<SourceSpec>> {
     let text = table.get(key)?.text()?;
     let read = |value: &str| match value.split_once(':') {

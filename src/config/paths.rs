@@ -66,11 +66,13 @@ fn absolute(env: &Environment, variable: &str) -> Option<PathBuf> {
 ///
 /// # Errors
 ///
-/// [`NoHome`] for `~/` without a home folder.
-pub(super) fn resolve(text: &str, folder: &Path, home: Option<&Path>) -> Result<PathBuf, NoHome> {
+/// [`BadPath`] for what names no file, or not the one that a shell would take.
+pub(super) fn resolve(text: &str, folder: &Path, home: Option<&Path>) -> Result<PathBuf, BadPath> {
     match text.strip_prefix("~/") {
         Some(inside) => Ok(home.ok_or(NoHome)?.join(inside)),
         None if text == "~" => Ok(home.ok_or(NoHome)?.to_owned()),
+        None if text.is_empty() => Err(BadPath::Empty),
+        None if text.starts_with('~') => Err(BadPath::OtherHome),
         None => Ok(folder.join(text)),
     }
 }
@@ -79,6 +81,20 @@ pub(super) fn resolve(text: &str, folder: &Path, home: Option<&Path>) -> Result<
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("HOME is not set to an absolute path")]
 pub struct NoHome;
+
+/// A path that cannot be meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadPath {
+    /// It is below a home folder that is not known.
+    #[error(transparent)]
+    NoHome(#[from] NoHome),
+    /// It would be the folder of the file that says it.
+    #[error("an empty path names no file")]
+    Empty,
+    /// A shell would look up the home of another user.
+    #[error("`~` is your own home alone, as in `~/file`: write another one in full")]
+    OtherHome,
+}
 
 #[cfg(test)]
 mod tests {
@@ -131,11 +147,13 @@ mod tests {
             ("/corp.pem", "/corp.pem"),
             ("~/corp.pem", "/home/me/corp.pem"),
             ("~", "/home/me"),
-            ("~you/corp.pem", "/etc/valetkey/~you/corp.pem"),
+            ("./~you/corp.pem", "/etc/valetkey/./~you/corp.pem"),
         ];
         for (text, expected) in table {
             assert_eq!(resolve(text, folder, Some(home)), Ok(expected.into()), "{text}");
         }
-        assert_eq!(resolve("~/a", folder, None), Err(NoHome));
+        assert_eq!(resolve("~/a", folder, None), Err(BadPath::NoHome(NoHome)));
+        assert_eq!(resolve("~you/corp.pem", folder, Some(home)), Err(BadPath::OtherHome));
+        assert_eq!(resolve("", folder, Some(home)), Err(BadPath::Empty));
     }
 }
