@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use super::credentials;
 use super::output::{self, Failure};
 use super::way_out::WayOut;
-use super::{Typed, audit, entrances, passes, past, process, status};
+use super::{Typed, audit, entrances, passes, past, process, start, status};
 use crate::config::{Config, LoginSpec};
 use crate::credential::CredentialName;
 use crate::rules::Rule;
@@ -55,6 +55,9 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
         Err(error) => wrong.push(output::hinted(error)),
     }
     wrong.extend(audit::look_ahead(&config).err());
+    process::raise_descriptors();
+    wrong.extend(process::require_descriptors().err());
+    start::warn_of_descriptors(&config);
     let shown = match way_out {
         Some(way_out) => {
             let reading = status::read_through(typed, &config, way_out.upstream);

@@ -72,6 +72,27 @@ pub(super) fn free_descriptors() -> u64 {
     most.saturating_sub(DESCRIPTORS_OF_OUR_OWN)
 }
 
+/// Refuses to serve where a client would find that nothing can be opened for it.
+///
+/// # Errors
+///
+/// [`Failure`] with how to get more.
+pub(super) fn require_descriptors() -> Result<(), Failure> {
+    use rustix::process::{Resource, getrlimit};
+    match getrlimit(Resource::Nofile).current {
+        Some(most) if most < LEAST_DESCRIPTORS => Err(Failure::new(format!(
+            "{most} open files are too few to serve anybody: {LEAST_DESCRIPTORS} are the least"
+        ))
+        .hint(
+            "before it is started: ulimit -n 65536; for a service of systemd: LimitNOFILE=65536",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// [`DESCRIPTORS_OF_OUR_OWN`], what clients leave of the others (`limits.rs`), and two clients.
+const LEAST_DESCRIPTORS: u64 = 64;
+
 /// What a proxy holds for itself when it serves nobody: standard streams, the runtime, listeners, and three for each set
 /// of files that is followed.
 const DESCRIPTORS_OF_OUR_OWN: u64 = 28;

@@ -44,6 +44,7 @@ pub(super) fn run(typed: &Typed) -> Result<ExitCode, Failure> {
     telemetry::never_wait();
     process::forbid_core_files();
     process::raise_descriptors();
+    process::require_descriptors()?;
     let inherited = activation::inherited()?;
     process::runtime()?.block_on(serve(typed, config, inherited))
 }
@@ -88,7 +89,8 @@ impl<'a> Serving<'a> {
     ) -> Result<Self, Failure> {
         let has_terminal = process::has_terminal();
         warn_of_missing_variables(&config, &typed.env);
-        let (file, tasks) = (passes::file(&config), Tasks::new());
+        start::warn_of_descriptors(&config);
+        let (file, tasks) = (passes::file(&config.paths), Tasks::new());
         let followed = Followed::read(file, Clock::system(), tasks.clone());
         let followed = Arc::new(followed.map_err(output::hinted)?);
         let ca = start::local_ca(&config)?;
@@ -180,6 +182,7 @@ impl<'a> Serving<'a> {
     async fn try_reload(&mut self) -> Result<(), Failure> {
         let config = self.typed.config()?;
         warn_of_missing_variables(&config, &self.typed.env);
+        start::warn_of_descriptors(&config);
         self.followed.look().await.map_err(output::hinted)?;
         // An address may be taken, and the rest can be undone no more; who may come changes when nothing fails.
         let has_passes = self.followed.passes.has_any();

@@ -191,6 +191,20 @@ fn limits(config: &Config) -> Limits {
     config.limits.clone().within(process::free_descriptors())
 }
 
+/// Says when the descriptors do not allow as many connections as are asked for. Nobody asks for as many as anybody may
+/// want, which is the usual limit.
+pub(super) fn warn_of_descriptors(config: &Config) {
+    let (asked, most) = (config.limits.connections, limits(config).connections);
+    if asked > most && asked != Limits::USUAL.connections {
+        output::warning(format_args!(
+            "[limits] connections = {asked} is more than open files allow: no more than {most} are served at one time"
+        ));
+        output::hint(
+            "before it is started: ulimit -n 65536; for a service of systemd: LimitNOFILE=65536",
+        );
+    }
+}
+
 /// Says which logins are not allowed. Where a policy has one deleted and there is no other credential, there is
 /// nothing to go on with.
 fn allowed(tokens: &Tokens) -> Result<(), Failure> {

@@ -311,6 +311,24 @@ async fn what_is_said_of_a_damaged_login_helps() {
     assert!(!out.err.contains("sign in again"), "{out:?}");
 }
 
+/// With too few descriptors a client would be told that it is somebody else.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn too_few_descriptors_are_told() {
+    let scene = Scene::usual().await;
+    let started = async |count: u32, command: &str| {
+        let script = format!("ulimit -n {count}; exec \"$0\" {command}");
+        done(scene.valetkey_in(&["sh", "-c", &script], &[]).spawn().unwrap()).await
+    };
+    let refused = started(20, "serve --listen 0").await;
+    assert!(refused.status == 1 && refused.err.contains("too few to serve anybody"), "{refused:?}");
+    scene.configure(&format!("[limits]\nconnections = 5000\n{}", scene.world.upstream_toml()));
+    let warned = started(150, "check").await;
+    assert!(warned.err.contains("connections = 5000 is more than"), "{warned:?}");
+    let calm = started(20_000, "check").await;
+    assert!(!calm.err.contains("connections = 5000"), "{calm:?}");
+}
+
 /// Somebody whose home is not theirs: of root none keeps root out, so it is another user then.
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
