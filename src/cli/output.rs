@@ -186,6 +186,17 @@ pub(super) fn data(text: impl Display) {
     note_lost(writeln!(stdout().lock(), "{text}"));
 }
 
+/// Writes data of which somebody must have seen all.
+///
+/// # Errors
+///
+/// Those of writing, also that its reader has gone.
+pub(super) fn shown(text: impl Display) -> std::io::Result<()> {
+    let mut stdout = stdout().lock();
+    writeln!(stdout, "{text}")?;
+    stdout.flush()
+}
+
 /// Data that could not be written, for another reason than a reader that has gone.
 static LOST: OnceLock<std::io::Error> = OnceLock::new();
 

@@ -105,6 +105,12 @@ fn make(new: &New, config: &Config, typed: &Typed) -> Result<(), Failure> {
         return Err(Failure::new(format!("there is a pass `{name}` already"))
             .hint(format!("end it: valetkey pass revoke {name}; or choose another name")));
     }
+    if let Err(error) = output::shown(&*pass) {
+        // Nobody has it, and nobody should miss it.
+        passes::file(&config.paths).remove(Some(name)).map_err(output::hinted)?;
+        return Err(Failure::new(format!("standard output: {error}"))
+            .hint("there is no such pass now: make it again where it can be read"));
+    }
     audit::written(config, |audit| audit.pass_made(&new.name));
     let until = new.ttl.map_or_else(
         || "until it is revoked".to_owned(),

@@ -295,6 +295,20 @@ async fn what_ends_something_needs_no_sound_configuration() {
     assert!(!scene.path(".codex/auth.json").exists());
 }
 
+/// A pass that nobody has seen would let somebody in, one day.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pass_that_could_not_be_shown_is_none() {
+    let scene = scene().await;
+    let mut command = scene.valetkey(&["pass", "new", "a"]);
+    command.stdout(fs::File::options().write(true).open("/dev/full").unwrap());
+    let unseen = done(command.spawn().unwrap()).await;
+    assert_eq!(unseen.status, 1, "{unseen:?}");
+    assert!(unseen.err.contains("hint: there is no such pass now"), "{unseen:?}");
+    assert_eq!(typed(&scene, "pass list", "").await.out, "");
+    assert_eq!(typed(&scene, "pass new a", "").await.status, 0);
+}
+
 /// Each command says the same of a login that cannot be read, and what it says helps.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_said_of_a_damaged_login_helps() {
