@@ -113,8 +113,26 @@ impl<'a> Serving<'a> {
         // Who hears it finds the word.
         serving.entrances.announce();
         activation::ready(&format!("listening on {}", serving.info.proxy));
-        output::words("put a shell behind it: eval \"$(valetkey env)\"");
+        serving.say_how_to_use();
         Ok(serving)
+    }
+
+    /// Says how a shell is put behind it, where that is so: `env` finds one proxy, and variables lead to no socket and no
+    /// TLS.
+    fn say_how_to_use(&self) {
+        if !self.info.proxy.starts_with("http://") {
+            return;
+        }
+        let runtime_dir = &self.started.config().paths.runtime_dir;
+        let found = running::find(runtime_dir, &self.typed.env);
+        if found.is_some_and(|found| found.pid == self.info.pid) {
+            output::words("put a shell behind it: eval \"$(valetkey env)\"");
+        } else {
+            let proxy = &self.info.proxy;
+            output::words(format_args!(
+                "put a shell behind it: eval \"$(valetkey env --proxy-url {proxy})\""
+            ));
+        }
     }
 
     /// Says to other commands where it runs; over nobody's word who still runs.

@@ -325,6 +325,19 @@ async fn what_is_said_of_a_damaged_login_helps() {
     assert!(!out.err.contains("sign in again"), "{out:?}");
 }
 
+/// Nobody is told to type what would not work.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shell_is_led_to_the_proxy_that_says_so() {
+    let scene = Scene::usual().await;
+    let mut first = Serving::start_with(&scene, &["--listen", "0"]).await;
+    let said = first.hear("put a shell behind it").await;
+    assert!(said.ends_with("eval \"$(valetkey env)\""), "{said}");
+    let mut second = Serving::start_with(&scene, &["--listen", "0"]).await;
+    let said = second.hear("put a shell behind it").await;
+    assert!(said.contains("--proxy-url http://127.0.0.1:"), "{said}");
+    assert!(!said.contains(&first.address.to_string()), "{said}");
+}
+
 /// With too few descriptors a client would be told that it is somebody else.
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
