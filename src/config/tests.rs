@@ -129,7 +129,7 @@ fn every_mistake_is_pointed_at() {
             &[
                 "2:9 'all' | expected `system+bundle` or `bundle` or `system` or `mozilla+bundle`",
                 "3:9 'ftp://x' | not a proxy: expected `http://`, `https://`, `socks5h://` or `socks5://` with \
-                 a host and a port",
+                 a host, and a port where it is not 80, 443 or 1080",
                 "4:13 3 | expected a string, found an integer",
             ],
         ),
@@ -438,7 +438,7 @@ fn mistakes_of_all_layers_come_together() {
         "2.toml:1:15  | invalid literal string, expected `'`",
         "VALETKEY_LISTEN:1:1 localhost | expected an IP address and a port, as in `127.0.0.1:8377`",
         "VALETKEY_UPSTREAM_PROXY:1:1 ******************@:1 | not a proxy: expected `http://`, \
-         `https://`, `socks5h://` or `socks5://` with a host and a port",
+         `https://`, `socks5h://` or `socks5://` with a host, and a port where it is not 80, 443 or 1080",
     ];
     assert_eq!(found, expected);
 }

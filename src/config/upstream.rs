@@ -231,10 +231,11 @@ impl ProxyChoice {
     /// What a text says; one that says nothing is noted and counts as none.
     pub(super) fn read(text: &At<&str>, mistakes: &Mistakes) -> Self {
         mistakes.hide_user_information(&text.place);
-        let choice = text.parse(mistakes, |text| match text {
+        let choice = text.parse(mistakes, |text| match text.to_ascii_lowercase().as_str() {
             "env" => Ok(Self::Env),
             "none" => Ok(Self::None),
-            url => ProxyUrl::parse(url).map(Self::Url),
+            "direct" => Err(BadProxy::Direct),
+            _ => ProxyUrl::parse(text).map(Self::Url),
         });
         choice.map_or(Self::None, |choice| choice.value)
     }
@@ -345,9 +346,13 @@ impl fmt::Debug for ProxyUrl {
 pub enum BadProxy {
     /// It is no such URL.
     #[error(
-        "not a proxy: expected `http://`, `https://`, `socks5h://` or `socks5://` with a host and a port"
+        "not a proxy: expected `http://`, `https://`, `socks5h://` or `socks5://` with a host, and a port where it is \
+         not 80, 443 or 1080"
     )]
     Form,
+    /// The word that other programs have for going straight.
+    #[error("`direct` is no proxy: what goes straight is `none`")]
+    Direct,
     /// A backslash, which a URL reads as a slash.
     #[error("a backslash in a proxy's user must be written as `%5C`")]
     Backslash,
@@ -407,6 +412,26 @@ mod tests {
         for (login, shown) in table {
             assert_eq!(login.to_string(), shown);
             assert_eq!(format!("{login:?}"), format!("LoginSpec({shown})"));
+        }
+    }
+
+    #[test]
+    fn words_that_are_no_host() {
+        for (text, expected) in [
+            ("none", Some("none")),
+            ("NONE", Some("none")),
+            ("None", Some("none")),
+            ("Env", Some("env")),
+            ("direct", None),
+            ("DIRECT", None),
+            ("direct:8080", Some("http://direct:8080")),
+            ("none.corp", Some("http://none.corp:80")),
+        ] {
+            let mistakes = Mistakes::default();
+            let place = mistakes.open("proxy", text);
+            let choice = ProxyChoice::read(&At { value: text, place }, &mistakes);
+            assert_eq!(mistakes.count() == 0, expected.is_some(), "{text}");
+            assert_eq!(choice.to_string(), expected.unwrap_or("none"), "{text}");
         }
     }
 
