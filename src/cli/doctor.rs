@@ -88,6 +88,9 @@ async fn examine(
     report.add(local::managed(&config));
     report.add(local::running(&config, typed).await);
     listeners::examine(&config, report);
+    if let Some(check) = local::audit(&config) {
+        report.add(check);
+    }
     let roots = local::local_ca(&config, report);
     let Some(trust) = bundle(&config, &roots, report) else {
         report.leaves_out("logins, proxy and hosts");

@@ -11,7 +11,7 @@ use super::credentials::{Credentials, Turn};
 use super::output::{self, Failure};
 use super::running::{self, ServerInfo};
 use super::way_out::WayOut;
-use super::{Typed, process};
+use super::{Typed, audit, process};
 use crate::clock::Clock;
 use crate::config::paths::Paths;
 use crate::config::{Config, CredentialKind, SourceSpec};
@@ -55,6 +55,10 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
     show(arguments, Some(&credentials), running_proxy(typed)?);
     for shown in &credentials {
         shown.say_more();
+    }
+    if let Err(failure) = audit::look_ahead(&config) {
+        output::warning(failure.message());
+        failure.first_hint().into_iter().for_each(output::hint);
     }
     let all_good = credentials.iter().all(Shown::is_usable);
     Ok(if all_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -325,6 +325,32 @@ async fn what_is_said_of_a_damaged_login_helps() {
     assert!(!out.err.contains("sign in again"), "{out:?}");
 }
 
+/// An audit that nobody can write: `serve` refuses, and who is asked what is wrong says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_audit_that_cannot_be_written_is_told() {
+    let scene = Scene::usual().await;
+    let audit = |file: &str| {
+        let audit = format!("[audit]\nto = \"file\"\nfile = \"{file}\"\n");
+        scene.configure(&format!("{audit}{}", scene.world.upstream_toml()));
+    };
+    fs::create_dir(scene.path("folder")).unwrap();
+    audit(scene.path("folder").to_str().unwrap());
+    for line in ["status", "check", "doctor", "serve --listen 0"] {
+        let done = typed(&scene, line, "").await;
+        let said = [&*done.out, &*done.err].concat();
+        assert!(said.contains("the audit cannot be written"), "{line}: {done:?}");
+        assert!(said.contains("name a file in it"), "{line}: {done:?}");
+    }
+    assert!(!scene.path("folder.lock").exists());
+    audit("logs/audit.jsonl");
+    let doctor = typed(&scene, "doctor", "").await;
+    assert!(doctor.out.contains("logs/audit.jsonl"), "{doctor:?}");
+    for file in ["", "~root/a"] {
+        audit(file);
+        assert_eq!(typed(&scene, "check", "").await.status, 2, "{file}");
+    }
+}
+
 /// Nobody is told to type what would not work.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shell_is_led_to_the_proxy_that_says_so() {

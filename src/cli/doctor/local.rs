@@ -9,9 +9,9 @@ use super::report::{Check, Report};
 use super::roots_in;
 use crate::cli::output::counted;
 use crate::cli::status::{Shown, in_words};
-use crate::cli::{Typed, health, running};
+use crate::cli::{Typed, audit, health, running};
 use crate::clock::Clock;
-use crate::config::{BundleSetting, Config, ConfigErrors, Mistake, ProxyUrl, Trust};
+use crate::config::{AuditConfig, BundleSetting, Config, ConfigErrors, Mistake, ProxyUrl, Trust};
 use crate::origin::Host;
 use crate::store;
 use crate::tls::ca::Root;
@@ -51,6 +51,18 @@ pub(super) fn managed(config: &Config) -> Check {
             errors.render(false, 100),
             "mend the file, or ask its owner to",
         ),
+    }
+}
+
+/// Whether the audit can be written, where there is one.
+pub(super) fn audit(config: &Config) -> Option<Check> {
+    if let Err(failure) = audit::look_ahead(config) {
+        return Some(Check::of_failure("audit", &failure));
+    }
+    match &config.audit {
+        AuditConfig::Off => None,
+        AuditConfig::Stderr => Some(Check::ok("audit", "between the lines of the log")),
+        AuditConfig::File { path, .. } => Some(Check::ok("audit", path.display().to_string())),
     }
 }
 
