@@ -88,6 +88,9 @@ pub enum UnfitSecret {
         /// Offset of the byte, from 0.
         at: usize,
     },
+    /// The end of a line, behind which there is more, if only another one.
+    #[error("there is a line's end in the value: one line is all of it")]
+    LineEnd,
     /// Longer than a header field may reasonably be.
     #[error("the value is longer than 16 KiB")]
     TooLong,

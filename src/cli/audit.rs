@@ -49,7 +49,7 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
             .hint("as it was printed by: valetkey audit verify"));
     }
     let report = verify::verify(files(arguments, typed)?, kept.as_deref())
-        .map_err(|(path, error)| Failure::at(&path, error))?;
+        .map_err(|(path, error)| Failure::at(&path, error).hint(NAME_FILES))?;
     show(&report);
     judge(report, arguments.files.is_empty())?;
     output::words("every line follows on the one before it");
@@ -65,7 +65,7 @@ fn files(arguments: &Verify, typed: &Typed) -> Result<Vec<(PathBuf, File)>, Fail
     if !arguments.files.is_empty() {
         let open = |path: &PathBuf| match File::open(path) {
             Ok(file) => Ok((path.clone(), file)),
-            Err(error) => Err(Failure::at(path, error)),
+            Err(error) => Err(Failure::at(path, error).hint(NAME_FILES)),
         };
         return arguments.files.iter().map(open).collect();
     }
@@ -87,10 +87,17 @@ fn files(arguments: &Verify, typed: &Typed) -> Result<Vec<(PathBuf, File)>, Fail
     })
 }
 
+/// What to do about a file that cannot be read.
+const NAME_FILES: &str = "name files of an audit that you may read, the oldest first";
+
 fn show(report: &Report) {
     for Sound { path, lines, torn } in &report.sound {
         let is_broken = report.broken.as_ref().is_some_and(|broken| broken.path == *path);
-        let word = if is_broken { "broken" } else { "sound " };
+        let word = match (is_broken, lines) {
+            (true, _) => "broken",
+            (false, Some(_)) => "sound ",
+            (false, None) => "empty ",
+        };
         let lines = match lines {
             Some((first, last)) => format!("lines {first} to {last}"),
             None => "no line".to_owned(),
@@ -99,7 +106,7 @@ fn show(report: &Report) {
         if *torn > 0 {
             let times = counted(*torn, "time");
             output::words(format_args!(
-                "a process has ended {times} in it while it wrote a line, which is torn"
+                "a process has ended {times} in it while it wrote a line, which is torn; or the end was cut off"
             ));
         }
     }
@@ -121,9 +128,14 @@ fn show(report: &Report) {
 fn judge(report: Report, is_all: bool) -> Result<(), Failure> {
     if let Some(broken) = report.broken {
         let at = format!("{}, line {}", broken.path.display(), broken.line);
-        return Err(Failure::new(format!("{at}: {}", broken.why)).hint(
-            "but for the last one, the lines before it are as they were written; what comes after it was not looked at",
-        ));
+        let failure = Failure::new(format!("{at}: {}", broken.why));
+        let is_first = broken.line == 1 && report.sound.len() == 1;
+        return Err(match is_first {
+            true => failure.hint("nothing in it was found sound; is it an audit at all?"),
+            false => failure.hint(
+                "but for the last one, the lines before it are as they were written; what comes after it was not looked at",
+            ),
+        });
     }
     if report.head.is_none() {
         return Err(Failure::new("there is no line")

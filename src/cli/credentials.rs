@@ -285,7 +285,9 @@ pub(super) fn source_of(spec: &SourceSpec, env: &Environment) -> Source {
     match spec {
         SourceSpec::Env(name) => {
             let env = env.clone();
-            Source::env(name, Arc::new(move |name| env.text(name).map(Secret::new)))
+            // One that is set to nothing is there, and said to be empty.
+            let value = move |name: &str| Some(Secret::new(env.stated(name)?.to_string_lossy()));
+            Source::env(name, Arc::new(value))
         }
         SourceSpec::File(path) => Source::file(path),
     }

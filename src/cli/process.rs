@@ -115,7 +115,9 @@ fn outlive_file_limits() -> io::Result<()> {
 pub(super) fn private_dir(dir: &Path) -> Result<(), Failure> {
     let place = |error: io::Error| {
         let failure = Failure::new(format!("{}: {error}", dir.display()));
-        match dir.ancestors().find(|folder| folder.exists()) {
+        let is_this = |folder: &&Path| folder.as_os_str().is_empty();
+        let found = dir.ancestors().find(|folder| is_this(folder) || folder.exists());
+        match found.map(|folder| if is_this(&folder) { Path::new(".") } else { folder }) {
             Some(folder) => failure.hint(format!("is {0} yours? ls -ld {0}", folder.display())),
             None => failure,
         }

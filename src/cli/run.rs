@@ -139,6 +139,11 @@ fn exit_status(status: ExitStatus) -> u8 {
 
 /// As a shell has it: 127 for a program that is not there, 126 for one that cannot be run.
 fn not_started(program: &OsStr, error: &io::Error) -> u8 {
+    if program.is_empty() {
+        let failure = Failure::new("the program that was named is an empty word");
+        failure.hint("is a variable not set? valetkey run -- PROGRAM").report();
+        return 127;
+    }
     let program = program.to_string_lossy();
     let failure = Failure::new(format!("{program}: {error}"));
     let failure = match error.kind() {

@@ -189,7 +189,16 @@ impl<'a> Serving<'a> {
         let outcome = self.try_reload().await;
         activation::ready(&format!("listening on {}", self.info.proxy));
         match outcome {
-            Ok(()) => output::words("the configuration was read again and is in force"),
+            Ok(()) => {
+                let file = &self.started.config().paths.config_file;
+                if !file.exists() {
+                    output::warning(format_args!(
+                        "{} is not there: the defaults hold",
+                        file.display()
+                    ));
+                }
+                output::words("the configuration was read again and is in force");
+            }
             Err(failure) => {
                 failure.report();
                 output::words("the configuration from before stays in force");

@@ -259,6 +259,11 @@ pub(super) async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
                 .hint("another program has the port; is it a valetkey? valetkey status")
                 .hint("or take another port: valetkey serve --listen 127.0.0.1:0");
         }
+        if error.kind() == std::io::ErrorKind::PermissionDenied && address.port() < 1024 {
+            return failure.hint(
+                "ports below 1024 are for root; take a higher one: valetkey serve --listen 127.0.0.1:8377",
+            );
+        }
         failure
     })
 }

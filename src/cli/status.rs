@@ -1,21 +1,23 @@
 //! `valetkey status`, and `valetkey login status`: who is signed in, how, and until when.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::credentials::{Credentials, Turn};
+use super::credentials::{Credentials, Turn, source_of};
 use super::output::{self, Failure};
 use super::running::{self, ServerInfo};
 use super::way_out::WayOut;
 use super::{Typed, audit, process};
 use crate::clock::Clock;
+use crate::config::env::Environment;
 use crate::config::paths::Paths;
 use crate::config::{Config, CredentialKind, SourceSpec};
 use crate::credential::{CredentialName, Grant, LoginKind};
+use crate::source::SourceError;
 use crate::store;
 use crate::tasks::Tasks;
 use crate::tokens::{State, Status};
@@ -51,7 +53,13 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<ExitCode, Fail
             return Err(failure);
         }
     };
-    let credentials = process::runtime()?.block_on(read(typed, &config))?;
+    let credentials = match process::runtime()?.block_on(read(typed, &config)) {
+        Ok(credentials) => credentials,
+        Err(failure) => {
+            show(arguments, None, running_proxy(typed)?);
+            return Err(failure);
+        }
+    };
     show(arguments, Some(&credentials), running_proxy(typed)?);
     for shown in &credentials {
         shown.say_more();
@@ -125,15 +133,13 @@ pub(super) struct Shown {
     is_codex: bool,
     /// Whether nobody has to sign in.
     is_by_itself: bool,
-    /// Where a key is read from that is not saved here.
-    source: Option<SourceSpec>,
     /// Where its value is kept.
     pub(super) place: String,
     /// The file that it is in, if it is a login in a file.
     pub(super) file: Option<PathBuf>,
     pub(super) status: Status,
-    /// What to do about a login that cannot be read.
-    remedy: Option<String>,
+    /// Why it cannot be read, with all causes, and what to do about it.
+    trouble: Option<(String, String)>,
 }
 
 /// Reads every credential, and asks no issuer.
@@ -159,14 +165,18 @@ pub(super) async fn read_through(
             let _read_once = source.current().await;
         }
         let status = source.status();
-        let remedy = match status.state {
-            State::Unreadable(_) if !is_key => remedy(&credentials, name).await,
+        let source_of_key = kind.filter(|_| is_key).and_then(|kind| kind.source().cloned());
+        let trouble = match (&status.state, &source_of_key) {
+            (State::Unreadable(_), Some(key)) => trouble_of_key(key, &typed.env),
+            // A keyring that does not answer would be waited for a second time.
+            (State::Unreadable(_), None) if is_path(source.place()) => {
+                trouble_of_login(&credentials, name).await
+            }
             _ => None,
         };
         all.push(Shown {
             name: name.clone(),
             is_shared: !is_key,
-            source: kind.filter(|_| is_key).and_then(|kind| kind.source().cloned()),
             is_codex: matches!(kind, Some(CredentialKind::Codex { .. })),
             is_by_itself: matches!(
                 kind,
@@ -175,16 +185,39 @@ pub(super) async fn read_through(
             place: source.place().unwrap_or_else(|| kind.map(place_of).unwrap_or_default()),
             file: source.file(),
             status,
-            remedy,
+            trouble,
         });
     }
     Ok(all)
 }
 
-/// What the store of a login says to do so that it can be read.
-async fn remedy(credentials: &Credentials<'_>, name: &CredentialName) -> Option<String> {
-    let store = credentials.cache(name, Turn::In).ok()?.store;
-    store.get().await.err().map(|error| error.hint())
+/// Whether a place is a file or a folder, and no entry of a keyring.
+fn is_path(place: Option<String>) -> bool {
+    place.is_some_and(|place| Path::new(&place).is_absolute())
+}
+
+/// What the store of a login says of it.
+async fn trouble_of_login(
+    credentials: &Credentials<'_>,
+    name: &CredentialName,
+) -> Option<(String, String)> {
+    let error = credentials.cache(name, Turn::In).ok()?.store.get().await.err()?;
+    Some((output::chain_of(&error), error.hint()))
+}
+
+/// What is said of a key where it is read from. One that is not there yet is put where it belongs.
+fn trouble_of_key(key: &SourceSpec, env: &Environment) -> Option<(String, String)> {
+    let error = source_of(key, env).load().err()?;
+    let hint = match (&error, key) {
+        (SourceError::Missing { .. }, SourceSpec::Env(name)) => {
+            format!("set {name} where valetkey runs")
+        }
+        (SourceError::Missing { .. }, SourceSpec::File(path)) => {
+            format!("write the key into {}", path.display())
+        }
+        _ => error.hint(),
+    };
+    Some((output::chain_of(&error), hint))
 }
 
 fn place_of(kind: &CredentialKind) -> String {
@@ -274,7 +307,9 @@ impl Shown {
                 Some(violation.sentence.trim_end_matches(" Logging out.").to_owned())
             }
             State::Unsupported(what) => Some(format!("it is {what}")),
-            State::Unreadable(why) => Some(why.clone()),
+            State::Unreadable(why) => {
+                Some(self.trouble.as_ref().map_or_else(|| why.clone(), |(why, _)| why.clone()))
+            }
         }
     }
 
@@ -282,11 +317,7 @@ impl Shown {
     pub(super) fn hint(&self) -> Option<String> {
         match &self.status.state {
             State::NoLogin if !self.is_by_itself => Some(self.name.how_to_sign_in()),
-            State::Unreadable(_) if self.is_shared => self.remedy.clone(),
-            State::Unreadable(_) => match self.source.as_ref()? {
-                SourceSpec::Env(name) => Some(format!("set {name} where valetkey runs")),
-                SourceSpec::File(path) => Some(format!("write the key into {}", path.display())),
-            },
+            State::Unreadable(_) => self.trouble.as_ref().map(|(_, hint)| hint.clone()),
             _ => None,
         }
     }

@@ -96,7 +96,12 @@ impl WayOut {
         };
         let (Folder::Here(dir) | Folder::Mounted(dir)) = folder;
         let written = ClientEnv::write(&facts, env, folder);
-        written.map_err(|error| Failure::at(dir, error))
+        written.map_err(|error| {
+            // What makes a file says its place itself.
+            let why = error.get_ref().and_then(|inner| inner.source()).map(ToString::to_string);
+            Failure::at(dir, why.unwrap_or_else(|| error.to_string()))
+                .hint(format!("is there room, and is it yours? df {0}; ls -ld {0}", dir.display()))
+        })
     }
 }
 

@@ -175,7 +175,9 @@ impl<'a> Value<'a> {
     pub(super) fn uid(&self) -> Option<u32> {
         let name = self.value.as_str().filter(|name| is_user(name)).unwrap_or("NAME");
         let hint = || Some(format!("the number: id -u {name}"));
-        self.number().or_else(|| self.is_no("the number of a user", hint()))
+        // (uid_t) -1 is nobody: chown(2) has it for "as it is".
+        let number = self.number().filter(|number| *number != u32::MAX);
+        number.or_else(|| self.is_no("the number of a user", hint()))
     }
 
     /// A number, if it is one that fits. Nothing is noted.
@@ -252,8 +254,10 @@ pub(super) fn one_of<T: Copy>(words: &[(&str, T)]) -> impl Fn(&str) -> Result<T,
     |text| {
         let known = words.iter().find(|(word, _)| *word == text);
         known.map(|(_, meaning)| *meaning).ok_or_else(|| {
+            let meant = closest(text, words.iter().map(|(word, _)| *word));
+            let meant = meant.map(|word| format!("; did you mean `{word}`?")).unwrap_or_default();
             let words: Vec<String> = words.iter().map(|(word, _)| format!("`{word}`")).collect();
-            format!("expected {}", words.join(" or "))
+            format!("expected {}{meant}", words.join(" or "))
         })
     }
 }

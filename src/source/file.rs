@@ -23,6 +23,9 @@ pub(super) fn read(path: &Path) -> Result<Secret, SourceError> {
     let text = std::str::from_utf8(&bytes)
         .map_err(|error| unfit(UnfitSecret::Octet { at: error.valid_up_to() }))?;
     let text = text.strip_suffix('\n').map_or(text, |line| line.strip_suffix('\r').unwrap_or(line));
+    if text.contains(['\n', '\r']) {
+        return Err(unfit(UnfitSecret::LineEnd));
+    }
     Ok(Secret::new(text))
 }
 
@@ -70,9 +73,9 @@ mod tests {
             (b"sk-test", Ok("sk-test")),
             (b"sk-test\n", Ok("sk-test")),
             (b"sk-test\r\n", Ok("sk-test")),
-            (b"sk-test\n\n", Err(UnfitSecret::Octet { at: 7 })),
+            (b"sk-test\n\n", Err(UnfitSecret::LineEnd)),
             (b" sk-test", Err(UnfitSecret::Octet { at: 0 })),
-            (b"sk-\r\nX: y", Err(UnfitSecret::Octet { at: 3 })),
+            (b"sk-\r\nX: y", Err(UnfitSecret::LineEnd)),
             (b"sk-\xff", Err(UnfitSecret::Octet { at: 3 })),
             (b"nul\0", Err(UnfitSecret::Octet { at: 3 })),
             (b"\n", Err(UnfitSecret::Empty)),

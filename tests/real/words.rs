@@ -382,6 +382,70 @@ async fn too_few_descriptors_are_told() {
     assert!(!calm.err.contains("connections = 5000"), "{calm:?}");
 }
 
+/// What cannot be used says why, and what would help.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_reason_is_said_and_not_another_one() {
+    let scene = Scene::usual().await.with("EMPTY", "");
+    let key = |source: &str| {
+        let key = format!("[credentials.k]\nkind = \"api_key\"\nsource = \"{source}\"\n");
+        scene.configure(&format!("{key}{}", scene.world.upstream_toml()));
+    };
+    fs::write(scene.path("two"), "sk-test\n\n").unwrap();
+    fs::create_dir(scene.path("folder")).unwrap();
+    let path = |name: &str| format!("file:{}", scene.path(name).display());
+    for (source, reason, hint) in [
+        (path("two"), "a line's end in the value", "one line, no spaces"),
+        (path("folder"), "not a regular file", "must be a regular file"),
+        (path("none"), "is not there", "write the key into"),
+        (
+            "env:EMPTY".to_owned(),
+            "variable EMPTY cannot be used: the value is empty",
+            "put the bare key",
+        ),
+    ] {
+        key(&source);
+        let status = typed(&scene, "status", "").await;
+        assert!(status.out.contains(reason), "{source}: {status:?}");
+        assert!(status.err.contains(hint), "{source}: {status:?}");
+    }
+    for (rest, words) in [
+        ("[credentials.k]\nkind = \"apikey\"\n", "did you mean `api_key`?"),
+        (
+            "[[listeners]]\naddress = \"127.0.0.1:0\"\nallow_uids = [4294967295]\n",
+            "the number of a user",
+        ),
+    ] {
+        scene.configure(rest);
+        let check = typed(&scene, "check", "").await;
+        assert!(check.status == 2 && check.err.contains(words), "{check:?}");
+    }
+    scene.configure("[upstream]\nca_bundle = \"/none.pem\"\n");
+    let status = typed(&scene, "status", "").await;
+    assert!(status.status == 1 && status.out.contains("proxy           not running"), "{status:?}");
+    scene.configure(&scene.world.upstream_toml());
+    let empty = typed(&scene, "run -- ", "").await;
+    assert!(empty.status == 127 && empty.err.contains("an empty word"), "{empty:?}");
+    fs::write(scene.path("audit"), "").unwrap();
+    for (file, words) in
+        [("audit", "there is no line"), ("folder", "name files"), ("none", "name files")]
+    {
+        let verify = typed(&scene, &format!("audit verify {file}"), "").await;
+        assert!(verify.status == 1 && verify.err.contains(words), "{verify:?}");
+        assert!(!verify.out.contains("sound"), "{verify:?}");
+    }
+}
+
+/// A file that is gone is no file that was read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_that_is_gone_is_told() {
+    let scene = Scene::usual().await;
+    let mut serving = Serving::start(&scene).await;
+    fs::remove_file(scene.path(".config/valetkey/config.toml")).unwrap();
+    serving.signal(rustix::process::Signal::HUP);
+    let said = serving.hear("is not there").await;
+    assert!(said.contains("config.toml is not there: the defaults hold"), "{said}");
+}
+
 /// Somebody whose home is not theirs: of root none keeps root out, so it is another user then.
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]

@@ -127,6 +127,9 @@ impl Met<'_> {
         // Behind a chain the first steps are the chain's.
         let ways = match self.goes_through_the_chain {
             true => &[("tunnel", "opened by the upstream proxy")][..],
+            false if scene.config.upstream.resolve.contains_key(&self.asked.origin.target) => {
+                &DIRECT_ELSEWHERE[..]
+            }
             false if scene.config.upstream.proxies.is_empty() => &DIRECT[..],
             false => &DIRECT_BESIDE_A_CHAIN[..],
         };
@@ -250,6 +253,8 @@ fn failed(id: &'static str, error: &UpstreamError) -> Check {
 }
 
 const DIRECT: [(&str, &str); 2] = [("dns", "the name resolves"), ("tcp", "takes connections")];
+const DIRECT_ELSEWHERE: [(&str, &str); 2] =
+    [("dns", "not asked for: [upstream.resolve] says where it is"), ("tcp", "takes connections")];
 const DIRECT_BESIDE_A_CHAIN: [(&str, &str); 2] = [
     ("dns", "reached without the proxy (NO_PROXY); the name resolves"),
     ("tcp", "takes connections"),
