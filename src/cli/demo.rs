@@ -42,7 +42,10 @@ pub(super) fn run(env: &Environment) -> Result<ExitCode, Failure> {
         tokio::select! {
             outcome = play(env) => outcome,
             // Dropping the play removes its folders.
-            _ = signals.next() => Err(Failure::new("the demo was interrupted")),
+            signal = signals.next() => {
+                let status = 128 + signal.as_raw() as u8;
+                Err(Failure::new("the demo was interrupted").status(status))
+            }
         }
     })
 }

@@ -14,7 +14,8 @@ use crate::tls::ca::{Begun, LocalCa, Root, superseded};
 /// What `rotate` takes.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// End the old roots: delete their keys and sign under the new root. For when every client has learned it
+    /// End the old roots: delete their keys and sign under the new root. For when every client has learned it. All but the
+    /// newest root end, whether a `rotate` came before or not
     #[arg(long)]
     finish: bool,
 
