@@ -331,7 +331,7 @@ async fn who_waits_in_plain_http_is_told_why_it_ended() {
     for (end, said) in [(&revoke as &dyn Fn(), "was revoked"), (&expire, "has expired")] {
         let reach = Reach { rules: None, tunnel: true, allow_private: true };
         let expires = Some(scene.clock.now() + time::Duration::HOUR);
-        scene.passes.replace(vec![Record { reach, expires, ..record(PASS) }], &[]);
+        scene.passes.replace(vec![PassRecord { reach, expires, ..record(PASS) }], &[]);
         let (answer, _silent) = tokio::join!(answer_to(address, &request), async {
             let silent = within(reached.accept()).await.unwrap();
             end();
