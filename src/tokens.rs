@@ -423,7 +423,7 @@ impl TokenError {
             Self::IssuerUnavailable { trouble, .. } => trouble
                 .as_ref()
                 .and_then(|trouble| trouble.hint.clone())
-                .unwrap_or_else(|| "wait and try again; valetkey goes on trying by itself".into()),
+                .unwrap_or_else(|| "wait and try again; if it lasts: valetkey doctor".into()),
             Self::StoreUnavailable(error) => match &**error {
                 StoreError::ReadOnly { .. } | StoreError::Unavailable { .. } => error.hint(),
                 _ => "see: valetkey status".to_owned(),

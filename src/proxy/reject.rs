@@ -107,11 +107,16 @@ impl Rejection {
             Self::DecoyMisplaced(misplaced) => {
                 Row(S::FORBIDDEN, "decoy_misplaced", misplaced.hint())
             }
-            Self::Malformed(status) => Row(
-                *status,
-                "bad_request",
-                "send a well-formed HTTP/1.1 request of usual size".into(),
-            ),
+            Self::Malformed(status) => {
+                let hint = match *status {
+                    S::REQUEST_HEADER_FIELDS_TOO_LARGE => {
+                        "send a smaller one, or have `head_size` in [limits] allow it"
+                    }
+                    S::URI_TOO_LONG => "send a shorter one",
+                    _ => "send a well-formed HTTP/1.1 request",
+                };
+                Row(*status, "bad_request", hint.into())
+            }
             Self::NoWebSocket(_) => Row(
                 S::UPGRADE_REQUIRED,
                 "websocket_unavailable",
