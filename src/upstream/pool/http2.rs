@@ -544,6 +544,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_whole_body_says_its_length_and_trailers_frame_nothing() {
+        let (connection, _told, theirs) = opened().await;
+        let mut peer = begin(theirs).await;
+        Tasks::new().spawn(async move {
+            let (request, mut answer) = peer.accept().await.unwrap().unwrap();
+            let length = request.headers()[http::header::CONTENT_LENGTH].clone();
+            let response = Response::builder().header("x-length", length).body(()).unwrap();
+            let mut stream = answer.send_response(response, false).unwrap();
+            let trailers = [("x-sum", "1"), ("content-length", "9"), ("host", "a")];
+            let trailers =
+                trailers.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+            stream.send_trailers(trailers.into_iter().collect()).unwrap();
+            peer.accept().await.is_some()
+        });
+        let body = http_body_util::Full::new(Bytes::from_static(b"abc"));
+        let body = http_body_util::BodyExt::map_err(body, |never| match never {});
+        let mut request = Request::new(Body::boxed(body));
+        *request.method_mut() = http::Method::POST;
+        *request.uri_mut() = http::Uri::from_static("https://api.example.com/");
+        let lease = Http2Lease::new(connection);
+        let sent = lease.send(request, MostInterim(1)).await;
+        let response = sent.map_err(|failed| failed.error).unwrap();
+        assert_eq!(response.headers()["x-length"], "3");
+        let all = http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
+        let names: Vec<_> = all.trailers().unwrap().keys().map(|name| name.as_str()).collect();
+        assert_eq!(names, ["x-sum"]);
+    }
+
+    #[tokio::test]
     async fn a_connection_that_refused_is_not_asked_again() {
         let (connection, _told, _theirs) = opened().await;
         let lease = Http2Lease::new(connection.clone());
