@@ -83,12 +83,14 @@ pub(super) fn require_descriptors() -> Result<(), Failure> {
         Some(most) if most < LEAST_DESCRIPTORS => Err(Failure::new(format!(
             "{most} open files are too few to serve anybody: {LEAST_DESCRIPTORS} are the least"
         ))
-        .hint(
-            "before it is started: ulimit -n 65536; for a service of systemd: LimitNOFILE=65536",
-        )),
+        .hint(MORE_DESCRIPTORS)),
         _ => Ok(()),
     }
 }
+
+/// How a program gets more of them.
+pub(super) const MORE_DESCRIPTORS: &str =
+    "before it is started: ulimit -n 65536; for a service of systemd: LimitNOFILE=65536";
 
 /// [`DESCRIPTORS_OF_OUR_OWN`], what clients leave of the others (`limits.rs`), and two clients.
 const LEAST_DESCRIPTORS: u64 = 64;

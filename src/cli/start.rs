@@ -199,9 +199,7 @@ pub(super) fn warn_of_descriptors(config: &Config) {
         output::warning(format_args!(
             "[limits] connections = {asked} is more than open files allow: no more than {most} are served at one time"
         ));
-        output::hint(
-            "before it is started: ulimit -n 65536; for a service of systemd: LimitNOFILE=65536",
-        );
+        output::hint(process::MORE_DESCRIPTORS);
     }
 }
 
