@@ -1,12 +1,13 @@
 //! `valetkey serve`: the proxy in the foreground.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use tokio::time::sleep;
 
 use super::activation::{self, Inherited};
 use super::changes::Changes;
@@ -19,6 +20,7 @@ use super::{Typed, process};
 use crate::clock::Clock;
 use crate::config::env::Environment;
 use crate::config::{Config, SourceSpec};
+use crate::lock;
 use crate::panics;
 use crate::tasks::Tasks;
 use crate::telemetry;
@@ -37,6 +39,13 @@ pub(super) struct Arguments {
 
 /// How long exchanges may go on after the first signal; a second one ends them at once.
 const DRAIN: Duration = Duration::from_secs(10);
+
+/// How long another may keep the folder locked, for which it needs a millisecond.
+const LOCK_LIMIT: Duration = Duration::from_millis(500);
+
+/// How often it is looked whether another has ended: twice in the time that `env` waits for a proxy to start
+/// (`running::PATIENCE`).
+const LOOK: Duration = Duration::from_secs(1);
 
 pub(super) fn run(typed: &Typed) -> Result<ExitCode, Failure> {
     let config = typed.config()?;
@@ -78,6 +87,8 @@ struct Serving<'a> {
     /// What was left for other commands, in these files.
     info: ServerInfo,
     files: Vec<PathBuf>,
+    /// Those of `files` with the word of another who still runs.
+    taken: Vec<PathBuf>,
     has_terminal: bool,
 }
 
@@ -108,7 +119,16 @@ impl<'a> Serving<'a> {
         let following = followed.clone();
         tasks.keep("following the passes", move || following.clone().follow());
         let info = entrances.server_info(started.write_roots(runtime_dir)?)?;
-        let mut serving = Self { typed, started, entrances, followed, info, files, has_terminal };
+        let mut serving = Self {
+            typed,
+            started,
+            entrances,
+            followed,
+            info,
+            files,
+            taken: Vec::new(),
+            has_terminal,
+        };
         serving.leave_word()?;
         // Who hears it finds the word.
         serving.entrances.announce();
@@ -136,22 +156,31 @@ impl<'a> Serving<'a> {
     }
 
     /// Says to other commands where it runs; over nobody's word who still runs.
-    fn leave_word(&self) -> Result<(), Failure> {
+    fn leave_word(&mut self) -> Result<(), Failure> {
+        // Of two who start at once, or wait for the same end, one is found and the other knows of it.
+        let folder = File::open(&self.started.config().paths.runtime_dir)?;
+        let _is_locked = lock::wait(&folder, LOCK_LIMIT);
+        self.taken.clear();
+        let mut outcome = Ok(());
         for file in &self.files {
             match ServerInfo::read(file).filter(|other| other.pid != self.info.pid) {
                 Some(other) => {
                     let ServerInfo { proxy, pid, .. } = other;
                     output::warning(format_args!(
-                        "another valetkey runs at {proxy} (pid {pid}), and is the one that `env` and `status` find"
+                        "another valetkey runs at {proxy} (pid {pid}), and is the one that `env` and `status` find until it ends"
                     ));
                     output::hint(
                         "to have them find this one: --server-info FILE, and VALETKEY_SERVER_INFO=FILE",
                     );
+                    self.taken.push(file.clone());
                 }
-                None => self.info.write(file).map_err(|error| Failure::at(file, error))?,
+                None => {
+                    let written = self.info.write(file).map_err(|error| Failure::at(file, error));
+                    outcome = outcome.and(written);
+                }
             }
         }
-        Ok(())
+        outcome
     }
 
     /// Serves, and follows what it goes by.
@@ -162,15 +191,34 @@ impl<'a> Serving<'a> {
     async fn until_asked_to_end(&mut self, signals: &mut process::Signals) -> Result<(), Failure> {
         let mut changes = Changes::of(self.started.config().files(), Tasks::new());
         loop {
-            tokio::select! {
-                signal = signals.next() => match signal {
-                    // From a terminal that is gone it means what it means to every program.
-                    Signal::HUP if !self.has_terminal || process::has_terminal() => self.reload().await,
-                    _ => return Ok(()),
-                },
-                () = changes.next_settled() => self.reload().await,
-                () = panics::next() => self.tell_of_panics(),
-                failure = self.started.forbidden() => return Err(failure),
+            // Kept while other things happen: what it has heard of is lost with it.
+            let mut changed = std::pin::pin!(changes.next_settled());
+            loop {
+                tokio::select! {
+                    signal = signals.next() => match signal {
+                        // From a terminal that is gone it means what it means to every program.
+                        Signal::HUP if !self.has_terminal || process::has_terminal() => break,
+                        _ => return Ok(()),
+                    },
+                    () = &mut changed => break,
+                    () = one_has_ended(&self.taken), if !self.taken.is_empty() => self.take_place(),
+                    () = panics::next() => self.tell_of_panics(),
+                    failure = self.started.forbidden() => return Err(failure),
+                }
+            }
+            self.reload().await;
+        }
+    }
+
+    /// Takes the place of one that has ended: often it was letting its exchanges end when this one started.
+    fn take_place(&mut self) {
+        match self.leave_word() {
+            Ok(()) if self.taken.is_empty() => {
+                output::words("the other valetkey has ended: `env` and `status` find this one now");
+            }
+            Ok(()) => {}
+            Err(failure) => {
+                failure.report();
             }
         }
     }
@@ -249,6 +297,17 @@ impl<'a> Serving<'a> {
             if ServerInfo::read(file).is_some_and(|now| now.pid == self.info.pid) {
                 let _gone_already = fs::remove_file(file);
             }
+        }
+    }
+}
+
+/// Waits until one of those has ended who left word in these files. It is looked at, as nobody is told of the end of a process
+/// that is no child of theirs.
+async fn one_has_ended(files: &[PathBuf]) {
+    loop {
+        sleep(LOOK).await;
+        if files.iter().any(|file| ServerInfo::read(file).is_none()) {
+            return;
         }
     }
 }

@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::Path;
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::served::Serving;
@@ -73,11 +74,14 @@ async fn is_asked_in_tls_where_clients_speak_it() {
     for names in ["tls_names = [\"localhost\"]\n", ""] {
         let listener = "[[listeners]]\naddress = \"127.0.0.1:0\"\ntls = true\n";
         scene.configure(&[listener, names, &scene.world.upstream_toml()].concat());
-        let serving = Serving::start_with(&scene, &[]).await;
+        let mut serving = Serving::start_with(&scene, &[]).await;
         let well = health(&scene, &[]).await;
         assert_eq!(well.status, 0, "{well:#?}");
         assert!(well.out.starts_with(&format!("https://{} answers", serving.address)), "{well:#?}");
         if !names.is_empty() {
+            // While it runs, the next one is not the one that is found.
+            serving.signal(Signal::TERM);
+            serving.ended().await;
             continue;
         }
         // Whoever is there is believed only with a certificate that the proxy's own roots vouch for.

@@ -254,3 +254,36 @@ async fn a_second_one_does_not_hide_the_first() {
     assert_eq!(second.ended().await, Some(0));
     assert_eq!(found().await, url(&first));
 }
+
+/// One that leaves word in a file of its own, too, where the usual one is taken.
+async fn second(scene: &Scene) -> Serving {
+    let info = scene.path("second.json");
+    let to = ["--server-info", info.to_str().unwrap()];
+    let arguments = [&["serve", "--listen", "127.0.0.1:0"], &to[..]].concat();
+    Serving::started(scene.valetkey(&arguments), info).await
+}
+
+/// What is not heard of is looked for each fifteen seconds, and that there is another keeps nobody from looking.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_one_follows_its_configuration_too() {
+    let scene = Scene::usual().await;
+    let _first = Serving::start(&scene).await;
+    let (place, away) = (scene.path(".config/valetkey"), scene.path("away"));
+    fs::rename(&place, &away).unwrap();
+    let mut second = second(&scene).await;
+    fs::rename(&away, &place).unwrap();
+    second.hear("is in force").await;
+}
+
+/// However the first ends: here it has no time to tidy up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_one_is_found_once_the_first_has_ended() {
+    let scene = Scene::usual().await;
+    let mut first = Serving::start(&scene).await;
+    let mut second = second(&scene).await;
+    first.signal(Signal::KILL);
+    first.ended().await;
+    second.hear("find this one").await;
+    let env = done(scene.valetkey(&["env"]).spawn().unwrap()).await;
+    assert!(env.out.contains(&format!("http://{}", second.address)), "{env:?}");
+}
