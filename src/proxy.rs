@@ -19,6 +19,7 @@ mod reject;
 mod replay;
 mod resting;
 mod scrubbed;
+mod ticket;
 mod tunnel;
 mod upgrade;
 mod websocket;

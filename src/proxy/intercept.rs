@@ -23,6 +23,7 @@ use super::listener::ClientStream;
 use super::note::Note;
 use super::reject::Rejection;
 use super::resting::{self, Activity};
+use super::ticket::HeldTicket;
 use crate::limits::{HTTP2_BROKEN_STREAMS, HTTP2_FRAME, HTTP2_SEND_BUFFER, Limits};
 use crate::origin::{Host, Origin, Target};
 use crate::upstream::calm::Calm;
@@ -63,7 +64,7 @@ impl Intercepted {
 }
 
 /// The client of a tunnel, inside the TLS that ends here.
-pub(super) type InsideTls = TlsStream<Early<ClientStream>>;
+pub(super) type InsideTls = TlsStream<HeldTicket<Early<ClientStream>>>;
 
 /// Serves the client of a tunnel to `target`, in the place of the target.
 pub(super) async fn serve(
@@ -81,7 +82,7 @@ pub(super) async fn serve(
     }
     let accepting = tokio::time::timeout(
         limits.handshake_time,
-        accept(&shared, &target, stream.reading_ahead()),
+        accept(&shared, &target, HeldTicket::new(stream.reading_ahead())),
     );
     match accepting.await {
         Ok(Ok((stream, greeted_another))) => {
@@ -98,10 +99,11 @@ pub(super) async fn serve(
 /// The record type of a ClientHello (RFC 8446 section 5.1).
 const TLS_HANDSHAKE: u8 = 22;
 
-async fn accept<S>(shared: &Shared, target: &Target, stream: S) -> io::Result<(TlsStream<S>, bool)>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
+async fn accept(
+    shared: &Shared,
+    target: &Target,
+    stream: HeldTicket<Early<ClientStream>>,
+) -> io::Result<(InsideTls, bool)> {
     let greeting = LazyConfigAcceptor::new(Default::default(), stream).await?;
     let greeted = greeting.client_hello().server_name().map(Host::parse);
     let greeted_another = greeted.as_ref().is_some_and(|host| host.as_ref() != Ok(&target.host));
@@ -112,7 +114,9 @@ where
         _ => target.host.clone(),
     };
     let config = leaves.server_config(&host).map_err(io::Error::other)?;
-    Ok((greeting.into_stream(config).await?, greeted_another))
+    let mut stream = greeting.into_stream(config).await?;
+    stream.get_mut().0.handshake_is_over();
+    Ok((stream, greeted_another))
 }
 
 /// The TLS of a client of a listener that speaks it, for the name that the client greets, else for `name`. HTTP/1.1

@@ -1,11 +1,14 @@
 //! Bytes flow: bodies both ways, in every pair of protocols, neither held back nor changed.
 
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
+use rustls::HandshakeKind;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use valetkey::sandbox::client::{self, ClientBody, HTTP1, HTTP2, Visit, gather};
 use valetkey::sandbox::{End, Settings};
@@ -254,4 +257,28 @@ async fn shutting_down_lets_exchanges_end() {
     scene.world.api().release();
     assert_eq!(within(held).await.unwrap().unwrap().status(), 200);
     within(ending).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_ticket_of_a_session_comes_with_the_first_response() {
+    let scene = Scene::usual().await;
+    let client = scene.client.resuming();
+    let visit = Visit::to(EXAMPLE, HTTP1);
+    let (mut stream, mut tls) = client.greet(visit).await.unwrap().into_inner();
+    assert_eq!(tls.handshake_kind(), Some(HandshakeKind::Full));
+    let request = b"GET /v1/alive HTTP/1.1\r\nhost: api.example.com\r\n\r\n";
+    tls.writer().write_all(request).unwrap();
+    let mut sent = Vec::new();
+    while tls.wants_write() {
+        tls.write_tls(&mut sent).unwrap();
+    }
+    stream.write_all(&sent).await.unwrap();
+    let mut read = [0; 4096];
+    let len = within(stream.read(&mut read)).await.unwrap();
+    tls.read_tls(&mut &read[..len]).unwrap();
+    let state = tls.process_new_packets().unwrap();
+    assert!(state.plaintext_bytes_to_read() > 0, "{len} bytes came, and no response in them");
+
+    let again = client.greet(visit).await.unwrap();
+    assert_eq!(again.get_ref().1.handshake_kind(), Some(HandshakeKind::Resumed));
 }
