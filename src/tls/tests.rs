@@ -7,16 +7,17 @@ use std::sync::Arc;
 use rcgen::{
     BasicConstraints, CertifiedIssuer, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
+use rustls::crypto::CryptoProvider;
 use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
 use rustls::{
-    ClientConfig, ClientConnection, Error, HandshakeKind, RootCertStore, ServerConfig,
+    CipherSuite, ClientConfig, ClientConnection, Error, HandshakeKind, RootCertStore, ServerConfig,
     ServerConnection,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use time::Duration;
 
 use super::ca::{LocalCa, Root, certificate};
-use super::leaf::Leaves;
+use super::leaf::{Leaves, has_aes};
 use super::{pem, provider};
 use crate::clock::Clock;
 use crate::origin::Host;
@@ -55,11 +56,19 @@ pub(super) fn shake(
     Ok(client)
 }
 
-#[expect(clippy::disallowed_methods, reason = "a client as others build it, not an upstream leg")]
 fn plain_client(roots: &[CertificateDer<'static>], alpn: &[&[u8]]) -> Arc<ClientConfig> {
+    client_with(provider(), roots, alpn)
+}
+
+#[expect(clippy::disallowed_methods, reason = "a client as others build it, not an upstream leg")]
+fn client_with(
+    provider: Arc<CryptoProvider>,
+    roots: &[CertificateDer<'static>],
+    alpn: &[&[u8]],
+) -> Arc<ClientConfig> {
     let mut store = RootCertStore::empty();
     assert_eq!(store.add_parsable_certificates(roots.to_vec()).1, 0);
-    let mut config = ClientConfig::builder_with_provider(provider())
+    let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_root_certificates(store)
@@ -255,6 +264,45 @@ fn clients_with_and_without_alpn_are_served_and_resume() {
     let refused =
         shake(&plain_client(&roots, &[b"spdy/3"]), &leaves.server_config(&a).unwrap(), &a);
     assert!(matches!(refused, Err(Error::AlertReceived(_))), "{refused:?}");
+}
+
+/// What costs least, of what the client has.
+#[test]
+fn aes_128_is_chosen_first_where_there_are_instructions_for_it() {
+    use CipherSuite::*;
+    #[cfg(target_os = "linux")]
+    {
+        let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+        assert_eq!(has_aes(), processor.split_whitespace().any(|flag| flag == "aes"));
+    }
+    let a = host("a.example");
+    let ca = LocalCa::ephemeral(std::slice::from_ref(&a), Clock::system()).unwrap();
+    let roots = [ca.roots()[0].der().clone()];
+    let leaves = Leaves::new(ca).unwrap();
+    let (small, large, other) =
+        (TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256);
+    let (small12, large12) =
+        (TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384);
+    let table: [(&[CipherSuite], CipherSuite); 6] = [
+        (&[large, small, other], small),
+        (&[other, large, small], small),
+        (&[other, large], large),
+        (&[other], other),
+        (&[large12, small12], small12),
+        (&[large12], large12),
+    ];
+    for (offered, expected) in table {
+        let all = provider();
+        let suite = |wanted: &CipherSuite| {
+            *all.cipher_suites.iter().find(|it| it.suite() == *wanted).unwrap()
+        };
+        let cipher_suites = offered.iter().map(suite).collect();
+        let offering = CryptoProvider { cipher_suites, ..CryptoProvider::clone(&all) };
+        let client = client_with(Arc::new(offering), &roots, &[]);
+        let shaken = shake(&client, &leaves.server_config(&a).unwrap(), &a).unwrap();
+        let chosen = shaken.negotiated_cipher_suite().unwrap().suite();
+        assert_eq!(chosen, if has_aes() { expected } else { offered[0] }, "{offered:?}");
+    }
 }
 
 #[test]
