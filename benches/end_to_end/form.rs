@@ -1,10 +1,13 @@
 //! What is typed behind `--`, and how much of everything that means.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// How much is measured, and of what.
 #[derive(Debug)]
 pub(crate) struct Form {
+    /// The program that is measured.
+    pub(crate) binary: PathBuf,
     /// How often each work is done on each way.
     pub(crate) rounds: usize,
     /// How long each time.
@@ -29,21 +32,24 @@ pub(crate) struct Form {
 }
 
 impl Form {
-    /// The usual one.
-    const FULL: Self = Self {
-        rounds: 5,
-        time: Duration::from_secs(1),
-        bulk: 32 << 20,
-        unseen: 60,
-        idle: 1000,
-        starts: 5,
-        grown: 10_000,
-        open: 5000,
-        has_haproxy: false,
-        compares: true,
-        saves: false,
-        only: Vec::new(),
-    };
+    /// The usual one, of the program that is built along.
+    fn full() -> Self {
+        Self {
+            binary: env!("CARGO_BIN_EXE_valetkey").into(),
+            rounds: 5,
+            time: Duration::from_secs(1),
+            bulk: 32 << 20,
+            unseen: 60,
+            idle: 1000,
+            starts: 5,
+            grown: 10_000,
+            open: 5000,
+            has_haproxy: false,
+            compares: true,
+            saves: false,
+            only: Vec::new(),
+        }
+    }
 
     /// For a look.
     fn quick() -> Self {
@@ -55,7 +61,7 @@ impl Form {
             starts: 3,
             grown: 2000,
             open: 500,
-            ..Self::FULL
+            ..Self::full()
         }
     }
 
@@ -71,7 +77,7 @@ impl Form {
             grown: 50,
             open: 20,
             compares: false,
-            ..Self::FULL
+            ..Self::full()
         }
     }
 
@@ -86,7 +92,7 @@ impl Form {
         let mut form = match (has("--smoke"), has("--quick")) {
             (true, _) => Self::smoke(),
             (false, true) => Self::quick(),
-            (false, false) => Self::FULL,
+            (false, false) => Self::full(),
         };
         let mut rest = arguments.iter();
         while let Some(argument) = rest.next() {
@@ -96,6 +102,7 @@ impl Form {
                     form.saves = true;
                     continue;
                 }
+                ("--binary", Some(file)) => form.binary = file.into(),
                 ("--only", Some(name)) => form.only.push(name.to_owned()),
                 ("--against", Some("haproxy")) => (form.has_haproxy, form.compares) = (true, false),
                 ("--rounds", Some(count)) => {
@@ -119,7 +126,7 @@ impl Form {
 }
 
 const USAGE: &str = "hint: cargo bench --bench end_to_end -- \
-    [--quick | --smoke] [--rounds N] [--only NAME]... [--against haproxy | --save]";
+    [--quick | --smoke] [--binary FILE] [--rounds N] [--only NAME]... [--against haproxy | --save]";
 
 /// An hour of each work.
 const MOST_ROUNDS: usize = 1000;

@@ -66,7 +66,8 @@ async fn run(form: &Form, cores: Option<Cores>) {
     world.api().require_login(true);
     let straight = Way::straight(&world);
     let haproxy = form.has_haproxy.then(|| Proxy::haproxy(&world).on(cores));
-    let valetkey = Proxy::valetkey(&world, 0, (form.rounds + 1) * form.unseen).on(cores);
+    let unseen = (form.rounds + 1) * form.unseen;
+    let valetkey = Proxy::valetkey(&world, &form.binary, 0, unseen).on(cores);
     let proxies: Vec<&Proxy> = haproxy.iter().chain([&valetkey]).collect();
     let columns = if form.has_haproxy { vec!["haproxy", "valetkey"] } else { vec!["valetkey"] };
     if cores.is_none() {

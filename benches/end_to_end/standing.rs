@@ -61,7 +61,7 @@ pub(crate) async fn measure(form: &Form, table: &mut Table, proxies: &[&Proxy]) 
         table.add(&Figure::plain("cold", "start to the first answer", "ms", times));
     }
     if form.wants("size") {
-        let size = std::fs::metadata(env!("CARGO_BIN_EXE_valetkey")).unwrap().len();
+        let size = std::fs::metadata(&form.binary).unwrap().len();
         let mut sizes: Vec<Option<f64>> = vec![None; proxies.len() - 1];
         sizes.push(Some(size as f64 / 1e6));
         table.add(&Figure::plain("size", "the program's file", "MB", sizes));
@@ -125,7 +125,7 @@ pub(crate) async fn growth(
         return;
     }
     table.begin("growth, warm HTTP/1.1", &["one", "many"]);
-    let start = async |rules, unseen| Proxy::valetkey(world, rules, unseen).on(cores);
+    let start = async |rules, unseen| Proxy::valetkey(world, &form.binary, rules, unseen).on(cores);
     let (small, large) = (start(0, form.grown).await, start(form.grown, 0).await);
     let one = small.start().await;
     let compare = async |many: &Running| {

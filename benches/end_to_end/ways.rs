@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use http::header::HeaderValue;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, ChildStderr, Command};
@@ -18,6 +19,9 @@ use crate::machine::{self, Cores};
 
 /// A host with a rule.
 pub(crate) const TARGET: &str = "api.example.com:443";
+
+/// A host whose answers are scrubbed, too.
+pub(crate) const SCRUBBED: &str = "scrubbed.example.com:443";
 
 /// A host without a rule.
 pub(crate) const PLAIN: &str = "plain.example.com:443";
@@ -68,9 +72,8 @@ pub(crate) struct Proxy {
     home: TempDir,
 }
 
-#[derive(Clone, Copy)]
 enum Program {
-    Valetkey,
+    Valetkey(PathBuf),
     /// It says nowhere which port it took, so that it is told one.
     Haproxy(SocketAddr),
 }
@@ -85,15 +88,19 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Ends it, and waits until it has.
+    /// Asks it to end, and waits until it has: one that is built with counters writes them as it exits.
     pub(crate) async fn end(mut self) {
-        self.child.kill().await.unwrap();
+        let process = Pid::from_raw(self.child.id().unwrap().cast_signed()).unwrap();
+        kill_process(process, Signal::TERM).unwrap();
+        let ended = tokio::time::timeout(END, self.child.wait()).await;
+        ended.expect("the proxy did not end").unwrap();
     }
 }
 
 impl Proxy {
-    /// `valetkey serve` with one rule that signs in, so many that tunnel other hosts, and so many hosts below [`UNSEEN`].
-    pub(crate) fn valetkey(world: &World, others: usize, unseen: usize) -> Self {
+    /// `serve` of this program with rules that sign in, one of which scrubs, so many that tunnel other hosts, and so many hosts
+    /// below [`UNSEEN`].
+    pub(crate) fn valetkey(world: &World, binary: &Path, others: usize, unseen: usize) -> Self {
         let home = tempfile::tempdir().unwrap();
         let (key, config) = (home.path().join("key"), home.path().join("config.toml"));
         fs::write(&key, KEY).unwrap();
@@ -108,24 +115,27 @@ impl Proxy {
         for host in ["api.example.com".to_owned(), format!("*.{UNSEEN}")] {
             text += &format!("[[rules]]\nhost = \"{host}\"\ncredential = \"bench\"\n");
         }
+        text +=
+            "[[rules]]\nhost = \"scrubbed.example.com\"\ncredential = \"bench\"\nscrub = true\n";
         let bundle = world.ca_file().display();
         text += &format!(
             "[upstream]\nca_bundle = \"{bundle}\"\nproxy = \"none\"\n[upstream.resolve]\n"
         );
         let unseen = (0..unseen).map(|number| format!("h{number}.{UNSEEN}:443"));
-        for target in [TARGET, PLAIN].map(str::to_owned).into_iter().chain(unseen) {
+        for target in [TARGET, SCRUBBED, PLAIN].map(str::to_owned).into_iter().chain(unseen) {
             text += &format!("\"{target}\" = \"{}\"\n", address_of(world));
         }
         fs::write(&config, text).unwrap();
         let roots = home.path().join("run/valetkey/ca.pem");
-        Self::new(Program::Valetkey, config, roots, world, home)
+        Self::new(Program::Valetkey(binary.to_owned()), config, roots, world, home)
     }
 
     /// haproxy as a reverse proxy that does the same to each request: TLS on both sides, the upstream verified and its
     /// connections kept for all, a field set; HTTP/2 to the API for clients that speak it.
     pub(crate) fn haproxy(world: &World) -> Self {
         let home = tempfile::tempdir().unwrap();
-        let names = vec!["api.example.com".to_owned(), format!("*.{UNSEEN}")];
+        let unseen = format!("*.{UNSEEN}");
+        let names = ["api.example.com", "scrubbed.example.com", &unseen].map(str::to_owned);
         let own = rcgen::generate_simple_self_signed(names).unwrap();
         let (roots, both) = (home.path().join("ca.pem"), home.path().join("both.pem"));
         fs::write(&roots, own.cert.pem()).unwrap();
@@ -175,7 +185,7 @@ impl Proxy {
         let mut child = child.expect("the proxy cannot be started: is it installed?");
         let said = child.stderr.take().map(|said| BufReader::new(said).lines());
         let (address, said) = match self.program {
-            Program::Valetkey => listening(said.unwrap()).await,
+            Program::Valetkey(_) => listening(said.unwrap()).await,
             Program::Haproxy(address) => (address, None),
         };
         let way = self.way(address, child.id().unwrap());
@@ -189,7 +199,7 @@ impl Proxy {
     fn way(&self, address: SocketAddr, process: u32) -> Way {
         let through = |roots: &Path| Client::through(address, roots)?.with_x25519();
         let (client, plain) = match self.program {
-            Program::Valetkey => (through(&self.roots), through(&self.upstream_roots).ok()),
+            Program::Valetkey(_) => (through(&self.roots), through(&self.upstream_roots).ok()),
             Program::Haproxy(_) => {
                 let client = Client::straight_to(address, &self.roots);
                 (client.and_then(|client| client.with_x25519()), None)
@@ -200,9 +210,9 @@ impl Proxy {
 
     fn command(&self) -> Command {
         let home = self.home.path();
-        match self.program {
-            Program::Valetkey => {
-                let mut command = Command::new(env!("CARGO_BIN_EXE_valetkey"));
+        match &self.program {
+            Program::Valetkey(binary) => {
+                let mut command = Command::new(binary);
                 command.args(["--log", "warn", "serve", "--listen", "127.0.0.1:0", "--config"]);
                 command.arg(&self.config).stderr(Stdio::piped());
                 command.env("HOME", home).env("XDG_RUNTIME_DIR", home.join("run"));
@@ -257,3 +267,6 @@ fn free_address() -> SocketAddr {
 
 /// With ten thousand rules, in a build without optimisation, on a busy machine.
 const START: Duration = Duration::from_secs(60);
+
+/// Longer than a proxy lets exchanges end.
+const END: Duration = Duration::from_secs(60);

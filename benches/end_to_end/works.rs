@@ -19,7 +19,7 @@ use valetkey::sandbox::stamp;
 use valetkey::tasks::Tasks;
 
 use crate::machine::{self, Cpu};
-use crate::ways::{PLAIN, TARGET, UNSEEN, Way};
+use crate::ways::{PLAIN, SCRUBBED, TARGET, UNSEEN, Way};
 
 /// What one turn of a work is to do.
 #[derive(Clone)]
@@ -88,7 +88,7 @@ pub(crate) enum Show {
 
 use Show::{AddedHalf, AddedMost, Half, Most, Rate};
 
-pub(crate) const WORKS: [Work; 13] = [
+pub(crate) const WORKS: [Work; 14] = [
     Work {
         name: "warm-h1",
         title: "warm HTTP/1.1, 16 connections",
@@ -160,6 +160,14 @@ pub(crate) const WORKS: [Work; 13] = [
         shows: &[Show::Cpu, Rate],
         on_one_core: false,
         run: |load| upload(load).boxed(),
+    },
+    Work {
+        name: "scrub",
+        title: "download, scrubbed",
+        unit: "GB",
+        shows: &[Show::Cpu, Rate],
+        on_one_core: false,
+        run: |load| download(load, SCRUBBED).boxed(),
     },
     Work {
         name: "events",
