@@ -1,5 +1,6 @@
 //! What is typed behind `--`, and how much of everything that means.
 
+use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -102,27 +103,50 @@ impl Form {
                     form.saves = true;
                     continue;
                 }
-                ("--binary", Some(file)) => form.binary = file.into(),
+                ("--binary", Some(file)) => form.binary = program(file)?,
                 ("--only", Some(name)) => form.only.push(name.to_owned()),
                 ("--against", Some("haproxy")) => (form.has_haproxy, form.compares) = (true, false),
                 ("--rounds", Some(count)) => {
-                    form.rounds = count.parse().map_err(|_| USAGE)?;
-                    form.rounds = form.rounds.clamp(1, MOST_ROUNDS);
+                    let wrong = |_| format!("error: --rounds {count}: not a number\n{USAGE}");
+                    form.rounds = count.parse::<usize>().map_err(wrong)?.clamp(1, MOST_ROUNDS);
+                }
+                ("--binary" | "--only" | "--rounds", None) => {
+                    return Err(format!("error: nothing stands behind {argument}\n{USAGE}"));
                 }
                 _ => return Err(format!("error: {argument} makes no sense here\n{USAGE}")),
             }
             rest.next();
         }
-        if form.saves && (has("--quick") || has("--smoke") || form.has_haproxy) {
+        let is_less = ["--quick", "--smoke", "--only", "--rounds"].into_iter().any(has);
+        if form.saves && (is_less || form.has_haproxy) {
             return Err(format!("error: only the figures of the long form are saved\n{USAGE}"));
         }
         Ok(form)
+    }
+
+    /// The first of `--only` with which none of these names begins.
+    pub(crate) fn unknown(&self, names: &[&str]) -> Option<&str> {
+        let is_unknown = |only: &&String| !names.iter().any(|name| name.starts_with(only.as_str()));
+        self.only.iter().find(is_unknown).map(String::as_str)
     }
 
     /// Whether what is called so is to be measured.
     pub(crate) fn wants(&self, name: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|only| name.starts_with(only.as_str()))
     }
+}
+
+/// The program to measure, seen from the folder of the project.
+fn program(file: &str) -> Result<PathBuf, String> {
+    let found = fs::canonicalize(file).map_err(|error| error.to_string());
+    let found =
+        found.and_then(|path| path.is_file().then_some(path).ok_or_else(|| "not a file".into()));
+    found.map_err(|error| {
+        format!(
+            "error: --binary {file}: {error}\nhint: benches/pgo/run makes target/pgo/valetkey; \
+             without --binary the one that is built along is measured"
+        )
+    })
 }
 
 const USAGE: &str = "hint: cargo bench --bench end_to_end -- \

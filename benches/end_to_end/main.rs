@@ -41,9 +41,12 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let names: Vec<&str> = WORKS.iter().map(|work| work.name).chain(standing::NAMES).collect();
-    if !names.iter().any(|name| form.wants(name)) {
-        eprintln!("error: nothing is called so\nhint: --only with one of {}", names.join(", "));
+    let mut names: Vec<&str> = WORKS.iter().map(|work| work.name).chain(standing::NAMES).collect();
+    // One against one of itself.
+    names.retain(|name| !form.has_haproxy || !name.starts_with("growth"));
+    if let Some(unknown) = form.unknown(&names) {
+        let names = names.join(", ");
+        eprintln!("error: --only {unknown}: nothing here is called so\nhint: there are {names}");
         return ExitCode::from(2);
     }
     if form.has_haproxy && !has_haproxy() {
@@ -70,6 +73,7 @@ async fn run(form: &Form, cores: Option<Cores>) {
     let valetkey = Proxy::valetkey(&world, &form.binary, 0, unseen).on(cores);
     let proxies: Vec<&Proxy> = haproxy.iter().chain([&valetkey]).collect();
     let columns = if form.has_haproxy { vec!["haproxy", "valetkey"] } else { vec!["valetkey"] };
+    println!("measured: {}", form.binary.display());
     if cores.is_none() {
         println!("no two cores to tell apart: load and proxy run where they may");
     }

@@ -227,8 +227,12 @@ async fn a_shell_whose_proxy_is_gone_is_told_and_gets_out() {
     let inside = set
         .fold(Scene { ..scene }, |scene, (name, value)| scene.with(name, value.as_str().unwrap()));
     let doctor = typed(&inside, "doctor", "").await;
-    let said = format!("not running, but HTTPS_PROXY of this shell leads to it at {free}");
-    assert!(doctor.out.contains(&said), "{doctor:?}");
+    let said = format!("not running, but HTTPS_PROXY of this shell names {free}");
+    assert!(doctor.out.contains(&said) && doctor.out.contains("Fix: valetkey serve"), "{doctor:?}");
+    let serving = Serving::start(&inside).await;
+    let doctor = typed(&inside, "doctor", "").await;
+    assert!(doctor.out.contains("Fix: eval \"$(valetkey env)\""), "{doctor:?}");
+    drop(serving);
     let back = typed(&inside, "env --unset --shell bash", "").await;
     for name in put.keys().filter(|name| *name != "JAVA_TOOL_OPTIONS") {
         assert!(back.out.contains(&format!("unset {name}\n")), "{name}: {back:?}");

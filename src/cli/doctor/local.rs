@@ -71,11 +71,13 @@ pub(super) async fn running(config: &Config, typed: &Typed) -> Check {
     let proxy = running::find(&config.paths.runtime_dir, &typed.env);
     let runs = proxy.map(|proxy| format!("runs at {} (pid {})", proxy.proxy, proxy.pid));
     if let Some((variable, address)) = deserted(typed).await {
+        let fix = match runs {
+            Some(_) => "eval \"$(valetkey env)\"",
+            None => "valetkey serve; or take the variables back: eval \"$(valetkey env --unset)\"",
+        };
         let runs = runs.as_deref().unwrap_or("not running");
-        let sentence = format!(
-            "{runs}, but {variable} of this shell leads to it at {address}, where nothing listens"
-        );
-        let fix = "valetkey serve; or take the variables back: eval \"$(valetkey env --unset)\"";
+        let sentence =
+            format!("{runs}, but {variable} of this shell names {address}, where nothing listens");
         return Check::warning("serve", sentence, fix);
     }
     let runs = runs
