@@ -1,7 +1,9 @@
 //! Builds a proxy out of a configuration: the list of steps that `serve` and `run` share.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -151,7 +153,8 @@ impl Started {
         self.out.client_env(&self.roots, address.into(), env, Folder::Here(dir))
     }
 
-    /// Writes the roots that clients must trust into `dir`, as one file.
+    /// Writes the roots that clients must trust into `dir`, as one file. It appears whole, as a client may read it at any moment,
+    /// and stays the same file while nothing in it changes.
     ///
     /// # Errors
     ///
@@ -159,7 +162,17 @@ impl Started {
     pub(super) fn write_roots(&self, dir: &Path) -> Result<PathBuf, Failure> {
         let path = dir.join("ca.pem");
         let roots: String = self.roots.iter().map(Root::pem).collect();
-        fs::write(&path, roots).map_err(|error| Failure::at(&path, error))?;
+        let is_there = fs::read(&path).is_ok_and(|now| now == roots.as_bytes());
+        let write = || -> io::Result<()> {
+            let readable = Permissions::from_mode(0o644);
+            let mut file = tempfile::Builder::new().permissions(readable).tempfile_in(dir)?;
+            file.write_all(roots.as_bytes())?;
+            file.persist(&path)?;
+            Ok(())
+        };
+        if !is_there {
+            write().map_err(|error| Failure::at(&path, error))?;
+        }
         Ok(path)
     }
 
@@ -252,12 +265,12 @@ pub(super) fn ca_dir(paths: &Paths) -> PathBuf {
 pub(super) async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).await.map_err(|error| {
         let failure = Failure::new(format!("cannot listen on {address}: {error}"));
-        if error.kind() == std::io::ErrorKind::AddrInUse {
+        if error.kind() == io::ErrorKind::AddrInUse {
             return failure
                 .hint("another program has the port; is it a valetkey? valetkey status")
                 .hint("or take another port: valetkey serve --listen 127.0.0.1:0");
         }
-        if error.kind() == std::io::ErrorKind::PermissionDenied && address.port() < 1024 {
+        if error.kind() == io::ErrorKind::PermissionDenied && address.port() < 1024 {
             return failure.hint(
                 "ports below 1024 are for root; take a higher one: valetkey serve --listen 127.0.0.1:8377",
             );

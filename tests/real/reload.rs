@@ -1,6 +1,8 @@
 //! A running proxy goes by what is written now, and cuts nobody off for it.
 
 use std::fs;
+use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use http_body_util::BodyExt as _;
@@ -261,6 +263,24 @@ async fn second(scene: &Scene) -> Serving {
     let to = ["--server-info", info.to_str().unwrap()];
     let arguments = [&["serve", "--listen", "127.0.0.1:0"], &to[..]].concat();
     Serving::started(scene.valetkey(&arguments), info).await
+}
+
+/// Whoever reads the roots meanwhile finds them, and not the half of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_file_of_roots_is_replaced_whole_and_only_when_it_changes() {
+    let scene = Scene::usual().await;
+    let first = Serving::start(&scene).await;
+    let inode = || fs::metadata(&first.ca).unwrap().ino();
+    let (was, roots) = (inode(), fs::read(&first.ca).unwrap());
+    drop(second(&scene).await);
+    assert_eq!(inode(), was);
+    fs::write(&first.ca, "of another time").unwrap();
+    let mut open = fs::File::open(&first.ca).unwrap();
+    drop(second(&scene).await);
+    let mut read = String::new();
+    open.read_to_string(&mut read).unwrap();
+    assert_eq!(read, "of another time");
+    assert!(inode() != was && fs::read(&first.ca).unwrap() == roots);
 }
 
 /// What is not heard of is looked for each fifteen seconds, and that there is another keeps nobody from looking.
