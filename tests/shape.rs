@@ -29,7 +29,7 @@ tokens     ← oauth source store policy decoy audit credential secret clock tas
 proxy      ← tokens upstream tls rules inject decoy scrub credential access audit headers origin secret clock tasks peer limits fault
 client_env ← config tls
 sandbox    ← tls upstream credential secret clock origin headers tasks
-cli        ← secret clock origin headers tasks telemetry quote group fault limits panics credential inject rules policy access audit decoy scrub config tls upstream store source oauth tokens proxy client_env sandbox
+cli        ← secret clock origin headers tasks telemetry quote group fault lock limits panics credential inject rules policy access audit decoy scrub config tls upstream store source oauth tokens proxy client_env sandbox
 main       ← cli
 ";
 
