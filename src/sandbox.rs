@@ -33,7 +33,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::clock::Clock;
@@ -242,6 +241,12 @@ struct Site {
     peers: Vec<(String, SocketAddr)>,
 }
 
+/// One type for all, so that the program holds TLS and HTTP for them once: the sandbox is a part of it, and seldom at work.
+type AnyStream = Box<dyn Stream>;
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
 impl Site {
     fn new(settings: Settings, stop: CancellationToken) -> Self {
         let crew = Crew { tasks: Tasks::new(), stop };
@@ -255,17 +260,13 @@ impl Site {
 
     async fn connection(self: Arc<Self>, acceptor: TlsAcceptor, stream: TcpStream) {
         self.connections.fetch_add(1, Ordering::SeqCst);
-        // A client that refuses our certificate is a result of its own, for the client to tell.
-        if let Ok(stream) = acceptor.accept(stream).await {
-            self.serve(stream).await;
-        }
+        self.serve(acceptor, Box::new(stream)).await;
     }
 
-    /// Speaks the version of HTTP that ALPN chose until the client leaves.
-    async fn serve<S>(self: Arc<Self>, stream: TlsStream<S>)
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    /// Ends the client's TLS, and speaks the version of HTTP that ALPN chose until it leaves.
+    async fn serve(self: Arc<Self>, acceptor: TlsAcceptor, stream: AnyStream) {
+        // A client that refuses our certificate is a result of its own, for the client to tell.
+        let Ok(stream) = acceptor.accept(stream).await else { return };
         let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let (io, crew) = (TokioIo::new(stream), self.crew.clone());
         let service = service_fn(move |request| Arc::clone(&self).answer(request));

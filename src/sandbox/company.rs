@@ -15,12 +15,11 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use super::pki::Ca;
-use super::{Board, Body, Cut, Site, accept, error, reply};
+use super::{AnyStream, Board, Body, Cut, Site, accept, error, reply};
 use crate::secret::Secret;
 
 /// What kind of proxy a company has.
@@ -112,21 +111,19 @@ impl Company {
 impl Door {
     async fn connection(self: Arc<Self>, stream: TcpStream) {
         match self.front.kind {
-            CompanyKind::Inspecting | CompanyKind::Http => self.http(stream).await,
+            CompanyKind::Inspecting | CompanyKind::Http => self.http(Box::new(stream)).await,
             CompanyKind::Https => {
+                let stream: AnyStream = Box::new(stream);
                 // A client that refuses our certificate is a result of its own, for the client to tell.
                 if let Ok(stream) = self.front.outer.accept(stream).await {
-                    self.http(stream).await;
+                    self.http(Box::new(stream)).await;
                 }
             }
             CompanyKind::Socks5 => self.socks(stream).await,
         }
     }
 
-    async fn http<S>(self: Arc<Self>, stream: S)
-    where
-        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    {
+    async fn http(self: Arc<Self>, stream: AnyStream) {
         let service = service_fn(move |request| {
             let answer = self.answer(request);
             async move { Ok::<_, Cut>(answer) }
@@ -153,7 +150,7 @@ impl Door {
         let door = Arc::clone(self);
         self.site.crew.spawn(async move {
             if let Ok(tunnel) = hyper::upgrade::on(request).await {
-                door.behind(TokioIo::new(tunnel)).await;
+                door.behind(Box::new(TokioIo::new(tunnel))).await;
             }
         });
         reply(StatusCode::OK, "", "")
@@ -177,12 +174,7 @@ impl Door {
     }
 
     /// What is behind the door, for one that was let in.
-    async fn behind<S>(&self, stream: S)
-    where
-        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    {
-        if let Ok(stream) = self.inner.accept(stream).await {
-            Arc::clone(&self.site).serve(stream).await;
-        }
+    async fn behind(&self, stream: AnyStream) {
+        Arc::clone(&self.site).serve(self.inner.clone(), stream).await;
     }
 }

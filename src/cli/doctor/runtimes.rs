@@ -12,9 +12,10 @@ use futures_util::future::join_all;
 use http::{Method, Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
@@ -213,7 +214,10 @@ impl Visited {
         };
         let roots = ca.roots().iter().map(|root| root.der().clone()).collect();
         let leaves = Leaves::new(ca).map_err(output::hinted)?;
-        let acceptor = TlsAcceptor::from(leaves.server_config(host).map_err(output::hinted)?);
+        let mut tls = ServerConfig::clone(&*leaves.server_config(host).map_err(output::hinted)?);
+        // Whether a certificate is trusted has nothing to do with it, and a server of HTTP/2 is large.
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let acceptor = TlsAcceptor::from(Arc::new(tls));
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let paths = Paths::default();
@@ -268,18 +272,12 @@ async fn tunnel(stream: TcpStream, acceptor: TlsAcceptor, seen: Paths) {
 /// Answers every request, and notes its path. One that comes has trusted our certificate.
 async fn page(stream: hyper::upgrade::Upgraded, acceptor: TlsAcceptor, seen: Paths) {
     let Ok(tls) = acceptor.accept(TokioIo::new(stream)).await else { return };
-    let is_http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
     let service = service_fn(move |request: Request<Incoming>| {
         let path = request.uri().path().to_owned();
         seen.lock().unwrap_or_else(PoisonError::into_inner).insert(path);
         async { Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"ok")))) }
     });
-    let io = TokioIo::new(tls);
-    if is_http2 {
-        drop(http2::Builder::new(Tasks::new()).serve_connection(io, service).await);
-    } else {
-        drop(http1::Builder::new().serve_connection(io, service).await);
-    }
+    drop(http1::Builder::new().serve_connection(TokioIo::new(tls), service).await);
 }
 
 /// Longest time for one program, which has its own limits below that where it knows any.

@@ -12,7 +12,7 @@ use super::Door;
 impl Door {
     pub(super) async fn socks(self: Arc<Self>, mut stream: TcpStream) {
         if let Ok(true) = self.negotiate(&mut stream).await {
-            self.behind(stream).await;
+            self.behind(Box::new(stream)).await;
         }
     }
 
