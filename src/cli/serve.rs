@@ -60,8 +60,8 @@ pub(super) fn run(typed: &Typed) -> Result<ExitCode, Failure> {
 
 async fn serve(typed: &Typed, config: Config, inherited: Inherited) -> Result<ExitCode, Failure> {
     let mut signals = process::Signals::ending()?;
-    let mut serving = Serving::begin(typed, config, inherited).await?;
-    let outcome = serving.until_asked_to_end(&mut signals).await;
+    let (mut serving, mut changes) = Serving::begin(typed, config, inherited).await?;
+    let outcome = serving.until_asked_to_end(&mut signals, &mut changes).await;
     activation::stopping();
     output::words("shutting down; a second signal ends it at once");
     tokio::select! {
@@ -97,7 +97,7 @@ impl<'a> Serving<'a> {
         typed: &'a Typed,
         config: Config,
         inherited: Inherited,
-    ) -> Result<Self, Failure> {
+    ) -> Result<(Self, Changes), Failure> {
         let has_terminal = process::has_terminal();
         warn_of_missing_variables(&config, &typed.env);
         start::warn_of_descriptors(&config);
@@ -130,11 +130,12 @@ impl<'a> Serving<'a> {
             has_terminal,
         };
         serving.leave_word()?;
-        // Who hears it finds the word.
+        let changes = Changes::of(serving.started.config().files(), Tasks::new());
+        // Who hears it finds the word, and is followed.
         serving.entrances.announce();
         activation::ready(&format!("listening on {}", serving.info.proxy));
         serving.say_how_to_use();
-        Ok(serving)
+        Ok((serving, changes))
     }
 
     /// Says how a shell is put behind it, where that is so: `env` finds one proxy, and variables lead to no socket and no
@@ -188,8 +189,11 @@ impl<'a> Serving<'a> {
     /// # Errors
     ///
     /// [`Failure`] when a login that is not allowed ends it.
-    async fn until_asked_to_end(&mut self, signals: &mut process::Signals) -> Result<(), Failure> {
-        let mut changes = Changes::of(self.started.config().files(), Tasks::new());
+    async fn until_asked_to_end(
+        &mut self,
+        signals: &mut process::Signals,
+        changes: &mut Changes,
+    ) -> Result<(), Failure> {
         loop {
             // Kept while other things happen: what it has heard of is lost with it.
             let mut changed = std::pin::pin!(changes.next_settled());
