@@ -59,6 +59,8 @@ impl Desktop {
         let how = if password.is_some() { "--unlock" } else { "--start" };
         let mut daemon = self.command("gnome-keyring-daemon");
         daemon.args([how, "--foreground", "--components=secrets"]);
+        // What it says last explains why it is gone, where it is.
+        daemon.stdout(Stdio::null()).stderr(Stdio::inherit());
         let mut daemon = daemon.stdin(Stdio::piped()).spawn().unwrap();
         let mut stdin = daemon.stdin.take().unwrap();
         stdin.write_all(password.unwrap_or_default().as_bytes()).await.unwrap();

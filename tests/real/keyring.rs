@@ -1,11 +1,15 @@
 //! A real gnome-keyring on a session bus of its own: found, locked, and not there.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::process::ChildStdout;
+
 use super::desktop::Desktop;
-use super::support::{Done, done, fed, program};
+use super::support::{Done, LIMIT, done, fed, program};
 
 const API_KEY: &str = "sk-proj-vk-canary-in-the-keyring";
 
@@ -122,6 +126,56 @@ async fn a_bus_that_never_answers_holds_nobody_up() {
     let status = desktop.valetkey_in_time(&["status"]).await;
     assert_eq!(status.status, 1, "{status:?}");
     assert!(status.out.contains("does not answer"), "{status:?}");
+}
+
+/// gnome-keyring ends itself now and then when the first thing that it hears of a connection is a session to open.
+#[tokio::test(flavor = "multi_thread")]
+async fn it_knows_each_connection_before_a_session_is_opened() {
+    let Some(mut desktop) = Desktop::new("keyring").await else { return };
+    desktop.start_keyring(Some("pass")).await;
+    let mut monitor = desktop.command("dbus-monitor");
+    let mut monitor = monitor.args(["--session", "--profile"]).spawn().unwrap();
+    let mut seen = BufReader::new(monitor.stdout.take().unwrap()).lines();
+    // From its own loss of a name on it sees everything.
+    until(&mut seen, "\tNameLost").await;
+    assert_eq!(desktop.save_api_key().await.status, 0);
+    assert_eq!(desktop.valetkey(&["status"]).await.status, 0);
+    let mut end = desktop.command("dbus-send");
+    let end = end.args(["--session", "--dest=org.freedesktop.DBus", "/", "org.example.Ended"]);
+    assert_eq!(done(end.spawn().unwrap()).await.status, 0);
+    let (mut known, mut sessions) = (BTreeMap::new(), 0);
+    for line in until(&mut seen, "\tEnded").await {
+        let parts: Vec<&str> = line.split('\t').collect();
+        match *parts {
+            ["mc", _, serial, sender, "org.freedesktop.secrets", .., "ReadAlias"] => {
+                known.insert(sender.to_owned(), (serial.to_owned(), false));
+            }
+            ["mr", _, _, _, receiver, serial] => {
+                let answered = known.get_mut(receiver).filter(|call| call.0 == serial);
+                answered.into_iter().for_each(|call| call.1 = true);
+            }
+            ["mc", _, _, sender, "org.freedesktop.secrets", .., member] => {
+                assert!(known.get(sender).is_some_and(|call| call.1), "{line}");
+                sessions += usize::from(member == "OpenSession");
+            }
+            _ => {}
+        }
+    }
+    assert!(sessions >= 2, "{sessions} sessions");
+}
+
+/// What is said up to the line with that end, and that line.
+async fn until(lines: &mut Lines<BufReader<ChildStdout>>, end: &str) -> Vec<String> {
+    let mut seen = Vec::new();
+    loop {
+        let line =
+            tokio::time::timeout(LIMIT, lines.next_line()).await.expect(end).unwrap().unwrap();
+        let is_last = line.ends_with(end);
+        seen.push(line);
+        if is_last {
+            return seen;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
