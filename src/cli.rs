@@ -61,7 +61,7 @@ struct Arguments {
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// What to log to standard error: `info`, `debug`, `valetkey::proxy=trace`, …
+    /// What to log to standard error: `info`, `debug`, `valetkey::proxy=debug`, …
     #[arg(long, global = true, value_name = "FILTER")]
     log: Option<String>,
 
@@ -183,7 +183,7 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
     telemetry::start(&filter).map_err(|mistake| {
         Failure::new(format!("{named_by}: {mistake}"))
             .status(WRONG_USE)
-            .hint("a level, error to trace, or that of a part: debug, valetkey::proxy=trace")
+            .hint("a level, error to debug, or that of a part: info, valetkey::proxy=debug")
     })?;
 
     panics::watch();

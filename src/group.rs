@@ -31,6 +31,6 @@ impl Drop for Group {
     fn drop(&mut self) {
         let Some(first) = self.0 else { return };
         let killed = kill_process_group(first, Signal::KILL);
-        tracing::trace!(ok = killed.is_ok(), "what a program had started was ended");
+        tracing::debug!(ok = killed.is_ok(), "what a program had started was ended");
     }
 }

@@ -14,7 +14,7 @@ use tracing_subscriber::{Layer as _, fmt};
 use crate::sink::{Sink, Writer};
 
 /// Starts logging to standard error, for the messages that `filter` names (`debug`,
-/// `valetkey::proxy=trace`).
+/// `valetkey::proxy=debug`).
 ///
 /// Whatever the filter says, libraries are heard at `info` and above only: below that some of them print
 /// header fields and handshakes, which may hold secrets.
@@ -29,7 +29,7 @@ pub fn start(filter: &str) -> Result<(), String> {
     let filter = parse(filter)?;
     let ours = Targets::new()
         .with_default(LevelFilter::INFO)
-        .with_target(env!("CARGO_CRATE_NAME"), LevelFilter::TRACE);
+        .with_target(env!("CARGO_CRATE_NAME"), LevelFilter::DEBUG);
     let lines = fmt::layer()
         .with_writer(|| Lines)
         // It would say so on standard error, and wait there.
@@ -136,7 +136,7 @@ mod tests {
             ("debug", "debug"),
             ("INFO", "info"),
             ("off", "off"),
-            ("valetkey::proxy=trace", "valetkey::proxy=trace,error"),
+            ("valetkey::proxy=debug", "valetkey::proxy=debug,error"),
             (" warn , valetkey::proxy = off,", "valetkey::proxy=off,warn"),
             ("warn,debug", "debug"),
         ];
