@@ -42,7 +42,7 @@ fn main() -> ExitCode {
         }
     };
     let mut names: Vec<&str> = WORKS.iter().map(|work| work.name).chain(standing::NAMES).collect();
-    // One against one of itself.
+    // It compares valetkey with itself, so that haproxy has no part in it.
     names.retain(|name| !form.has_haproxy || !name.starts_with("growth"));
     if let Some(unknown) = form.unknown(&names) {
         let names = names.join(", ");

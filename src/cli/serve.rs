@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use tokio::time::sleep;
 
 use super::activation::{self, Inherited};
-use super::changes::Changes;
+use super::changes::{Changes, Complaint};
 use super::entrances::Entrances;
 use super::output::{self, Failure};
 use super::passes::{self, Followed};
@@ -87,8 +87,10 @@ struct Serving<'a> {
     /// What was left for other commands, in these files.
     info: ServerInfo,
     files: Vec<PathBuf>,
-    /// Those of `files` with the word of another who still runs.
-    taken: Vec<PathBuf>,
+    /// Those of `files` without it: with the word of another who still runs, or which could not be written.
+    missing: Vec<PathBuf>,
+    /// Why it is missing, beside another's word.
+    complaint: Complaint,
     has_terminal: bool,
 }
 
@@ -126,7 +128,8 @@ impl<'a> Serving<'a> {
             followed,
             info,
             files,
-            taken: Vec::new(),
+            missing: Vec::new(),
+            complaint: Complaint::default(),
             has_terminal,
         };
         serving.leave_word()?;
@@ -158,29 +161,34 @@ impl<'a> Serving<'a> {
 
     /// Says to other commands where it runs; over nobody's word who still runs.
     fn leave_word(&mut self) -> Result<(), Failure> {
-        // Of two who start at once, or wait for the same end, one is found and the other knows of it.
-        let folder = File::open(&self.started.config().paths.runtime_dir)?;
+        let dir = &self.started.config().paths.runtime_dir;
+        let folder = File::open(dir).map_err(|error| Failure::at(dir, error))?;
+        // Of two who start at once, or wait for the same end, one is found and the other knows of it. One that was stopped
+        // meanwhile is not waited for: at worst both leave their word, and the later one stays.
         let _is_locked = lock::wait(&folder, LOCK_LIMIT);
-        self.taken.clear();
-        let mut outcome = Ok(());
+        let (mut missing, mut outcome) = (Vec::new(), Ok(()));
         for file in &self.files {
             match ServerInfo::read(file).filter(|other| other.pid != self.info.pid) {
                 Some(other) => {
                     let ServerInfo { proxy, pid, .. } = other;
                     output::warning(format_args!(
-                        "another valetkey runs at {proxy} (pid {pid}), and is the one that `env` and `status` find until it ends"
+                        "another valetkey runs at {proxy} (pid {pid}), and is found in {} until it ends",
+                        file.display()
                     ));
                     output::hint(
-                        "to have them find this one: --server-info FILE, and VALETKEY_SERVER_INFO=FILE",
+                        "to have `env` and `status` find this one: --server-info FILE, and VALETKEY_SERVER_INFO=FILE",
                     );
-                    self.taken.push(file.clone());
+                    missing.push(file.clone());
                 }
                 None => {
-                    let written = self.info.write(file).map_err(|error| Failure::at(file, error));
-                    outcome = outcome.and(written);
+                    if let Err(error) = self.info.write(file) {
+                        missing.push(file.clone());
+                        outcome = Err(Failure::at(file, error));
+                    }
                 }
             }
         }
+        self.missing = missing;
         outcome
     }
 
@@ -195,7 +203,7 @@ impl<'a> Serving<'a> {
         changes: &mut Changes,
     ) -> Result<(), Failure> {
         loop {
-            // Kept while other things happen: what it has heard of is lost with it.
+            // Outlives the other branches: dropped, it would forget what it has heard of.
             let mut changed = std::pin::pin!(changes.next_settled());
             loop {
                 tokio::select! {
@@ -205,7 +213,7 @@ impl<'a> Serving<'a> {
                         _ => return Ok(()),
                     },
                     () = &mut changed => break,
-                    () = one_has_ended(&self.taken), if !self.taken.is_empty() => self.take_place(),
+                    () = one_is_free(&self.missing), if !self.missing.is_empty() => self.take_place(),
                     () = panics::next() => self.tell_of_panics(),
                     failure = self.started.forbidden() => return Err(failure),
                 }
@@ -216,14 +224,13 @@ impl<'a> Serving<'a> {
 
     /// Takes the place of one that has ended: often it was letting its exchanges end when this one started.
     fn take_place(&mut self) {
-        match self.leave_word() {
-            Ok(()) if self.taken.is_empty() => {
-                output::words("the other valetkey has ended: `env` and `status` find this one now");
-            }
-            Ok(()) => {}
-            Err(failure) => {
-                failure.report();
-            }
+        // Beside its word there may be roots of its own.
+        let written = self.started.write_roots(&self.started.config().paths.runtime_dir);
+        let outcome = written.and_then(|_roots| self.leave_word());
+        let wrong = outcome.as_ref().err().map(|failure| failure.message().to_owned());
+        self.complaint.now(wrong);
+        if outcome.is_ok() && self.missing.is_empty() {
+            output::words("the other valetkey has ended: `env` and `status` find this one now");
         }
     }
 
@@ -305,9 +312,9 @@ impl<'a> Serving<'a> {
     }
 }
 
-/// Waits until one of those has ended who left word in these files. It is looked at, as nobody is told of the end of a process
-/// that is no child of theirs.
-async fn one_has_ended(files: &[PathBuf]) {
+/// Waits until one of these files holds nobody's word: who left it has ended, or it is gone. It is looked at, as the end of
+/// a process that is no child can be awaited on Linux alone.
+async fn one_is_free(files: &[PathBuf]) {
     loop {
         sleep(LOOK).await;
         if files.iter().any(|file| ServerInfo::read(file).is_none()) {

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::ChildStdout;
 
 use super::desktop::Desktop;
@@ -128,6 +128,30 @@ async fn a_bus_that_never_answers_holds_nobody_up() {
     assert!(status.out.contains("does not answer"), "{status:?}");
 }
 
+/// There may be a keyring behind it, and a login in that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bus_that_refuses_us_is_not_an_absent_one() {
+    let Some(mut desktop) = Desktop::new("auto").await else { return };
+    fs::remove_file(desktop.auth_json()).unwrap();
+    let socket = desktop.scene.path("refusing");
+    let refusing = tokio::net::UnixListener::bind(&socket).unwrap();
+    let refuse = async {
+        loop {
+            let (mut client, _) = refusing.accept().await.unwrap();
+            // It may be gone already.
+            drop(client.write_all(b"REJECTED\r\n").await);
+        }
+    };
+    let address = format!("unix:path={}", socket.display());
+    desktop.scene.env.insert("DBUS_SESSION_BUS_ADDRESS".to_owned(), address);
+    let status = tokio::select! {
+        status = desktop.valetkey_in_time(&["status"]) => status,
+        () = refuse => unreachable!("it refuses for ever"),
+    };
+    assert_eq!(status.status, 1, "{status:?}");
+    assert!(status.out.contains("cannot be read"), "{status:?}");
+}
+
 /// gnome-keyring ends itself now and then when the first thing that it hears of a connection is a session to open.
 #[tokio::test(flavor = "multi_thread")]
 async fn it_knows_each_connection_before_a_session_is_opened() {
@@ -169,7 +193,8 @@ async fn until(lines: &mut Lines<BufReader<ChildStdout>>, end: &str) -> Vec<Stri
     let mut seen = Vec::new();
     loop {
         let line =
-            tokio::time::timeout(LIMIT, lines.next_line()).await.expect(end).unwrap().unwrap();
+            tokio::time::timeout(LIMIT, lines.next_line()).await.expect("dbus-monitor is silent");
+        let line = line.unwrap().expect("dbus-monitor has ended");
         let is_last = line.ends_with(end);
         seen.push(line);
         if is_last {

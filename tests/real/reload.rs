@@ -301,9 +301,12 @@ async fn a_second_one_is_found_once_the_first_has_ended() {
     let scene = Scene::usual().await;
     let mut first = Serving::start(&scene).await;
     let mut second = second(&scene).await;
+    let roots = fs::read(&second.ca).unwrap();
+    fs::write(&second.ca, "those of the first, which was reloaded").unwrap();
     first.signal(Signal::KILL);
     first.ended().await;
-    second.hear("find this one").await;
+    second.hear("has ended").await;
+    assert_eq!(fs::read(&second.ca).unwrap(), roots);
     let env = done(scene.valetkey(&["env"]).spawn().unwrap()).await;
     assert!(env.out.contains(&format!("http://{}", second.address)), "{env:?}");
 }

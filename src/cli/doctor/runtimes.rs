@@ -215,7 +215,7 @@ impl Visited {
         let roots = ca.roots().iter().map(|root| root.der().clone()).collect();
         let leaves = Leaves::new(ca).map_err(output::hinted)?;
         let mut tls = ServerConfig::clone(&*leaves.server_config(host).map_err(output::hinted)?);
-        // Whether a certificate is trusted has nothing to do with it, and a server of HTTP/2 is large.
+        // Enough to see whether a certificate is trusted; a server of HTTP/2 would make the program larger.
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         let acceptor = TlsAcceptor::from(Arc::new(tls));
         let listener = TcpListener::bind("127.0.0.1:0").await?;

@@ -1,6 +1,7 @@
 //! The keyring of a Linux desktop: the Secret Service on the session bus, asked so that it opens no dialogue.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use secret_service::blocking::{Item, SecretService};
 use secret_service::{EncryptionType, Error};
@@ -43,17 +44,19 @@ impl Ring for System {
 
 /// Connects to the bus and to the service on it.
 fn connect() -> Result<SecretService<'static>, RingError> {
-    let absent = |error| RingError::Absent(format!("{}: {error}", Error::Unavailable));
-    let bus = Connection::session().map_err(absent)?;
-    introduce(&bus);
-    SecretService::connect_with_existing(EncryptionType::Dh, bus).map_err(|error| match error {
-        Error::Unavailable => RingError::Absent(error.to_string()),
-        // Nobody on the bus offers the service.
-        _ if ABSENT.iter().any(|sign| error.to_string().contains(sign)) => {
-            RingError::Absent(format!("{}: {error}", Error::Unavailable))
-        }
-        _ => RingError::Failed(error.to_string()),
-    })
+    let bus = Connection::session().map_err(not_reached)?;
+    introduce(&bus)?;
+    SecretService::connect_with_existing(EncryptionType::Dh, bus).map_err(not_reached)
+}
+
+/// Where there is no bus, or nobody on it offers the service, it is absent. An error of any other kind says nothing of
+/// that: there may be a keyring with a login in it.
+fn not_reached(error: impl fmt::Display) -> RingError {
+    let error = error.to_string();
+    if ABSENT.iter().any(|sign| error.contains(sign)) {
+        return RingError::Absent(format!("{}: {error}", Error::Unavailable));
+    }
+    RingError::Failed(error)
 }
 
 /// Makes the service know this connection before a session is opened on it.
@@ -61,17 +64,15 @@ fn connect() -> Result<SecretService<'static>, RingError> {
 /// gnome-keyring (42 and 50) notes each connection when its first call comes in, and now and then answers that call
 /// before it has noted it (once in 2,000 to 50,000 connections, measured). Where that call opens a session, the daemon
 /// ends, and whatever it had unlocked is locked. A name that is no alias is looked up without the note, and once that
-/// is answered, the note is there; whether there is such an alias, or a service at all, does not matter here.
-fn introduce(bus: &Connection) {
+/// is answered, the note is there; what the service answers does not matter.
+fn introduce(bus: &Connection) -> Result<(), RingError> {
     let (service, path) = ("org.freedesktop.secrets", "/org/freedesktop/secrets");
-    let interface = "org.freedesktop.Secret.Service";
-    drop(bus.call_method(
-        Some(service),
-        path,
-        Some(interface),
-        "ReadAlias",
-        &env!("CARGO_PKG_NAME"),
-    ));
+    let (interface, name) = ("org.freedesktop.Secret.Service", env!("CARGO_PKG_NAME"));
+    let answer = bus.call_method(Some(service), path, Some(interface), "ReadAlias", &name);
+    match answer.map_err(not_reached) {
+        Err(absent @ RingError::Absent(_)) => Err(absent),
+        _ => Ok(()),
+    }
 }
 
 /// The items of an entry, all of them unlocked: those made for the default target, else those of
@@ -125,7 +126,8 @@ const APPLICATION: &str = "rust-keyring";
 /// Both Codex's values and ours are text.
 const CONTENT_TYPE: &str = "text/plain";
 
-/// What errors say when there is no such service on the bus.
-const ABSENT: [&str; 3] = ["ServiceUnknown", "NameHasNoOwner", "Spawn"];
+/// What errors say when there is no bus (one that is named wrongly, or a file that nobody listens on), or no such service on it.
+const ABSENT: [&str; 5] =
+    ["address error", "Failed to connect", "ServiceUnknown", "NameHasNoOwner", "Spawn"];
 
 const AMBIGUOUS: &str = "there is more than one such entry";
