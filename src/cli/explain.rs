@@ -182,6 +182,9 @@ impl Explaining<'_> {
     fn explain_injection(&self, uses: &Use, injection: &Injection) {
         let Some(credential) = self.credential(&uses.credential) else { return };
         say("credential", format!("{} ({})", credential.name, credential.sentence()));
+        if let Some(reason) = credential.reason() {
+            say("because", reason);
+        }
         say("kept in", &credential.place);
         if let Some(at) = credential.status.expires_at {
             say("expires", status::in_words(at));

@@ -122,6 +122,11 @@ fn make(new: &New, config: &Config, typed: &Typed) -> Result<(), Failure> {
     output::words(format_args!(
         "clients show it in the proxy's URL: {scheme}://{name}:PASS@{place}"
     ));
+    if !running.is_some_and(|info| info.needs_pass) && !config.listeners.iter().any(asks) {
+        output::words(
+            "whoever is let in there by uid, as you are, needs none and is not narrowed by it: require_pass = true",
+        );
+    }
     output::words(format_args!("end it: valetkey pass revoke {name}"));
     Ok(())
 }
@@ -133,14 +138,18 @@ fn where_shown(listeners: &[Listener], running: Option<&ServerInfo>) -> (&'stati
         Some((scheme, info.address()?.to_string()))
     };
     let asking = running.filter(|info| info.needs_pass).and_then(running_at);
-    let asks = |listener: &&Listener| listener.require_pass || listener.is_beyond_loopback();
-    let listed = || listeners.iter().filter(asks).find_map(place_of);
+    let listed = || listeners.iter().filter(|it| asks(it)).find_map(place_of);
     let usual = || listeners.iter().find_map(place_of);
     asking
         .or_else(listed)
         .or_else(|| running.and_then(running_at))
         .or_else(usual)
         .unwrap_or_else(|| ("http", "HOST:8377".to_owned()))
+}
+
+/// Whether a listener asks for a pass.
+fn asks(listener: &Listener) -> bool {
+    listener.require_pass || listener.is_beyond_loopback()
 }
 
 /// A listener as clients name it; `None` for a Unix socket, and for a port that is not known.

@@ -32,7 +32,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "ADDRESS")]
     pub(super) listen: Option<String>,
 
-    /// Also write where the proxy runs to this file: {"port","pid","ca","proxy"}, with TLS also "tls_name"
+    /// Also write where the proxy runs to this file: JSON with "proxy", "port", "pid", "ca", …, with TLS also "tls_name"
     #[arg(long, value_name = "FILE")]
     pub(super) server_info: Option<PathBuf>,
 }
@@ -64,11 +64,12 @@ async fn serve(typed: &Typed, config: Config, inherited: Inherited) -> Result<Ex
     let outcome = serving.until_asked_to_end(&mut signals, &mut changes).await;
     activation::stopping();
     output::words("shutting down; a second signal ends it at once");
+    serving.take_word_back();
     tokio::select! {
         () = serving.end() => {}
         _ = signals.next() => {}
     }
-    serving.tidy();
+    serving.entrances.tidy();
     if panics::count() > 0 {
         output::warning(format_args!(
             "mistakes of valetkey's own while it ran: {}; please report what it logged of them",
@@ -224,13 +225,16 @@ impl<'a> Serving<'a> {
 
     /// Takes the place of one that has ended: often it was letting its exchanges end when this one started.
     fn take_place(&mut self) {
-        // Beside its word there may be roots of its own.
-        let written = self.started.write_roots(&self.started.config().paths.runtime_dir);
+        let dir = &self.started.config().paths.runtime_dir;
+        // The folder may be gone with the other, and the roots in it may be those of the other.
+        let written = process::private_dir(dir).and_then(|()| self.started.write_roots(dir));
         let outcome = written.and_then(|_roots| self.leave_word());
         let wrong = outcome.as_ref().err().map(|failure| failure.message().to_owned());
         self.complaint.now(wrong);
         if outcome.is_ok() && self.missing.is_empty() {
-            output::words("the other valetkey has ended: `env` and `status` find this one now");
+            output::words(
+                "the other valetkey has given its place up: `env` and `status` find this one now",
+            );
         }
     }
 
@@ -269,12 +273,23 @@ impl<'a> Serving<'a> {
         let config = self.typed.config()?;
         warn_of_missing_variables(&config, &self.typed.env);
         start::warn_of_descriptors(&config);
+        process::private_dir(&config.paths.runtime_dir)?;
         self.followed.look().await.map_err(output::hinted)?;
         // An address may be taken, and the rest can be undone no more; who may come changes when nothing fails.
         let has_passes = self.followed.passes.has_any();
         let prepared = self.entrances.prepare(&config.listeners, has_passes).await?;
         self.started.reload(config, &self.typed.env).await?;
         self.entrances.open(prepared, &self.started.proxy);
+        // It is in force, whether others can be told of it or not.
+        if let Err(failure) = self.tell() {
+            failure.report();
+        }
+        self.entrances.announce();
+        Ok(())
+    }
+
+    /// Says to other commands and to clients what has changed for them.
+    fn tell(&mut self) -> Result<(), Failure> {
         let runtime_dir = &self.started.config().paths.runtime_dir;
         let before = fs::read(&self.info.ca).unwrap_or_default();
         let roots = self.started.write_roots(runtime_dir)?;
@@ -288,9 +303,7 @@ impl<'a> Serving<'a> {
         }
         self.info = self.entrances.server_info(roots)?;
         self.info.panics = panics::count();
-        self.leave_word()?;
-        self.entrances.announce();
-        Ok(())
+        self.leave_word()
     }
 
     /// Ends serving, and saves what is to last.
@@ -301,8 +314,8 @@ impl<'a> Serving<'a> {
         }
     }
 
-    fn tidy(&self) {
-        self.entrances.tidy();
+    /// Nobody is led to it any more: it takes no new clients, and another may wait for its place.
+    fn take_word_back(&self) {
         for file in &self.files {
             // Only our own word: another proxy may have started meanwhile.
             if ServerInfo::read(file).is_some_and(|now| now.pid == self.info.pid) {

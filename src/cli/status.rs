@@ -304,7 +304,8 @@ impl Shown {
             }
             // Whoever only looks deletes nothing.
             State::Forbidden(violation) => {
-                Some(violation.sentence.trim_end_matches(" Logging out.").to_owned())
+                let logging_out = "The next `run` or `serve` deletes it.";
+                Some(violation.sentence.replace("Logging out.", logging_out))
             }
             State::Unsupported(what) => Some(format!("it is {what}")),
             State::Unreadable(why) => {

@@ -414,7 +414,7 @@ impl Home {
         file::remove(&self.cache.auth_json())?;
         drop(locks);
         let deleted = match self.cache.uses(Spot::Entry) {
-            true => self.cache.delete_entry(),
+            true => self.cache.delete_entry(&found.entry),
             false => Ok(()),
         };
         let place = || self.cache.entry().to_string();

@@ -18,7 +18,7 @@ use service::System;
 
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
@@ -165,7 +165,8 @@ impl Keyring {
 /// Whose turn it is to ask: one at a time, however many want to.
 #[derive(Default)]
 struct Turn {
-    is_taken: Mutex<bool>,
+    /// Since when it is somebody's.
+    taken: Mutex<Option<Instant>>,
     given_back: Condvar,
 }
 
@@ -173,24 +174,27 @@ struct Turn {
 struct Taken(Arc<Turn>);
 
 impl Turn {
+    /// Takes it within the limit. One who has had it for as long already is not waited for: it has no answer, and nor
+    /// would we.
     fn take(turn: &Arc<Self>, limit: Duration) -> Option<Taken> {
-        let waiting = turn.given_back.wait_timeout_while(turn.lock(), limit, |taken| *taken);
-        let (mut is_taken, _) = waiting.unwrap_or_else(PoisonError::into_inner);
-        if *is_taken {
-            return None;
+        let (begun, mut taken) = (Instant::now(), turn.lock());
+        while let Some(since) = *taken {
+            let left = limit.checked_sub(begun.elapsed().max(since.elapsed()))?;
+            let waiting = turn.given_back.wait_timeout(taken, left);
+            (taken, _) = waiting.unwrap_or_else(PoisonError::into_inner);
         }
-        *is_taken = true;
+        *taken = Some(Instant::now());
         Some(Taken(Arc::clone(turn)))
     }
 
-    fn lock(&self) -> MutexGuard<'_, bool> {
-        self.is_taken.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        *self.0.lock() = false;
+        *self.0.lock() = None;
         self.0.given_back.notify_one();
     }
 }
@@ -247,6 +251,10 @@ mod tests {
             assert_eq!(keyring.get(&entry()).unwrap_err(), RingError::Busy);
         }
         assert_eq!(ring.asked(), 1, "no second thread waits for it");
+        // Nor is it waited for again: a command that asks twice takes no longer than one that asks once.
+        let (turn, patient) = (Arc::new(Turn::default()), Duration::from_secs(3600));
+        *turn.lock() = Instant::now().checked_sub(patient);
+        assert!(turn.lock().is_some() && Turn::take(&turn, patient).is_none());
         ring.be(Mood::Willing);
         // The question that was given up is answered now; the next one waits for it.
         let keyring = Keyring { ring, turn: keyring.turn.clone(), limit: LIMIT };

@@ -132,12 +132,14 @@ async fn a_real_login_is_never_written_over() {
         assert!(!scene.path("box").exists(), "nothing was touched");
     }
     // Whose home it is counts, also where nobody is signed in there.
-    let second = "[credentials.second]\nkind = \"codex\"\nhome = \"second\"\n";
-    scene.configure(&format!("{second}{}", scene.world.upstream_toml()));
+    let two = "[credentials.second]\nkind = \"codex\"\nhome = \"second\"\n";
+    scene.configure(&format!("{two}{}", scene.world.upstream_toml()));
     let second = scene.path(".config/valetkey/second");
     let typed = ["init", "codex", "--credential", "openai", "--dir", second.to_str().unwrap()];
     assert_eq!(scene.typed(&typed).await.status, 1);
     assert!(!second.exists());
+    let third = "use = []\n[credentials.third]\nkind = \"codex\"\nhome = \"third\"\n";
+    fs::write(scene.path(".config/valetkey/config.toml"), format!("{third}{two}")).unwrap();
     let which = scene.typed(&["init", "codex"]).await;
     assert!(which.status == 2 && which.err.contains("--credential"), "{which:?}");
 }

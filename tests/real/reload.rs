@@ -295,6 +295,33 @@ async fn a_second_one_follows_its_configuration_too() {
     second.hear("is in force").await;
 }
 
+/// While it lets what is under way end, nobody is led to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_ends_gives_its_place_up_at_once() {
+    let scene = Scene::usual().await;
+    let mut first = Serving::start(&scene).await;
+    let mut connection = first.client().open(Visit::to(CHATGPT, HTTP1)).await.unwrap();
+    let events = connection.send(client::get("/backend-api/codex/sse?n=2")).await.unwrap();
+    let mut second = second(&scene).await;
+    first.signal(Signal::TERM);
+    second.hear("find this one now").await;
+    scene.world.api().release_event();
+    assert!(!gather(events).await.expect("it still runs").body().is_empty());
+    assert_eq!(first.ended().await, Some(0));
+}
+
+/// The folder of a session may be tidied away under it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runtime_folder_that_is_gone_is_made_again() {
+    let scene = Scene::usual().await;
+    let mut serving = Serving::start(&scene).await;
+    fs::remove_dir_all(serving.ca.parent().unwrap()).unwrap();
+    scene.configure(&format!("{OTHER_RULE}{}", scene.world.upstream_toml()));
+    serving.hear(READ).await;
+    let env = done(scene.valetkey(&["env"]).spawn().unwrap()).await;
+    assert!(env.out.contains(&format!("http://{}", serving.address)), "{env:?}");
+}
+
 /// However the first ends: here it has no time to tidy up.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_one_is_found_once_the_first_has_ended() {
@@ -305,7 +332,7 @@ async fn a_second_one_is_found_once_the_first_has_ended() {
     fs::write(&second.ca, "those of the first, which was reloaded").unwrap();
     first.signal(Signal::KILL);
     first.ended().await;
-    second.hear("has ended").await;
+    second.hear("find this one now").await;
     assert_eq!(fs::read(&second.ca).unwrap(), roots);
     let env = done(scene.valetkey(&["env"]).spawn().unwrap()).await;
     assert!(env.out.contains(&format!("http://{}", second.address)), "{env:?}");

@@ -51,6 +51,30 @@ async fn a_key_is_no_access_token() {
     assert!(!done.err.contains("sk-test"), "{done:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_of_it_is_said_before() {
+    let scene = Scene::usual().await;
+    let work = "[credentials.work]\nkind = \"codex\"\nhome = \"/nowhere\"\n";
+    let rule = "[[rules]]\nhost = \"api.example.org\"\ncredential = \"mine\"\n";
+    let upstream = scene.world.upstream_toml();
+    let written = format!("{work}{CONFIGURATION}{rule}{upstream}");
+    let forced = "forced_login_method = \"api\"\n";
+    let table = [
+        // Of several the usual one is meant, as at `login`.
+        ("init codex", "", 0, ""),
+        ("explain https://api.example.org/", "", 0, "because     variable MY_TOKEN is not there"),
+        ("pass new agent", "", 0, "is not narrowed by it: require_pass = true"),
+        ("status", forced, 1, "currently being used. The next `run` or `serve` deletes it."),
+    ];
+    for (line, before, status, words) in table {
+        let file = scene.path(".config/valetkey/config.toml");
+        fs::write(file, format!("{before}use = [\"openai\"]\n{written}")).unwrap();
+        let done = typed(&scene, line, "").await;
+        assert_eq!(done.status, status, "{line}: {done:?}");
+        assert!((done.out.clone() + &done.err).contains(words), "{line}: {done:?}");
+    }
+}
+
 /// The example is typed as it stands.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_helper_without_an_operation_says_how_to_ask_it() {

@@ -56,6 +56,9 @@ pub(super) fn run(arguments: &Arguments, typed: &Typed) -> Result<(), Failure> {
 fn only_one(config: &Config) -> Result<CredentialName, Failure> {
     let is_codex = |kind: &CredentialKind| matches!(kind, CredentialKind::Codex { .. });
     let mut all = config.credentials.iter().filter(|(_, kind)| is_codex(kind));
+    if let Some((usual, _)) = all.clone().find(|(name, _)| name.as_str() == CredentialName::USUAL) {
+        return Ok(usual.clone());
+    }
     match (all.next(), all.next()) {
         (Some((name, _)), None) => Ok(name.clone()),
         (None, _) => Err(Failure::new("the configuration has no credential of kind codex")

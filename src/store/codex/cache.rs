@@ -253,10 +253,14 @@ impl Cache {
     }
 
     /// Deletes the entry, whatever is in it. A machine without a keyring has none, unless only the keyring
-    /// is used.
-    pub(super) fn delete_entry(&self) -> Result<(), RingError> {
+    /// is used, or there was one when it was looked at.
+    pub(super) fn delete_entry(&self, seen: &Look) -> Result<(), RingError> {
+        let had_keyring = match seen {
+            Ok(entry) => entry.is_some(),
+            Err(trouble) => !trouble.may_be_skipped,
+        };
         match self.keyring.delete(&self.entry()) {
-            Err(RingError::Absent(_)) if self.keep == Keep::Auto => Ok(()),
+            Err(RingError::Absent(_)) if self.keep == Keep::Auto && !had_keyring => Ok(()),
             done => done,
         }
     }

@@ -16,6 +16,8 @@ pub(crate) enum Mood {
     Failing,
     /// Reads, and says no to writes.
     ReadOnly,
+    /// Reads, and is gone when it shall write.
+    Ending,
     /// Does what it is asked as soon as its mood changes.
     Hanging,
     /// Reads, and hangs when it shall write.
@@ -76,6 +78,7 @@ impl FakeRing {
             Mood::Locked => Err(RingError::Locked),
             Mood::Absent => Err(RingError::Absent("no secret service".to_owned())),
             Mood::Failing => Err(RingError::Failed("the disk is full".to_owned())),
+            Mood::Ending if writes => Err(RingError::Absent("no secret service".to_owned())),
             Mood::ReadOnly if writes => Err(RingError::Failed("the disk is full".to_owned())),
             Mood::Panicking => panic!("as asked"),
             _ => Ok(()),

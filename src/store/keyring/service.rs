@@ -1,7 +1,7 @@
 //! The keyring of a Linux desktop: the Secret Service on the session bus, asked so that it opens no dialogue.
 
 use std::collections::HashMap;
-use std::fmt;
+use std::io::ErrorKind;
 
 use secret_service::blocking::{Item, SecretService};
 use secret_service::{EncryptionType, Error};
@@ -46,17 +46,25 @@ impl Ring for System {
 fn connect() -> Result<SecretService<'static>, RingError> {
     let bus = Connection::session().map_err(not_reached)?;
     introduce(&bus)?;
-    SecretService::connect_with_existing(EncryptionType::Dh, bus).map_err(not_reached)
+    SecretService::connect_with_existing(EncryptionType::Dh, bus).map_err(|error| match error {
+        Error::Zbus(error) => not_reached(error),
+        _ => RingError::Failed(error.to_string()),
+    })
 }
 
-/// Where there is no bus, or nobody on it offers the service, it is absent. An error of any other kind says nothing of
-/// that: there may be a keyring with a login in it.
-fn not_reached(error: impl fmt::Display) -> RingError {
-    let error = error.to_string();
-    if ABSENT.iter().any(|sign| error.contains(sign)) {
-        return RingError::Absent(format!("{}: {error}", Error::Unavailable));
+/// Where there is no bus of ours, or nobody on it offers the service, it is absent. An error of any other kind says
+/// nothing of that: there may be a keyring with a login in it.
+fn not_reached(error: zbus::Error) -> RingError {
+    let said = error.to_string();
+    let is_absent = match error {
+        zbus::Error::Address(_) => true,
+        zbus::Error::Connection(cause, _) => NO_BUS.contains(&cause.kind()),
+        _ => NO_SERVICE.iter().any(|sign| said.contains(sign)),
+    };
+    if is_absent {
+        return RingError::Absent(format!("{}: {said}", Error::Unavailable));
     }
-    RingError::Failed(error)
+    RingError::Failed(said)
 }
 
 /// Makes the service know this connection before a session is opened on it.
@@ -64,15 +72,22 @@ fn not_reached(error: impl fmt::Display) -> RingError {
 /// gnome-keyring (42 and 50) notes each connection when its first call comes in, and now and then answers that call
 /// before it has noted it (once in 2,000 to 50,000 connections, measured). Where that call opens a session, the daemon
 /// ends, and whatever it had unlocked is locked. A name that is no alias is looked up without the note, and once that
-/// is answered, the note is there; what the service answers does not matter.
+/// is answered, the note is there; what the service answers does not matter, if only it lives to answer: the bus would
+/// say next that there is none.
 fn introduce(bus: &Connection) -> Result<(), RingError> {
     let (service, path) = ("org.freedesktop.secrets", "/org/freedesktop/secrets");
     let (interface, name) = ("org.freedesktop.Secret.Service", env!("CARGO_PKG_NAME"));
     let answer = bus.call_method(Some(service), path, Some(interface), "ReadAlias", &name);
-    match answer.map_err(not_reached) {
-        Err(absent @ RingError::Absent(_)) => Err(absent),
-        _ => Ok(()),
+    match answer {
+        Err(zbus::Error::MethodError(name, ..)) if !is_of_the_bus(&name) => Ok(()),
+        Err(error) => Err(not_reached(error)),
+        Ok(_) => Ok(()),
     }
+}
+
+/// Whether an error says that the service is not there, or is no longer.
+fn is_of_the_bus(name: &str) -> bool {
+    name.ends_with(".NoReply") || NO_SERVICE.iter().any(|sign| name.contains(sign))
 }
 
 /// The items of an entry, all of them unlocked: those made for the default target, else those of
@@ -126,8 +141,11 @@ const APPLICATION: &str = "rust-keyring";
 /// Both Codex's values and ours are text.
 const CONTENT_TYPE: &str = "text/plain";
 
-/// What errors say when there is no bus (one that is named wrongly, or a file that nobody listens on), or no such service on it.
-const ABSENT: [&str; 5] =
-    ["address error", "Failed to connect", "ServiceUnknown", "NameHasNoOwner", "Spawn"];
+/// What connecting ends with where there is no bus, nobody listens on it any more, or it is another user's.
+const NO_BUS: [ErrorKind; 3] =
+    [ErrorKind::NotFound, ErrorKind::ConnectionRefused, ErrorKind::PermissionDenied];
+
+/// Parts of the names of the errors by which a bus says that nobody on it offers the service.
+const NO_SERVICE: [&str; 3] = ["ServiceUnknown", "NameHasNoOwner", "Spawn"];
 
 const AMBIGUOUS: &str = "there is more than one such entry";

@@ -365,7 +365,7 @@ async fn does_not_go_over_an_entry_that_it_has_not_read() {
 #[tokio::test]
 async fn a_logout_says_what_it_could_not_delete() {
     for keep in [Keep::Keyring, Keep::Auto] {
-        for mood in [Mood::Locked, Mood::ReadOnly, Mood::Hanging] {
+        for mood in [Mood::Locked, Mood::ReadOnly, Mood::Ending, Mood::Hanging] {
             let scene = Scene::new(keep);
             scene.in_file(&cache("r1", "x", 1));
             scene.in_entry(&cache("r2", "x", 2));
