@@ -41,6 +41,9 @@ pub struct Header {
     /// presents that one.
     #[serde(with = "hex")]
     pub previous: Option<Fingerprint>,
+    /// When the login that this speaks of was refreshed, where it says so: one from before is spent.
+    #[serde(default, with = "moment")]
+    pub refreshed: Option<OffsetDateTime>,
     /// Fingerprint of the account id, where the login has one.
     #[serde(with = "hex")]
     pub account: Option<Fingerprint>,
@@ -96,6 +99,7 @@ impl Header {
             epoch: 0,
             refresh: login.map(fingerprint),
             previous: None,
+            refreshed: login.and_then(refreshed),
             account: login.and_then(account),
             speaks_for: login.and_then(spoken_for),
             lifetime: None,
@@ -133,6 +137,11 @@ impl Header {
             _ => self.next_line(login),
         }
     }
+}
+
+/// When a login says that it was refreshed.
+pub(super) fn refreshed(login: &Login) -> Option<OffsetDateTime> {
+    login.tokens()?.last_refresh
 }
 
 /// By what a record knows a login: its refresh token where it has one.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use super::super::keyring::{Entry, Keyring, RingError};
-use super::super::record::fingerprint;
+use super::super::record::{fingerprint, refreshed};
 use super::super::{Header, StoreError, Version, file};
 use super::auth_json::AuthJson;
 use crate::credential::{Keep, Login};
@@ -95,7 +95,6 @@ pub(super) struct Choice {
 pub(super) fn choose(header: Option<&Header>, file: &Login, entry: &Login) -> Choice {
     let (in_file, in_entry) = (fingerprint(file), fingerprint(entry));
     let previous = header.and_then(|header| header.previous);
-    let refreshed = |login: &Login| login.tokens().and_then(|set| set.last_refresh);
     let certain = |spot| Choice { spot, is_certain: true };
     let likely = |spot| Choice { spot, is_certain: false };
     if in_file == in_entry {

@@ -1,6 +1,6 @@
 //! What a Codex home holds at one moment, and which login in it counts.
 
-use super::super::record::fingerprint;
+use super::super::record::{fingerprint, refreshed};
 use super::super::{Header, StoreError, Version};
 use super::cache::{CachedLogin, Look, Spot, choose};
 use crate::credential::Login;
@@ -34,6 +34,13 @@ impl Found {
     }
 }
 
+/// Whether a login is of a generation before the recorded one.
+fn is_spent(login: &Login, header: &Header) -> bool {
+    let is_older = || refreshed(login).zip(header.refreshed).is_some_and(|(its, ours)| its < ours);
+    let found = Some(fingerprint(login));
+    found == header.previous || (found != header.refresh && is_older())
+}
+
 fn login(look: &Look) -> Option<&Login> {
     look.as_ref().ok()?.as_ref()?.login.as_ref()
 }
@@ -54,9 +61,8 @@ impl Found {
         recorded: Option<&Header>,
         reading: Reading,
     ) -> Result<(), StoreError> {
-        let previous = recorded.and_then(|header| header.previous);
         // A login that the record knows to be spent is none to go on with.
-        let is_current = |login: &Login| previous.is_none() || previous != Some(fingerprint(login));
+        let is_current = |login: &Login| recorded.is_none_or(|header| !is_spent(login, header));
         match (login(&self.file), login(&self.entry)) {
             (Some(file), Some(entry)) => {
                 let choice = choose(recorded, file, entry);

@@ -263,6 +263,25 @@ async fn a_locked_keyring_is_not_a_missing_login() {
     }
 }
 
+/// A backup that is put back, say: its refresh token was sent long ago, and sending it again would end the login.
+#[tokio::test]
+async fn a_file_from_before_the_recorded_login_does_not_count_for_it() {
+    for mood in [Mood::Failing, Mood::Locked, Mood::Absent] {
+        let scene = Scene::new(Keep::Auto);
+        scene.in_entry(&cache("r1", "x", 1));
+        for (refresh, at) in [("r2", 2), ("r3", 3)] {
+            assert!(matches!(scene.rotate(refresh, at).await, Cas::Done(_)));
+        }
+        scene.ring.be(mood);
+        scene.in_file(&cache("r1", "x", 1));
+        let error = scene.error().await;
+        assert!(error.to_string().contains("Codex Auth"), "{mood:?} {error}");
+        // Somebody has signed in since.
+        scene.in_file(&cache("r9", "x", 9));
+        assert_eq!(scene.current().await.as_deref(), Some("r9"), "{mood:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_machine_without_a_keyring_keeps_logins_in_files() {
     let scene = Scene::new(Keep::Auto);
