@@ -76,12 +76,14 @@ enum Command {
     /// Sign out, here and at the issuer
     Logout(logout::Arguments),
     /// Show who is signed in, how, and until when
+    #[command(after_help = WHICH)]
     Status(status::Arguments),
     /// Run the proxy in the foreground
     Serve(serve::Arguments),
     /// Run a program behind a proxy of its own
     Run(run::Arguments),
     /// Print the variables that put a shell behind the running proxy
+    #[command(after_help = WHICH)]
     Env(env::Arguments),
     /// Let others use this proxy: make, list and revoke passes
     Pass(pass::Arguments),
@@ -96,6 +98,7 @@ enum Command {
     /// Look at everything that a request depends on, and name what is in its way
     Doctor(doctor::Arguments),
     /// Ask the running proxy whether it answers: for health checks
+    #[command(after_help = WHICH)]
     Health(health::Arguments),
     /// Put valetkey into a place, or a tool behind it: files that are shown first, decoys in place of credentials
     Init(init::Arguments),
@@ -216,3 +219,6 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Token(arguments) => token::run(&arguments, &typed),
     }
 }
+
+/// For the commands that look for a running proxy.
+const WHICH: &str = "Where several proxies run, VALETKEY_SERVER_INFO names the file of one: serve --server-info FILE";

@@ -59,7 +59,7 @@ struct Scene {
 }
 
 /// Shorter than the real one, so that a hanging keyring does not hold up the tests.
-const LIMIT: Duration = Duration::from_millis(400);
+const LIMIT: Duration = Duration::from_millis(800);
 
 impl Scene {
     fn new(keep: Keep) -> Self {
