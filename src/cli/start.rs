@@ -162,7 +162,9 @@ impl Started {
     pub(super) fn write_roots(&self, dir: &Path) -> Result<PathBuf, Failure> {
         let path = dir.join("ca.pem");
         let roots: String = self.roots.iter().map(Root::pem).collect();
-        let is_there = fs::read(&path).is_ok_and(|now| now == roots.as_bytes());
+        if fs::read(&path).is_ok_and(|now| now == roots.as_bytes()) {
+            return Ok(path);
+        }
         let write = || -> io::Result<()> {
             let readable = Permissions::from_mode(0o644);
             let mut file = tempfile::Builder::new().permissions(readable).tempfile_in(dir)?;
@@ -170,9 +172,7 @@ impl Started {
             file.persist(&path)?;
             Ok(())
         };
-        if !is_there {
-            write().map_err(|error| Failure::at(&path, error))?;
-        }
+        write().map_err(|error| Failure::at(&path, error))?;
         Ok(path)
     }
 
